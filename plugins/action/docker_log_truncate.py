@@ -1,0 +1,10 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes the module of the same name run on any host: see plugin_utils/anywhere.py."""
+
+from __future__ import annotations
+
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.anywhere import ActionModule
+
+__all__ = ["ActionModule"]

@@ -1,0 +1,97 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The documentation that the three modules share."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """The options of every module: how to reach the engine, which SDK, where to remember things."""
+
+    DOCUMENTATION = r"""
+options:
+  docker_host:
+    description:
+      - The engine's socket or address, V(unix://PATH) or V(tcp://HOST:PORT).
+      - An engine on another machine can be asked and cleaned; what lies on its disk can not be read from here,
+        so figures are the engine's own then, and what needs the disk refuses.
+    type: str
+    default: unix:///var/run/docker.sock
+    aliases: [docker_url]
+  api_version:
+    description:
+      - The engine's API to speak, such as V(1.41); V(auto) takes the newest that the engine has.
+      - V(1.21) (Docker 1.9) and newer are spoken.
+    type: str
+    default: auto
+    aliases: [docker_api_version]
+  timeout:
+    description:
+      - Seconds to wait for an answer of the engine.
+      - A removal is waited for as long as it takes (up to an hour), because an engine whose client gave up
+        leaves half-removed layers behind.
+    type: int
+    default: 60
+  tls:
+    description: Whether to use TLS without checking the server's certificate.
+    type: bool
+    default: false
+  validate_certs:
+    description: Whether to use TLS and check the server's certificate.
+    type: bool
+    default: false
+    aliases: [tls_verify]
+  tls_hostname:
+    description: The name to expect in the server's certificate, if it is not the one in O(docker_host).
+    type: str
+  ca_path:
+    description: File of the authorities that may have signed the server's certificate.
+    type: path
+    aliases: [ca_cert, tls_ca_cert, cacert_path]
+  client_cert:
+    description: The client's certificate; needs O(client_key).
+    type: path
+    aliases: [tls_client_cert, cert_path]
+  client_key:
+    description: The client's key; needs O(client_cert).
+    type: path
+    aliases: [tls_client_key, key_path]
+  sdk:
+    description:
+      - Which Docker SDK for Python to use.
+      - V(host) is the one installed on the host; V(carried) the controller's, which goes along in memory and is
+        written to no disk; V(auto) takes the host's if it is good enough (5.0 or newer, and not one of the known
+        broken combinations), else the carried one.
+      - What is carried comes from the controller's own Python environment, or from the folder in the variable
+        C(fleetclean_sdk_path) (made with C(pip install --target)). Nothing is downloaded during a run.
+    type: str
+    choices: [auto, host, carried]
+    default: auto
+  state_dir:
+    description:
+      - Folder on the host where runs remember what they saw (when images were last used); empty for none.
+      - Nothing is remembered yet in this release; the option is there so that playbooks need not change.
+    type: path
+    default: /var/lib/fleetclean
+requirements:
+  - Python 3.8 or newer on the host. Nothing else; the Docker SDK for Python is carried along where it is missing.
+"""
+
+    ATTRIBUTES = r"""
+options: {}
+attributes:
+  check_mode:
+    description: Can run in check mode and say what it would do without doing it.
+  diff_mode:
+    description: Returns what changes, a line for each object, when in diff mode.
+  platform:
+    description: The hosts that can be cleaned.
+    support: full
+    platforms: linux
+  action_group:
+    description: Use C(group/fleetclean.docker.docker) in C(module_defaults) to set the shared options once.
+    support: full
+    membership:
+      - fleetclean.docker.docker
+"""

@@ -1,0 +1,375 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one door to the engine: connecting, asking and removing, with errors that say what to do.
+
+Everything goes through the low-level client of the Docker SDK for Python. Paths and answers are
+those of the Docker Engine API (https://docs.docker.com/reference/api/engine/), versions 1.21 to
+today's. Answers are returned as they come; reading them is the snapshot's business.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import typing as t
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+
+#: The engine's oldest API that this collection speaks: Docker 1.9.
+OLDEST_API = "1.21"
+#: A removal takes as long as it takes: giving up early makes the engine stop half-way and leaves a
+#: half-removed layer behind (moby issues 21215 and 18869). An hour of silence is a dead connection.
+REMOVAL_TIMEOUT = 3600
+#: Where an engine's program is, if one is installed: tells "no Docker" from "Docker is down".
+_DAEMONS = tuple(
+    f"{folder}/{name}"
+    for folder in ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/snap/bin", "/opt/bin")
+    for name in ("dockerd", "balenad", "balena-engine-daemon")
+)
+
+
+class EngineError(FleetcleanError):
+    """The engine refused a call. ``status`` is HTTP's, ``answer`` the engine's own words."""
+
+    def __init__(self, call: str, status: int, answer: str) -> None:
+        super().__init__(f'{call}: the engine says "{answer}" (HTTP {status}).', "engine")
+        self.status = status
+        self.answer = answer
+
+    @property
+    def gone(self) -> bool:
+        """The object is not there any more: whoever wanted it removed has it."""
+        return self.status == 404
+
+    @property
+    def conflict(self) -> bool:
+        """The object is in use, or somebody else is removing it at this moment."""
+        return self.status == 409
+
+    @property
+    def disk_full(self) -> bool:
+        return "no space left on device" in self.answer.lower()
+
+
+class Engine:
+    """A connection to one engine. Make it with ``connect``."""
+
+    def __init__(self, client: t.Any, host: str, timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+        self.host = host
+        self.version: dict[str, t.Any] = self._ask("GET", "/version")
+        self._refuse_others()
+        self.info: dict[str, t.Any] = self._ask("GET", "/info")
+
+    @property
+    def api_version(self) -> str:
+        return str(self._client.api_version)
+
+    @property
+    def is_local_socket(self) -> bool:
+        """The engine is asked through a socket of this machine (which says nothing of its disk yet)."""
+        return self.host.startswith("unix://")
+
+    def speaks(self, api_version: str) -> bool:
+        """Whether the negotiated API is ``api_version`` or newer."""
+        return _numbers(self.api_version) >= _numbers(api_version)
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
+        """All containers in every state; with ``size`` their SizeRw (bytes), which the engine has to walk for."""
+        return self._ask("GET", "/containers/json", {"all": 1, "size": int(size)}) or []
+
+    def container(self, ident: str) -> dict[str, t.Any]:
+        return self._ask("GET", "/containers/{0}/json", path=(ident,))
+
+    def images(self) -> list[dict[str, t.Any]]:
+        """All images, intermediate ones too."""
+        return self._ask("GET", "/images/json", {"all": 1}) or []
+
+    def image(self, ident: str) -> dict[str, t.Any]:
+        return self._ask("GET", "/images/{0}/json", path=(ident,))
+
+    def volumes(self) -> list[dict[str, t.Any]]:
+        return (self._ask("GET", "/volumes") or {}).get("Volumes") or []
+
+    def volume(self, name: str) -> dict[str, t.Any]:
+        return self._ask("GET", "/volumes/{0}", path=(name,))
+
+    def networks(self) -> list[dict[str, t.Any]]:
+        return self._ask("GET", "/networks") or []
+
+    def network(self, ident: str) -> dict[str, t.Any]:
+        return self._ask("GET", "/networks/{0}", path=(ident,))
+
+    def disk_usage(self, *kinds: str) -> dict[str, t.Any]:
+        """The engine's own figures, ``{}`` where its API has none (before 1.25).
+
+        :param kinds: container, image, volume, build-cache. From API 1.42 the engine computes
+            only what is asked for; before, everything, which takes long on big hosts (moby 31951).
+        """
+        if not self.speaks("1.25"):
+            return {}
+        params: dict[str, t.Any] = {"type": list(kinds)} if self.speaks("1.42") else {}
+        if self.speaks("1.52"):
+            params["verbose"] = 1  # without it, sums alone
+        return _with_old_names(self._ask("GET", "/system/df", params) or {})
+
+    def build_cache(self) -> list[dict[str, t.Any]]:
+        """The records of the engine's BuildKit; none before API 1.39, where it cannot be pruned by record."""
+        if not self.speaks("1.39"):
+            return []
+        return self.disk_usage("build-cache").get("BuildCache") or []
+
+    # -- removing ----------------------------------------------------------------------------
+
+    def remove_container(self, ident: str, force: bool = False) -> None:
+        """Remove one container; ``force`` kills it first. Its volumes stay: they are objects of their own."""
+        self._ask("DELETE", "/containers/{0}", {"force": int(force), "v": 0}, path=(ident,))
+
+    def remove_image(self, reference: str, force: bool = False) -> None:
+        """Remove a tag, a digest, or an image by id. Untagged parents stay: the plan names them itself."""
+        self._ask("DELETE", "/images/{0}", {"force": int(force), "noprune": 1}, path=(reference,))
+
+    def remove_volume(self, name: str) -> None:
+        self._ask("DELETE", "/volumes/{0}", path=(name,))
+
+    def remove_network(self, ident: str) -> None:
+        self._ask("DELETE", "/networks/{0}", path=(ident,))
+
+    def remove_cache_record(self, ident: str) -> int | None:
+        """Remove one record of the build cache; return its bytes, or None if the engine kept it.
+
+        The engine has no call for one record, but its prune takes an id (an expression that it
+        matches, so it is anchored).
+        """
+        params = {"all": "true", "filters": json.dumps({"id": [f"^{ident}$"]})}
+        answer = self._ask("POST", "/build/prune", params) or {}
+        if ident not in (answer.get("CachesDeleted") or []):
+            return None
+        return int(answer.get("SpaceReclaimed") or 0)
+
+    # -- the wire ----------------------------------------------------------------------------
+
+    def _ask(
+        self, method: str, url: str, params: dict[str, t.Any] | None = None, path: tuple[str, ...] = ()
+    ) -> t.Any:
+        from docker import errors
+        from requests import exceptions
+
+        client = self._client
+        # The SDK quotes what goes into the path: names are the engine's users' to choose.
+        where = client._url(url, *path)
+        call = f"{method} {url.format(*path)}"
+        timeout = self._timeout if method == "GET" else max(self._timeout, REMOVAL_TIMEOUT)
+        try:
+            response = client.request(method, where, params=params or {}, timeout=timeout)
+            client._raise_for_status(response)
+            if response.status_code == 204 or not response.content:
+                return None
+            return response.json()
+        except errors.APIError as error:
+            status = error.response.status_code if error.response is not None else 0
+            raise EngineError(call, status, _clean(error.explanation or str(error))) from None
+        except ValueError as error:
+            raise FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker") from None
+        except exceptions.RequestException as error:
+            raise _unreachable(self.host, error, call) from None
+
+    def _refuse_others(self) -> None:
+        names = [
+            str(part.get("Name")) for part in self.version.get("Components") or [] if isinstance(part, dict)
+        ] if isinstance(self.version, dict) else []
+        if any("podman" in name.lower() for name in names):
+            raise FleetcleanError(
+                f"{self.host} is Podman, not Docker: its API means other things and its disk is laid out "
+                "otherwise; nothing was touched. Use `podman system prune` there.",
+                "not_docker",
+            )
+        if not isinstance(self.version, dict) or "ApiVersion" not in self.version:
+            raise FleetcleanError(_not_an_engine(self.host, "GET /version has no ApiVersion"), "not_docker")
+
+
+def connect(params: dict[str, t.Any]) -> Engine:
+    """Return a connection to the engine that the module's shared options name.
+
+    :param params: docker_host, api_version, timeout (seconds), tls, validate_certs, tls_hostname,
+        ca_path, client_cert, client_key.
+    :raises FleetcleanError: with a code that tells what is wrong (no_engine, engine_down, denied, ...).
+    """
+    import docker.api.client as low_level
+    from docker import errors
+    from requests import exceptions
+
+    host = str(params["docker_host"])
+    if not host.startswith(("unix://", "tcp://", "http://", "https://")):
+        raise FleetcleanError(
+            f'docker_host: "{host}" is not an engine\'s address; use unix:///var/run/docker.sock or '
+            "tcp://HOST:PORT, or let Ansible connect to that host.",
+            "bad_input",
+        )
+    # Releases 7.1 and newer refuse what is older than API 1.24; they speak it all the same.
+    if hasattr(low_level, "MINIMUM_DOCKER_API_VERSION"):
+        low_level.MINIMUM_DOCKER_API_VERSION = OLDEST_API
+    if host.startswith("unix://"):
+        _look_at_socket(host)
+    try:
+        client = low_level.APIClient(
+            base_url=host,
+            version=str(params["api_version"]),
+            timeout=params["timeout"],
+            tls=_tls(params) or False,
+            # One connection for each thread of a parallel removal, and none thrown away.
+            max_pool_size=32,
+        )
+        _expect_hostname(client, params)
+        return Engine(client, host, params["timeout"])
+    except errors.InvalidVersion as error:
+        raise FleetcleanError(f"api_version: {error}", "bad_input") from None
+    except (errors.DockerException, exceptions.RequestException) as error:
+        raise _unreachable(host, error, "GET /version") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        # What speaks HTTP and is no engine: the SDK trips over it in many ways.
+        raise FleetcleanError(_not_an_engine(host, str(error)), "not_docker") from None
+
+
+def _tls(params: dict[str, t.Any]) -> t.Any:
+    """The SDK's TLS settings, None for a plain connection. ``validate_certs`` wins over ``tls``."""
+    if not params.get("tls") and not params.get("validate_certs"):
+        return None
+    from docker import errors, tls
+
+    both = (params.get("client_cert"), params.get("client_key"))
+    if any(both) and not all(both):
+        raise FleetcleanError("client_cert and client_key belong together; give both or none.", "bad_input")
+    try:
+        return tls.TLSConfig(
+            client_cert=both if all(both) else None,
+            ca_cert=params.get("ca_path") or None,
+            verify=bool(params.get("validate_certs")),
+        )
+    except errors.TLSParameterError as error:
+        raise FleetcleanError(f"ca_path, client_cert, client_key: {_clean(str(error))}", "bad_input") from None
+
+
+def _expect_hostname(client: t.Any, params: dict[str, t.Any]) -> None:
+    """Make the server's certificate be checked for ``tls_hostname`` instead of the address."""
+    hostname = params.get("tls_hostname")
+    if not hostname or not params.get("validate_certs"):
+        return
+    from requests.adapters import HTTPAdapter
+
+    class NamedAdapter(HTTPAdapter):
+        """requests' own adapter, expecting one given name."""
+
+        def init_poolmanager(self, *args: t.Any, **kwargs: t.Any) -> None:
+            super().init_poolmanager(*args, assert_hostname=hostname, **kwargs)
+
+    client.mount("https://", NamedAdapter())
+
+
+def _look_at_socket(host: str) -> None:
+    """Tell apart what the SDK folds into one "connection aborted"."""
+    path = host[len("unix://"):] or "/"
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if any(os.path.exists(daemon) for daemon in _DAEMONS):
+            raise FleetcleanError(
+                f"engine does not answer: {path}: no such file. Start the engine (systemctl start docker), "
+                "or name its socket in docker_host.",
+                "engine_down",
+            ) from None
+        raise FleetcleanError(
+            f"no Docker here: {path}: no such file, and no dockerd is installed. If the engine listens "
+            "elsewhere, name it in docker_host.",
+            "no_engine",
+        ) from None
+    except OSError as error:
+        raise FleetcleanError(f"docker_host: {path}: {error.strerror}. {_become(error)}".strip(), "denied") from None
+    if not stat.S_ISSOCK(mode):
+        raise FleetcleanError(f"docker_host: {path} is not a socket; name the engine's socket.", "bad_input")
+
+
+def _unreachable(host: str, error: BaseException, call: str) -> FleetcleanError:
+    """Find the system's own word in the chain of exceptions that requests and urllib3 wrap it in."""
+    where = host[len("unix://"):] if host.startswith("unix://") else host
+    root = _root_cause(error)
+    if isinstance(root, PermissionError):
+        return FleetcleanError(f"{where}: {root.strerror}. {_become(root)}", "denied")
+    if isinstance(root, (ConnectionRefusedError, FileNotFoundError)):
+        word = (root.strerror or os.strerror(root.errno or errno.ECONNREFUSED)).lower()
+        return FleetcleanError(
+            f"engine does not answer: {where}: {word}. Start the engine (systemctl start docker).", "engine_down"
+        )
+    text = _clean(str(error))
+    lower = f"{type(root).__name__} {text}".lower()
+    if "timeout" in lower or "timed out" in lower:
+        return FleetcleanError(
+            f"engine does not answer: {where}: {call} took longer than the timeout. Raise `timeout` (seconds), "
+            "or look at the engine's own log.",
+            "engine_down",
+        )
+    if "ssl" in lower or "certificate" in lower:
+        return FleetcleanError(f"{where}: {text}. Check tls, validate_certs, ca_path and tls_hostname.", "denied")
+    if any(sign in lower for sign in ("badstatusline", "bad status", "json", "expecting value", "invalid response", "badheader", "protocolerror", "http/0.9")):
+        return FleetcleanError(_not_an_engine(where, text), "not_docker")
+    return FleetcleanError(f"engine does not answer: {where}: {text}. Look at the engine's own log.", "engine_down")
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    seen: set[int] = set()
+    current: BaseException = error
+    while id(current) not in seen:
+        seen.add(id(current))
+        inner = [part for part in current.args if isinstance(part, BaseException)]
+        for part in list(inner):
+            inner += [item for item in part.args if isinstance(item, BaseException)]
+        following = next(iter(inner), None) or current.__cause__ or current.__context__
+        reason = getattr(current, "reason", None)
+        if following is None and isinstance(reason, BaseException):
+            following = reason
+        if following is None or id(following) in seen:
+            break
+        current = following
+    return current
+
+
+def _not_an_engine(host: str, detail: str) -> str:
+    return f"what answers at {host} is not a Docker engine ({_clean(detail)[:200]}); name the engine's address in docker_host."
+
+
+def _become(error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "Use become: true, or a user of the engine's group."
+    return ""
+
+
+def _clean(text: str) -> str:
+    """One line, without control characters: what servers answer is not to be trusted with a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _with_old_names(usage: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Give an answer of API 1.52 and newer (ImageUsage, ...) the names it had before (Images, ...)."""
+    usage = dict(usage)
+    for new, old in (
+        ("ImageUsage", "Images"),
+        ("ContainerUsage", "Containers"),
+        ("VolumeUsage", "Volumes"),
+        ("BuildCacheUsage", "BuildCache"),
+    ):
+        part = usage.get(new)
+        if isinstance(part, dict) and not usage.get(old):
+            usage[old] = part.get("Items") or []
+            if new == "ImageUsage" and "TotalSize" in part:
+                usage.setdefault("LayersSize", part["TotalSize"])
+    return usage

@@ -1,0 +1,250 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What users may say: the modules' argument specs, and the reading of it into wishes.
+
+Everything is read before anything is touched, and the role reads it with the same functions on the
+controller, before the first host is asked. The documentation fragment ``options`` documents the shared part.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass
+
+from ansible.module_utils.basic import env_fallback
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import policy
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError, not_yet
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
+    Amount,
+    parse_amount,
+    parse_count,
+    parse_duration,
+    parse_size,
+)
+
+SECTIONS = ("containers", "images", "volumes", "networks", "build_cache", "leftovers")
+STATES = ("created", "exited", "dead", "running", "paused", "restarting")
+INCLUDES = ("filesystem", "images", "containers", "volumes", "build_cache", "logs", "leftovers")
+
+
+def shared_spec() -> dict[str, t.Any]:
+    """The options that all three modules have. Names and meaning are those of community.docker."""
+    return {
+        "docker_host": {
+            "type": "str",
+            "default": "unix:///var/run/docker.sock",
+            "fallback": (env_fallback, ["DOCKER_HOST"]),
+            "aliases": ["docker_url"],
+        },
+        "api_version": {
+            "type": "str",
+            "default": "auto",
+            "fallback": (env_fallback, ["DOCKER_API_VERSION"]),
+            "aliases": ["docker_api_version"],
+        },
+        "timeout": {"type": "int", "default": 60, "fallback": (env_fallback, ["DOCKER_TIMEOUT"])},
+        "tls": {"type": "bool", "default": False, "fallback": (env_fallback, ["DOCKER_TLS"])},
+        "validate_certs": {
+            "type": "bool",
+            "default": False,
+            "fallback": (env_fallback, ["DOCKER_TLS_VERIFY"]),
+            "aliases": ["tls_verify"],
+        },
+        "tls_hostname": {"type": "str", "fallback": (env_fallback, ["DOCKER_TLS_HOSTNAME"])},
+        "ca_path": {"type": "path", "aliases": ["ca_cert", "tls_ca_cert", "cacert_path"]},
+        "client_cert": {"type": "path", "aliases": ["tls_client_cert", "cert_path"]},
+        "client_key": {"type": "path", "aliases": ["tls_client_key", "key_path"]},
+        "sdk": {"type": "str", "choices": ["auto", "host", "carried"], "default": "auto"},
+        "state_dir": {"type": "path", "default": "/var/lib/fleetclean"},
+        # Filled in by the action plugin, never by users.
+        "_sdk_archive": {"type": "str", "no_log": True},
+        "_sdk_about": {"type": "dict"},
+    }
+
+
+def report_spec() -> dict[str, t.Any]:
+    return {
+        "include": {
+            "type": "list",
+            "elements": "str",
+            "choices": list(INCLUDES),
+            "default": [name for name in INCLUDES if name != "leftovers"],
+        },
+        "measure": {"type": "str", "choices": ["fast", "exact"], "default": "fast"},
+        "top": {"type": "int", "default": 20},
+        "gentle": {"type": "bool", "default": True},
+    }
+
+
+def clean_spec() -> dict[str, t.Any]:
+    age = {"type": "str"}
+    keep = {"type": "list", "elements": "str", "default": []}
+    return {
+        "containers": _section(
+            states={
+                "type": "list",
+                "elements": "str",
+                "choices": list(STATES),
+                "default": ["created", "exited", "dead"],
+            },
+            older_than=age,
+            keep=keep,
+            volumes={"type": "bool", "default": False},
+        ),
+        "images": _section(
+            scope={"type": "str", "choices": ["dangling", "unused", "all"], "default": "dangling"},
+            older_than=age,
+            dangling_older_than=age,
+            keep=keep,
+            keep_latest={"type": "int", "default": 0},
+            keep_local={"type": "bool", "default": False},
+        ),
+        "volumes": _section(
+            scope={"type": "str", "choices": ["anonymous", "unused"], "default": "anonymous"},
+            older_than=age,
+            keep=keep,
+        ),
+        "networks": _section(older_than=age, keep=keep),
+        "build_cache": _section(
+            scope={"type": "str", "choices": ["unused", "all"], "default": "unused"},
+            older_than=age,
+            keep_storage={"type": "str"},
+        ),
+        "leftovers": _section(older_than={"type": "str", "default": "24h"}, offline={"type": "bool", "default": False}),
+        "keep_labels": {"type": "list", "elements": "str", "default": ["fleetclean.keep"]},
+        "only_below": {"type": "str"},
+        "free_target": {"type": "str"},
+        "only_below_inodes": {"type": "str"},
+        "free_target_inodes": {"type": "str"},
+        "orchestrated": {"type": "str", "choices": ["keep", "clean"], "default": "keep"},
+        "parallel": {"type": "int", "default": 4},
+    }
+
+
+def truncate_spec() -> dict[str, t.Any]:
+    return {
+        "containers": {"type": "list", "elements": "str", "default": ["*"]},
+        "keep_labels": {"type": "list", "elements": "str", "default": ["fleetclean.keep"]},
+        "larger_than": {"type": "str"},
+        "keep": {"type": "str", "default": "1MiB"},
+        "rotated": {"type": "str", "choices": ["keep", "remove"], "default": "keep"},
+        "deleted": {"type": "bool", "default": True},
+        "restart": {"type": "str", "choices": ["never", "engine", "containers"], "default": "never"},
+    }
+
+
+def _section(**options: dict[str, t.Any]) -> dict[str, t.Any]:
+    return {"type": "dict", "options": dict(options)}
+
+
+@dataclass(frozen=True)
+class Watermarks:
+    """When to start and when to stop, by what is free on the data root's filesystem."""
+
+    only_below: Amount | None
+    free_target: Amount | None
+    only_below_inodes: Amount | None
+    free_target_inodes: Amount | None
+
+    @property
+    def any(self) -> bool:
+        return any(mark is not None for mark in vars(self).values())
+
+    @property
+    def target(self) -> bool:
+        return self.free_target is not None or self.free_target_inodes is not None
+
+
+@dataclass(frozen=True)
+class LogWish:
+    """Which logs to shorten, and to how much (bytes)."""
+
+    containers: tuple[str, ...]
+    keep_labels: tuple[str, ...]
+    larger_than: int
+    keep: int
+    deleted: bool
+
+
+def read_clean(params: dict[str, t.Any]) -> tuple[policy.Wishes, Watermarks]:
+    """Read docker_clean's options.
+
+    :raises FleetcleanError: naming the option and what it takes; nothing was touched then.
+    """
+    asked = [name for name in SECTIONS if params.get(name) is not None]
+    if not asked:
+        raise FleetcleanError(
+            f"nothing was asked for; give at least one of {', '.join(SECTIONS)}. A section that is not given "
+            "is not touched.",
+            "bad_input",
+        )
+    if "leftovers" in asked:
+        raise not_yet("leftovers", "leave the section out")
+    if not 1 <= params["parallel"] <= 32:
+        raise FleetcleanError(f"parallel: {params['parallel']} is out of range; use 1 to 32.", "bad_input")
+    sections: dict[str, t.Any] = {}
+    for name, kind in (
+        ("containers", policy.ContainerWish),
+        ("images", policy.ImageWish),
+        ("volumes", policy.VolumeWish),
+        ("networks", policy.NetworkWish),
+        ("build_cache", policy.CacheWish),
+    ):
+        if params.get(name) is not None:
+            sections[name] = kind(**_values(name, params[name]))
+    wishes = policy.Wishes(
+        keep_labels=tuple(params["keep_labels"] or ()),
+        orchestrated=params["orchestrated"],
+        cheapest_first=params.get("free_target") is not None or params.get("free_target_inodes") is not None,
+        **sections,
+    )
+    marks = Watermarks(
+        only_below=_maybe(parse_amount, params, "only_below"),
+        free_target=_maybe(parse_amount, params, "free_target"),
+        only_below_inodes=_maybe(parse_count, params, "only_below_inodes"),
+        free_target_inodes=_maybe(parse_count, params, "free_target_inodes"),
+    )
+    return wishes, marks
+
+
+def read_truncate(params: dict[str, t.Any]) -> LogWish:
+    """Read docker_log_truncate's options; raises FleetcleanError naming the option."""
+    keep = parse_size(params["keep"], "keep")
+    larger_than = params.get("larger_than")
+    if params["rotated"] == "remove":
+        raise not_yet("rotated: remove", "use rotated: keep")
+    if params["restart"] != "never":
+        raise not_yet(f"restart: {params['restart']}", "use restart: never, and restart the engine or container yourself")
+    return LogWish(
+        containers=tuple(params["containers"] or ()),
+        keep_labels=tuple(params["keep_labels"] or ()),
+        larger_than=max(keep, parse_size(larger_than, "larger_than") if larger_than is not None else 0),
+        keep=keep,
+        deleted=params["deleted"],
+    )
+
+
+def _values(section: str, given: dict[str, t.Any]) -> dict[str, t.Any]:
+    """A section's values in the policy's types: seconds, bytes, tuples."""
+    values: dict[str, t.Any] = {}
+    for name, value in given.items():
+        option = f"{section}.{name}"
+        if name.endswith("older_than"):
+            values[name] = None if value is None else parse_duration(value, option)
+        elif name == "keep_storage":
+            values[name] = None if value is None else parse_size(value, option)
+        elif name == "keep_latest":
+            if value < 0:
+                raise FleetcleanError(f"{option}: {value} is less than nothing; use 0 or more.", "bad_input")
+            values[name] = value
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+        else:
+            values[name] = value
+    return values
+
+
+def _maybe(read: t.Callable[[object, str], Amount], params: dict[str, t.Any], name: str) -> Amount | None:
+    return None if params.get(name) is None else read(params[name], name)

@@ -1,0 +1,659 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What goes and what stays: a pure function from a snapshot and wishes to a plan.
+
+Neither the SDK nor the disk is known here. The same plan is returned in check mode and carried out
+in a real run, so whatever decides something has to be in the snapshot. Each object of a section
+that was asked for ends up once: as a step, or among what is kept, with the reason in words.
+
+Rules that hold whatever is wished:
+
+* Containers are decided first. What only they hold (an image, an anonymous volume, a network) counts as
+  unused in the same plan.
+* An image that stays keeps all its tags if it is in use; one whose child stays cannot go at all
+  (the engine refuses), so it is not tried.
+* No data is no permission: an object whose age is unknown stays when an age was asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
+    CacheRecord,
+    Container,
+    Image,
+    Network,
+    Snapshot,
+    Volume,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_limit
+
+#: Who looks after a host by itself, told by the labels of its containers.
+_ORCHESTRATORS = (
+    ("io.kubernetes.", "kubelet"),
+    ("com.amazonaws.ecs.", "the ECS agent"),
+    ("com.hashicorp.nomad.", "Nomad"),
+)
+_SWARM = "com.docker.swarm."
+_ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
+#: Records of the build cache that the engine's own plain prune leaves alone.
+_INNER_CACHE = ("internal", "frontend")
+
+
+@dataclass(frozen=True)
+class ContainerWish:
+    states: tuple[str, ...] = ("created", "exited", "dead")
+    older_than: int | None = None
+    keep: tuple[str, ...] = ()
+    volumes: bool = False
+
+
+@dataclass(frozen=True)
+class ImageWish:
+    scope: str = "dangling"
+    older_than: int | None = None
+    dangling_older_than: int | None = None
+    keep: tuple[str, ...] = ()
+    keep_latest: int = 0
+    keep_local: bool = False
+
+
+@dataclass(frozen=True)
+class VolumeWish:
+    scope: str = "anonymous"
+    older_than: int | None = None
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkWish:
+    older_than: int | None = None
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CacheWish:
+    scope: str = "unused"
+    older_than: int | None = None
+    keep_storage: int | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asked for; a section that is None is not touched. Ages in seconds, sizes in bytes."""
+
+    containers: ContainerWish | None = None
+    images: ImageWish | None = None
+    volumes: VolumeWish | None = None
+    networks: NetworkWish | None = None
+    build_cache: CacheWish | None = None
+    keep_labels: tuple[str, ...] = ("fleetclean.keep",)
+    orchestrated: str = "keep"
+    #: Order for a run that stops as soon as enough is free: the cheapest loss first.
+    cheapest_first: bool = False
+
+    def needs_ages(self) -> bool:
+        sections = (self.containers, self.images, self.volumes, self.networks, self.build_cache)
+        return (
+            self.cheapest_first
+            or bool(self.images and self.images.dangling_older_than is not None)
+            or any(section and section.older_than is not None for section in sections)
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.
+
+    ``expects`` is what has to be still so right before the act: a container's state, an image's tags.
+    ``waits``: not before all steps of its kind that stand before it (a parent after its children).
+    """
+
+    kind: str
+    id: str
+    name: str
+    bytes: int | None
+    reason: str
+    force: bool = False
+    expects: tuple[str, ...] = ()
+    waits: bool = False
+
+
+@dataclass(frozen=True)
+class Kept:
+    kind: str
+    id: str
+    name: str
+    bytes: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: tuple[Step, ...] = ()
+    kept: tuple[Kept, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all steps whose size is known."""
+        return sum(step.bytes or 0 for step in self.steps)
+
+    def kept_by_reason(self) -> list[dict[str, t.Any]]:
+        """Kind, reason, count and bytes of what stays, in the order of the kinds, most first."""
+        counts: Counter[tuple[str, str]] = Counter()
+        sizes: dict[tuple[str, str], int] = defaultdict(int)
+        for kept in self.kept:
+            counts[(kept.kind, kept.reason)] += 1
+            sizes[(kept.kind, kept.reason)] += kept.bytes or 0
+        return [
+            {"kind": kind, "reason": reason, "count": count, "bytes": sizes[(kind, reason)]}
+            for (kind, reason), count in counts.most_common()
+        ]
+
+    def until(self, needed: int) -> Plan:
+        """The shortest beginning of the plan that frees ``needed`` bytes, by the known sizes."""
+        sum_, taken = 0, []
+        for step in self.steps:
+            if sum_ >= needed:
+                break
+            taken.append(step)
+            sum_ += step.bytes or 0
+        rest = tuple(
+            Kept(step.kind, step.id, step.name, step.bytes, "enough is free without it")
+            for step in self.steps[len(taken):]
+        )
+        return Plan(tuple(taken), self.kept + rest)
+
+
+@dataclass
+class _Draft:
+    """A plan in the making."""
+
+    now: float
+    wishes: Wishes
+    steps: dict[str, list[Step]] = field(default_factory=lambda: defaultdict(list))
+    kept: list[Kept] = field(default_factory=list)
+
+    def keep(self, kind: str, ident: str, name: str, size: int | None, reason: str) -> None:
+        self.kept.append(Kept(kind, ident, name, size, reason))
+
+    def protected(self, labels: dict[str, str]) -> str | None:
+        """The reason why labels keep an object, or None."""
+        for pattern in self.wishes.keep_labels:
+            if has_label(labels, pattern):
+                return f"labelled {pattern}"
+        return None
+
+    def too_young(self, moment: float | None, older_than: int | None) -> str | None:
+        """The reason why an age keeps an object, or None."""
+        if older_than is None:
+            return None
+        if moment is None:
+            return "its age is unknown"
+        if self.now - moment < older_than:
+            return f"younger than {say_limit(older_than)}"
+        return None
+
+    def ago(self, moment: float | None) -> str:
+        return say_duration(self.now - moment) if moment is not None else "an unknown time"
+
+
+def decide(snapshot: Snapshot, wishes: Wishes, last_seen_used: t.Mapping[str, float] | None = None) -> Plan:
+    """Return what goes, in which order and why, and what stays and why.
+
+    :param last_seen_used: image id -> when an earlier run saw it in use, seconds since 1970.
+    """
+    draft = _Draft(snapshot.now, wishes)
+    staying = _decide_containers(draft, snapshot)
+    if wishes.networks:
+        _decide_networks(draft, snapshot.networks, staying, wishes.networks)
+    if wishes.images:
+        _decide_images(draft, snapshot, staying, wishes.images, last_seen_used or {})
+    _decide_volumes(draft, snapshot, staying)
+    if wishes.build_cache:
+        _decide_cache(draft, snapshot.build_cache, wishes.build_cache)
+    order = ("container", "network", "dangling", "image", "volume", "build_cache")
+    if wishes.cheapest_first:
+        order = ("container", "network", "dangling", "build_cache", "image", "volume")
+    steps = tuple(step for group in order for step in draft.steps[group])
+    return Plan(_with_image_bytes(steps, snapshot), tuple(draft.kept))
+
+
+# -- containers ------------------------------------------------------------------------------
+
+
+def _decide_containers(draft: _Draft, snapshot: Snapshot) -> list[Container]:
+    """Plan the containers; return those that stay."""
+    wish = draft.wishes.containers
+    if wish is None:
+        return list(snapshot.containers)
+    staying = []
+    for container in sorted(snapshot.containers, key=lambda c: (c.since or 0, c.id)):
+        reason = _why_container_stays(draft, container, wish)
+        if reason:
+            staying.append(container)
+            draft.keep("container", container.id, container.name, container.bytes, reason)
+            continue
+        draft.steps["container"].append(
+            Step(
+                "container",
+                container.id,
+                container.name,
+                container.bytes,
+                _why_container_goes(draft, container),
+                force=container.live,
+                expects=(container.state,),
+            )
+        )
+    return staying
+
+
+def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWish) -> str | None:
+    if container.state not in wish.states:
+        return container.state if container.live else f"its state is {container.state}"
+    if matches(wish.keep, container.id, container.names or (container.name,)):
+        return "named in containers.keep"
+    manager = _manager(container)
+    if manager and draft.wishes.orchestrated == "keep":
+        return f"managed by {manager}"
+    # How long a container that runs has been running says nothing about its worth.
+    moment = container.created if container.live else container.since
+    return draft.protected(container.labels) or draft.too_young(moment, wish.older_than)
+
+
+def _why_container_goes(draft: _Draft, container: Container) -> str:
+    if container.live:
+        return f"{container.state}, killed as containers.states asks"
+    if container.state == "created":
+        return f"never started, created {draft.ago(container.created)} ago"
+    if container.finished is None:
+        return container.state
+    return f"{container.state} {draft.ago(container.finished)} ago"
+
+
+def _manager(container: Container) -> str | None:
+    for prefix, who in (*_ORCHESTRATORS, (_SWARM, "swarm")):
+        if any(key.startswith(prefix) for key in container.labels):
+            return who
+    return None
+
+
+# -- images ----------------------------------------------------------------------------------
+
+
+def _decide_images(
+    draft: _Draft,
+    snapshot: Snapshot,
+    staying: list[Container],
+    wish: ImageWish,
+    last_seen_used: t.Mapping[str, float],
+) -> None:
+    users = _Users(staying)
+    used_at = _last_uses(snapshot.containers, last_seen_used)
+    newest = _newest_tags(snapshot.images, wish.keep_latest)
+    manager = _host_manager(snapshot.containers) if draft.wishes.orchestrated == "keep" else None
+    children: dict[str, list[str]] = defaultdict(list)
+    for image in snapshot.images:
+        if image.parent:
+            children[image.parent].append(image.id)
+    going: set[str] = set()
+    dangling, tagged = [], []
+    for image in _children_first(snapshot.images, children):
+        evidence = _evidence(image, used_at)
+        name = _image_name(image)
+        mine = children[image.id]
+        reason = f"managed by {manager}" if manager else None
+        reason = reason or users.hold(image, wish.scope)
+        if not reason and any(child not in going for child in mine):
+            reason = "parent of an image that stays"
+        reason = reason or _why_image_stays(draft, image, wish, evidence.moment, follows=bool(mine))
+        tags_kept = {} if reason else _why_tags_stay(image, wish, newest)
+        if tags_kept and len(tags_kept) == len(image.tags):
+            reason = next(iter(tags_kept.values()))
+        if reason:
+            draft.keep("image", image.id, name, image.bytes, reason)
+            continue
+        why = _why_image_goes(draft, image, evidence, follows=bool(mine))
+        if tags_kept:
+            # The image stays under these names; only its other names go.
+            still = next(iter(tags_kept))
+            draft.keep("image", image.id, still, image.bytes, tags_kept[still])
+            steps = [
+                Step("tag", image.id, tag, 0, f"{why}; its image stays as {still}")
+                for tag in image.tags
+                if tag not in tags_kept
+            ]
+        else:
+            going.add(image.id)
+            forced = users.stopped_use(image)
+            steps = [
+                Step("tag", image.id, tag, 0, f"{why}; its image goes, too", force=forced) for tag in image.tags[:-1]
+            ]
+            steps.append(
+                Step("image", image.id, name, image.bytes, why, force=forced, expects=image.tags[-1:])
+            )
+        if mine:
+            steps[0] = replace(steps[0], waits=True)
+        (tagged if image.tags else dangling).append((evidence.moment or 0, image, steps))
+    for group, found in (("dangling", dangling), ("image", tagged)):
+        draft.steps[group] += _oldest_families_first(found, children)
+
+
+class _Users:
+    """Which images the containers that stay need."""
+
+    def __init__(self, staying: t.Sequence[Container]) -> None:
+        self._all = _names_of(staying)
+        self._live = _names_of([container for container in staying if container.live])
+
+    def hold(self, image: Image, scope: str) -> str | None:
+        if _known_as(image) & self._live:
+            return "used by a container"
+        if scope != "all" and _known_as(image) & self._all:
+            return "used by a container"
+        return None
+
+    def stopped_use(self, image: Image) -> bool:
+        """A stopped container stays and needs it: such an image goes only by force (scope ``all``)."""
+        return bool(_known_as(image) & self._all)
+
+
+def _names_of(containers: t.Iterable[Container]) -> set[str]:
+    names: set[str] = set()
+    for container in containers:
+        # By id; and by the name it was started with, which is what counts on containerd's store.
+        names.update((container.image_id, container.image_name, f"{container.image_name}:latest"))
+    return names - {"", ":latest"}
+
+
+def _known_as(image: Image) -> set[str]:
+    return {image.id, *image.tags, *image.digests}
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    moment: float | None
+    words: str
+
+
+def _evidence(image: Image, used_at: t.Mapping[str, float]) -> _Evidence:
+    """When an image was last wanted, and how that is known. The latest sign of life counts."""
+    uses = [used_at[name] for name in _known_as(image) if name in used_at]
+    signs = [
+        (max(uses, default=None), "last container"),
+        (image.tagged, "tagged, never used"),
+        (image.arrived, "arrived, never used"),
+    ]
+    known = [(moment, words) for moment, words in signs if moment is not None]
+    if known:
+        moment, words = max(known)
+        return _Evidence(moment, words.replace(", never used", "") if uses else words)
+    return _Evidence(image.created, "created; no later use is known")
+
+
+def _last_uses(containers: t.Sequence[Container], last_seen_used: t.Mapping[str, float]) -> dict[str, float]:
+    uses = dict(last_seen_used)
+    for container in containers:
+        if container.last_use is None:
+            continue
+        for name in _names_of([container]):
+            uses[name] = max(uses.get(name, 0), container.last_use)
+    return uses
+
+
+def _why_image_stays(
+    draft: _Draft, image: Image, wish: ImageWish, moment: float | None, follows: bool
+) -> str | None:
+    if matches(wish.keep, image.id, image.digests):
+        return "named in images.keep"
+    if image.tags and wish.scope == "dangling":
+        return "tagged (images.scope is dangling)"
+    if image.tags and wish.keep_local and not image.digests:
+        return "never pushed or pulled (images.keep_local)"
+    reason = draft.protected(image.labels)
+    if reason or (follows and not image.tags):
+        # An untagged parent has no life of its own: it goes with the last of its children.
+        return reason
+    older_than = wish.older_than
+    if not image.tags and wish.dangling_older_than is not None:
+        older_than = wish.dangling_older_than
+    return draft.too_young(moment, older_than)
+
+
+def _why_tags_stay(image: Image, wish: ImageWish, newest: set[str]) -> dict[str, str]:
+    """The tags that stay, each with the reason."""
+    kept = {}
+    for tag in image.tags:
+        repository = _repository(tag)
+        if any(fnmatchcase(tag, pattern) or fnmatchcase(repository, pattern) for pattern in wish.keep):
+            kept[tag] = "named in images.keep"
+        elif tag in newest:
+            kept[tag] = f"the newest {wish.keep_latest} of {repository}"
+    return kept
+
+
+def _why_image_goes(draft: _Draft, image: Image, evidence: _Evidence, follows: bool) -> str:
+    if not image.tags and follows:
+        return "parent of images that go"
+    unused = f"unused for {draft.ago(evidence.moment)} ({evidence.words})"
+    return unused if image.tags else f"dangling, {unused}"
+
+
+def _newest_tags(images: t.Sequence[Image], count: int) -> set[str]:
+    if count <= 0:
+        return set()
+    by_repository: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for image in images:
+        for tag in image.tags:
+            by_repository[_repository(tag)].append((image.created or 0, tag))
+    return {tag for tags in by_repository.values() for _created, tag in sorted(tags, reverse=True)[:count]}
+
+
+def _repository(tag: str) -> str:
+    """``host:5000/name:tag`` -> ``host:5000/name``."""
+    head, colon, tail = tag.rpartition(":")
+    return head if colon and "/" not in tail else tag
+
+
+def _image_name(image: Image) -> str:
+    if image.tags:
+        return image.tags[-1]
+    return image.digests[0] if image.digests else image.id
+
+
+def _host_manager(containers: t.Sequence[Container]) -> str | None:
+    for container in containers:
+        manager = _manager(container)
+        if manager and manager != "swarm":
+            return manager
+    return None
+
+
+def _children_first(images: t.Sequence[Image], children: t.Mapping[str, list[str]]) -> list[Image]:
+    by_id = {image.id: image for image in images}
+    done: dict[str, None] = {}
+    for image in sorted(images, key=lambda i: i.id):
+        stack = [(image.id, False)]
+        while stack:
+            ident, expanded = stack.pop()
+            if ident in done or ident not in by_id:
+                continue
+            if expanded:
+                done[ident] = None
+                continue
+            stack.append((ident, True))
+            stack += [(child, False) for child in children.get(ident, ()) if child not in done]
+    return [by_id[ident] for ident in done]
+
+
+def _oldest_families_first(
+    found: list[tuple[float, Image, list[Step]]], children: t.Mapping[str, list[str]]
+) -> list[Step]:
+    """Least recently used first, but no parent before its children."""
+    latest: dict[str, float] = {}
+    keyed = []
+    for position, (moment, image, steps) in enumerate(found):  # children come first in ``found``
+        latest[image.id] = max([moment] + [latest.get(child, 0) for child in children.get(image.id, ())])
+        keyed.append((latest[image.id], position, steps))
+    return [step for _moment, _position, steps in sorted(keyed, key=lambda k: k[:2]) for step in steps]
+
+
+def _with_image_bytes(steps: tuple[Step, ...], snapshot: Snapshot) -> tuple[Step, ...]:
+    """Give each image the bytes that come free with it at its place in the plan.
+
+    Layers are shared: one comes free with the last image that has it. Without the layer store's
+    figures (another machine's engine, containerd's store) the engine's own figure stands.
+    """
+    layers = {image.id: image.layers for image in snapshot.images}
+    if not snapshot.layer_bytes or not any(layers.values()):
+        return steps
+    holders = Counter(layer for chain in layers.values() for layer in chain)
+    sized = []
+    for step in steps:
+        if step.kind == "image" and layers.get(step.id):
+            holders.subtract(layers[step.id])
+            freed = sum(snapshot.layer_bytes.get(layer, 0) for layer in layers[step.id] if not holders[layer])
+            step = replace(step, bytes=freed)
+        sized.append(step)
+    return tuple(sized)
+
+
+# -- volumes, networks, build cache ------------------------------------------------------------
+
+
+def _decide_volumes(draft: _Draft, snapshot: Snapshot, staying: list[Container]) -> None:
+    wish = draft.wishes.volumes
+    used = {name for container in staying for name in container.volumes}
+    of_going: dict[str, str] = {}
+    if draft.wishes.containers and draft.wishes.containers.volumes:
+        stays = {container.id for container in staying}
+        for container in snapshot.containers:
+            if container.id not in stays:
+                of_going.update({name: container.name for name in container.volumes})
+    for volume in sorted(snapshot.volumes, key=lambda v: (v.created or 0, v.name)):
+        goes_along = volume.anonymous and volume.name in of_going
+        if wish is None and not goes_along:
+            continue
+        reason = _why_volume_stays(draft, volume, None if goes_along else wish, used)
+        if reason:
+            draft.keep("volume", volume.name, volume.name, volume.bytes, reason)
+            continue
+        if goes_along:
+            why = f"anonymous, of container {of_going[volume.name]}"
+        else:
+            kind = "anonymous" if volume.anonymous else "named"
+            why = f"{kind}, used by no container, changed last {draft.ago(volume.created)} ago"
+        draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why))
+
+
+def _why_volume_stays(draft: _Draft, volume: Volume, wish: VolumeWish | None, used: set[str]) -> str | None:
+    if volume.name in used:
+        return "used by a container"
+    if volume.cluster:
+        return "a cluster volume"
+    reason = draft.protected(volume.labels)
+    if reason or wish is None:
+        return reason
+    if wish.scope == "anonymous" and not volume.anonymous:
+        return "named (volumes.scope is anonymous)"
+    if matches(wish.keep, volume.name, (volume.name,)):
+        return "named in volumes.keep"
+    return draft.too_young(volume.created, wish.older_than)
+
+
+def _decide_networks(
+    draft: _Draft, networks: t.Sequence[Network], staying: list[Container], wish: NetworkWish
+) -> None:
+    used = {name for container in staying for name in container.networks}
+    for network in sorted(networks, key=lambda n: (n.created or 0, n.id)):
+        reason: str | None
+        if network.predefined:
+            reason = "predefined"
+        elif network.swarm:
+            reason = "swarm's"
+        elif network.name in used or network.id in used:
+            # The engine would remove it from under a stopped container, which could not start again.
+            reason = "used by a container"
+        elif matches(wish.keep, network.id, (network.name,)):
+            reason = "named in networks.keep"
+        else:
+            reason = draft.protected(network.labels) or draft.too_young(network.created, wish.older_than)
+        if reason:
+            draft.keep("network", network.id, network.name, 0, reason)
+        else:
+            why = f"used by no container, created {draft.ago(network.created)} ago"
+            draft.steps["network"].append(Step("network", network.id, network.name, 0, why))
+
+
+def _decide_cache(draft: _Draft, records: t.Sequence[CacheRecord], wish: CacheWish) -> None:
+    children: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for parent in record.parents:
+            children[parent].append(record.id)
+    total = sum(record.bytes or 0 for record in records)
+    going: set[str] = set()
+    waiting = sorted(records, key=lambda r: (r.last_used or r.created or 0, r.id))
+    reasons: dict[str, str] = {}
+    # A record can go once its children have: as often as one pass finds something, look again.
+    while waiting:
+        left = []
+        for record in waiting:
+            reason = _why_cache_stays(draft, record, wish)
+            if not reason and wish.keep_storage is not None and total <= wish.keep_storage:
+                reason = "within build_cache.keep_storage"
+            if not reason and any(child not in going for child in children[record.id]):
+                reason = "parent of a record that stays"
+                left.append(record)
+            if reason:
+                reasons[record.id] = reason
+                continue
+            reasons.pop(record.id, None)
+            going.add(record.id)
+            total -= record.bytes or 0
+            moment = record.last_used or record.created
+            why = f"build cache ({record.type or 'record'}), unused for {draft.ago(moment)}"
+            draft.steps["build_cache"].append(
+                Step("build_cache", record.id, record.id, record.bytes, why, waits=bool(children[record.id]))
+            )
+        if len(left) == len(waiting):
+            break
+        waiting = left
+    for record in records:
+        if record.id in reasons:
+            draft.keep("build_cache", record.id, record.id, record.bytes, reasons[record.id])
+
+
+def _why_cache_stays(draft: _Draft, record: CacheRecord, wish: CacheWish) -> str | None:
+    if record.in_use:
+        return "in use by a build"
+    if wish.scope == "unused" and record.shared:
+        return "shared with an image (build_cache.scope is unused)"
+    if wish.scope == "unused" and record.type in _INNER_CACHE:
+        return "the builder's own (build_cache.scope is unused)"
+    return draft.too_young(record.last_used or record.created, wish.older_than)
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bool:
+    """Whether one of the user's patterns is the id, the beginning of it, or a glob of a name."""
+    plain = ident.rsplit(":", 1)[-1]
+    for pattern in patterns:
+        if _ID_PREFIX.fullmatch(pattern) and plain.startswith(pattern.rsplit(":", 1)[-1]):
+            return True
+        if any(fnmatchcase(name, pattern) for name in names):
+            return True
+    return False
+
+
+def has_label(labels: dict[str, str], pattern: str) -> bool:
+    """Whether one of the labels fits ``key`` or ``key=value``; globs in both."""
+    key, equals, value = pattern.partition("=")
+    return any(fnmatchcase(k, key) and (not equals or fnmatchcase(v, value)) for k, v in labels.items())

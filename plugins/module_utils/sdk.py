@@ -1,0 +1,134 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's Docker SDK for Python, or the one that was carried along.
+
+The action plugin hands the controller's SDK to the module as one zip. It is written to an anonymous
+file in memory (memfd_create) and imported from there, so that a host needs neither the SDK nor a
+free byte. Which one is taken is the option ``sdk``: ``auto`` takes the host's if it is good enough.
+
+Known bad: an SDK older than 7.1 with requests 2.32 or newer fails every call with "Not supported
+URL scheme http+docker" (docker-py issue 3256).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import sys
+import tempfile
+import typing as t
+import warnings
+from importlib import import_module
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+
+#: The oldest release on a host whose calls are those that the engine module uses.
+OLDEST_HOST_SDK = (5, 0)
+_TOP_LEVEL = ("docker", "requests", "urllib3", "idna", "certifi", "charset_normalizer", "chardet")
+_NEXT_STEP = (
+    "Install the packages of the collection's meta/ee-requirements.txt on the controller "
+    "(they are carried to the hosts), or python3-docker on the host."
+)
+
+
+class Sdk(t.NamedTuple):
+    """Which SDK is in use: ``source`` is host or carried; ``version`` as in 7.1.0."""
+
+    source: str
+    version: str
+
+
+def provide(choice: str, archive: str | None, about: dict[str, str] | None) -> Sdk:
+    """Make ``import docker`` work and return which SDK that is.
+
+    :param choice: auto, host or carried.
+    :param archive: the carried zip, base64; empty or None if none came along.
+    :param about: what the controller says of it: python (oldest that runs it), packages, error.
+    :raises FleetcleanError: no SDK can be used; the message names each that was tried, and why not.
+    """
+    tried = []
+    if choice in ("auto", "host"):
+        version, problem = _host_sdk()
+        if version:
+            return Sdk("host", version)
+        tried.append(f"on this host: {problem}")
+    if choice in ("auto", "carried"):
+        version, problem = _carried_sdk(archive, about or {})
+        if version:
+            return Sdk("carried", version)
+        tried.append(f"from the controller: {problem}")
+    raise FleetcleanError(
+        f"There is no usable Docker SDK for Python ({'; '.join(tried)}). {_NEXT_STEP}", "no_sdk"
+    )
+
+
+def _host_sdk() -> tuple[str, str]:
+    version, problem = _import()
+    if version and _numbers(version) < OLDEST_HOST_SDK:
+        problem = f"docker {version} is older than {'.'.join(map(str, OLDEST_HOST_SDK))}"
+    elif version and _numbers(version) < (7, 1):
+        requests = str(getattr(sys.modules["requests"], "__version__", "0"))
+        if _numbers(requests) >= (2, 32):
+            problem = f"docker {version} does not work with requests {requests} (docker-py issue 3256)"
+    if problem:
+        _forget()
+        return "", problem
+    return version, ""
+
+
+def _carried_sdk(archive: str | None, about: dict[str, str]) -> tuple[str, str]:
+    if not archive:
+        return "", about.get("error") or "none was carried along (the action plugin did not run)"
+    needs = about.get("python") or "3.8"
+    if sys.version_info[:2] < _numbers(needs)[:2]:
+        return "", (
+            f"{about.get('packages')} needs Python {needs} or newer, here is "
+            f"{'.'.join(map(str, sys.version_info[:3]))}; the versions in meta/ee-requirements.txt run on 3.8"
+        )
+    # certifi unpacks its bundle into the temporary folder when it is imported.
+    if not os.environ.get("TMPDIR") and os.access("/dev/shm", os.W_OK | os.X_OK):
+        tempfile.tempdir = "/dev/shm"
+    descriptor = os.memfd_create("fleetclean-sdk")
+    with os.fdopen(os.dup(descriptor), "wb") as stream:
+        stream.write(base64.b64decode(archive))
+    # The descriptor stays open for as long as the module runs: imports come later, too.
+    sys.path.insert(0, f"/proc/self/fd/{descriptor}")
+    version, problem = _import()
+    if not version:
+        sys.path.pop(0)
+        os.close(descriptor)
+    return version, problem
+
+
+def _import() -> tuple[str, str]:
+    """Import the SDK from sys.path; return its version, or the reason why not."""
+    _forget()
+    try:
+        with warnings.catch_warnings():
+            # A missing charset detector is warned about, and of no meaning to JSON.
+            warnings.simplefilter("ignore")
+            package = import_module("docker")
+            import_module("docker.api.client")
+    except ModuleNotFoundError as error:
+        if error.name == "docker":
+            return "", "not installed"
+        return "", f"cannot be imported ({error})"
+    # A broken installation may raise anything at import; the carried SDK is there for that.
+    except Exception as error:  # pylint: disable=broad-except
+        return "", f"cannot be imported ({type(error).__name__}: {error})"
+    version = getattr(package, "__version__", None) or getattr(package, "version", None)
+    if not isinstance(version, str):
+        return "", "is not the Docker SDK (a package named docker without a version)"
+    return version, ""
+
+
+def _forget() -> None:
+    for name in list(sys.modules):
+        if name.split(".", 1)[0] in _TOP_LEVEL:
+            del sys.modules[name]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

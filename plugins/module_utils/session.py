@@ -1,0 +1,82 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What each of the modules does first and last: SDK, engine, whose disk it is; and errors without tracebacks."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
+from ansible_collections.fleetclean.docker.plugins.module_utils import sdk, storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+
+
+class Site(t.NamedTuple):
+    """An engine, its storage, and whether that storage is on this machine."""
+
+    engine: engines.Engine
+    sdk: sdk.Sdk
+    storage: storage.Storage
+    proof: storage.Proof
+
+    @property
+    def own_storage(self) -> storage.Storage | None:
+        """The storage, if it may be read here."""
+        return self.storage if self.proof.proven else None
+
+    def facts(self) -> dict[str, t.Any]:
+        """The engine's facts that every module returns, from ``docker info``; nothing secret among them."""
+        info, version = self.engine.info, self.engine.version
+        return {
+            "name": info.get("Name"),
+            "version": info.get("ServerVersion") or version.get("Version"),
+            "api_version": self.engine.api_version,
+            "storage_driver": self.storage.driver,
+            "image_store": self.storage.image_store,
+            "driver_status": self.storage.driver_status,
+            "logging_driver": info.get("LoggingDriver"),
+            "root_dir": self.storage.root,
+            "root_dir_proven": self.proof.proven,
+            "root_dir_proof": self.proof.words,
+            "rootless": any("rootless" in str(option) for option in info.get("SecurityOptions") or []),
+            "live_restore": bool(info.get("LiveRestoreEnabled")),
+            "swarm": str((info.get("Swarm") or {}).get("LocalNodeState") or "inactive"),
+            "sdk": {"source": self.sdk.source, "version": self.sdk.version},
+        }
+
+
+def run(module: AnsibleModule, work: t.Callable[[dict[str, t.Any]], None]) -> None:
+    """Let ``work`` fill a result and end the module with it.
+
+    Whatever ends the work early, the result has all that was done until then. Work that came to its
+    end with something to complain of says so in ``failure`` and ``msg``.
+    """
+    result: dict[str, t.Any] = {"changed": False}
+    name = module._name.rsplit(".", 1)[-1]
+    try:
+        work(result)
+    except FleetcleanError as error:
+        module.fail_json(msg=f"{name}: {error}", failure=error.code, **result)
+    except OSError as error:
+        path = f"{error.filename}: " if error.filename else ""
+        module.fail_json(msg=f"{name}: {path}{error.strerror or error}", failure="disk", **result)
+    if result.get("failure"):
+        module.fail_json(**{**result, "msg": f"{name}: {result['msg']}"})
+    module.exit_json(**result)
+
+
+def open_site(params: dict[str, t.Any]) -> Site:
+    """Connect to the engine of the module's shared options and find out whether its disk is here."""
+    used_sdk = sdk.provide(params["sdk"], params["_sdk_archive"], params["_sdk_about"])
+    engine = engines.connect(params)
+    where = storage.from_info(engine.info)
+    containers: list[str] = []
+    volumes: list[str] = []
+    if not os.path.exists(f"{where.root}/engine-id"):
+        containers = [str(raw.get("Id")) for raw in engine.containers()]
+        volumes = [] if containers else [str(raw.get("Name")) for raw in engine.volumes()]
+    return Site(engine, used_sdk, where, storage.prove(where, engine.info, engine.host, containers, volumes))

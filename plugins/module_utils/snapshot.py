@@ -1,0 +1,359 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All objects of an engine at one moment, and who uses whom: typed and immutable.
+
+Answers differ between API 1.21 and today's, and between the image stores; here they become one
+shape. A figure that the engine did not give is None, never 0: no data is not the same as unused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, EngineError
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
+
+#: States in which a container has processes, and goes only by being killed.
+LIVE_STATES = ("running", "paused", "restarting")
+#: Networks that every engine makes for itself, and swarm's own.
+PREDEFINED_NETWORKS = ("bridge", "host", "none", "ingress", "docker_gwbridge", "default", "nat")
+_RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Container:
+    """``since`` is when it came into its state: its stop, or for one that never ran its creation."""
+
+    id: str
+    name: str
+    names: tuple[str, ...]
+    image_id: str
+    image_name: str
+    created: float | None
+    started: float | None
+    finished: float | None
+    state: str
+    labels: dict[str, str] = field(hash=False)
+    volumes: tuple[str, ...]
+    networks: tuple[str, ...]
+    bytes: int | None
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE_STATES
+
+    @property
+    def since(self) -> float | None:
+        return self.finished or self.created
+
+    @property
+    def last_use(self) -> float | None:
+        return max((moment for moment in (self.created, self.started, self.finished) if moment), default=None)
+
+
+@dataclass(frozen=True)
+class Image:
+    """``arrived`` is when it came to this host, ``tagged`` when it was last given a tag, where that is known.
+
+    ``layers`` are the chain ids of its layers, lowest first, empty if they were not asked for.
+    """
+
+    id: str
+    parent: str
+    tags: tuple[str, ...]
+    digests: tuple[str, ...]
+    created: float | None
+    arrived: float | None
+    tagged: float | None
+    bytes: int | None
+    labels: dict[str, str] = field(hash=False)
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Volume:
+    name: str
+    driver: str
+    created: float | None
+    labels: dict[str, str] = field(hash=False)
+    anonymous: bool
+    cluster: bool
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Network:
+    id: str
+    name: str
+    created: float | None
+    labels: dict[str, str] = field(hash=False)
+    predefined: bool
+    swarm: bool
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """One record of the build cache. Its description may hold a build's secrets, so it is not taken along."""
+
+    id: str
+    parents: tuple[str, ...]
+    type: str
+    in_use: bool
+    shared: bool
+    bytes: int | None
+    created: float | None
+    last_used: float | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """``now`` is the engine's clock. ``layer_bytes`` are the layer store's figures by chain id."""
+
+    now: float
+    containers: tuple[Container, ...] = ()
+    images: tuple[Image, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    networks: tuple[Network, ...] = ()
+    build_cache: tuple[CacheRecord, ...] = ()
+    layer_bytes: dict[str, int] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to ask the engine for. Containers are always asked for: they hold everything else.
+
+    ``ages`` needs a call for each container and each image; ``sizes`` lets the engine walk the
+    containers' writable layers and the volumes.
+    """
+
+    images: bool = False
+    volumes: bool = False
+    networks: bool = False
+    build_cache: bool = False
+    ages: bool = False
+    sizes: bool = False
+    parallel: int = 4
+
+
+def engine_clock(info: dict[str, t.Any]) -> float:
+    """The engine's own time, seconds since 1970. Ages are counted by it, not by this machine's clock."""
+    return parse_time(info.get("SystemTime")) or time.time()
+
+
+def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
+    """Ask the engine for its objects.
+
+    :param storage: the engine's own storage, if it is proven to be on this machine: then the
+        arrival of images and the sizes of their layers are read there.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel)) as pool:
+        containers = _containers(engine, wanted, pool)
+        images = _images(engine, wanted, storage, pool) if wanted.images else ()
+    usage = engine.disk_usage("volume") if wanted.sizes and wanted.volumes else {}
+    return Snapshot(
+        now=engine_clock(engine.info),
+        containers=containers,
+        images=images,
+        volumes=_volumes(engine, usage) if wanted.volumes else (),
+        networks=tuple(_network(raw) for raw in engine.networks()) if wanted.networks else (),
+        build_cache=tuple(_cache_record(raw) for raw in engine.build_cache()) if wanted.build_cache else (),
+        layer_bytes=storage.layer_sizes() if storage and wanted.images and wanted.sizes else {},
+    )
+
+
+def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None = None) -> Container:
+    """Read a container from its entry in the list, and from its inspection where there is one."""
+    details = details or {}
+    ident = str(summary["Id"])
+    names = tuple(str(name).lstrip("/") for name in summary.get("Names") or [] if name)
+    # A container that is linked to has names like /other/alias besides its own.
+    own = next((name for name in names if "/" not in name), None)
+    state = str(summary.get("State") or "") or _state_from_status(str(summary.get("Status") or ""))
+    moments = details.get("State") if isinstance(details.get("State"), dict) else {}
+    mounts = summary.get("Mounts") or details.get("Mounts") or []
+    return Container(
+        id=ident,
+        name=own or (names[0] if names else ident[:12]),
+        names=names,
+        image_id=str(summary.get("ImageID") or details.get("Image") or ""),
+        image_name=str(summary.get("Image") or ""),
+        created=parse_time(details.get("Created")) or parse_time(summary.get("Created")),
+        started=parse_time(moments.get("StartedAt")),
+        finished=parse_time(moments.get("FinishedAt")),
+        state=str(moments.get("Status") or state).lower(),
+        labels=_labels(summary.get("Labels")),
+        volumes=tuple(str(mount["Name"]) for mount in mounts if isinstance(mount, dict) and mount.get("Name")),
+        networks=_attached(summary) or _attached(details),
+        bytes=_size(summary.get("SizeRw")),
+    )
+
+
+def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
+    """Names and ids of the networks that a container is connected to, running or not."""
+    ends = (raw.get("NetworkSettings") or {}).get("Networks") or {}
+    found = list(ends)
+    found += [str(end["NetworkID"]) for end in ends.values() if isinstance(end, dict) and end.get("NetworkID")]
+    mode = (raw.get("HostConfig") or {}).get("NetworkMode")
+    return tuple(found + ([str(mode)] if mode else []))
+
+
+def _containers(engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor) -> tuple[Container, ...]:
+    # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
+    inspect = wanted.ages or not engine.speaks("1.22")
+
+    def read(summary: dict[str, t.Any]) -> Container | None:
+        if not inspect:
+            return container_from(summary)
+        try:
+            return container_from(summary, engine.container(str(summary["Id"])))
+        except EngineError as error:
+            # Gone between the list and the look: it holds nothing any more.
+            return None if error.gone else container_from(summary)
+
+    return tuple(found for found in pool.map(read, engine.containers(size=wanted.sizes)) if found)
+
+
+def _images(
+    engine: Engine, wanted: Wanted, storage: Storage | None, pool: ThreadPoolExecutor
+) -> tuple[Image, ...]:
+    def read(raw: dict[str, t.Any]) -> Image:
+        details: dict[str, t.Any] = {}
+        if wanted.ages or wanted.sizes:
+            try:
+                details = engine.image(str(raw["Id"]))
+            except EngineError:
+                details = {}  # gone, or broken: its summary is all there is
+        return image_from(raw, details, _arrival(storage, str(raw["Id"])))
+
+    return tuple(pool.map(read, engine.images()))
+
+
+def image_from(raw: dict[str, t.Any], details: dict[str, t.Any], arrived: float | None) -> Image:
+    """Read an image from its entry in the list, and from its inspection where there is one."""
+    tags, digests = references(raw)
+    return Image(
+        id=str(raw["Id"]),
+        parent=str(raw.get("ParentId") or details.get("Parent") or ""),
+        tags=tags,
+        digests=digests,
+        created=parse_time(raw.get("Created")),
+        arrived=arrived,
+        tagged=parse_time((details.get("Metadata") or {}).get("LastTagTime")),
+        bytes=_size(raw.get("Size")),
+        labels=_labels(raw.get("Labels")),
+        layers=chain_ids((details.get("RootFS") or {}).get("Layers") or []),
+    )
+
+
+def references(raw: dict[str, t.Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """An image's tags and digests, without the stand-ins that engines give for none."""
+    tags = tuple(str(tag) for tag in raw.get("RepoTags") or () if tag and "<none>" not in tag)
+    digests = tuple(
+        str(digest)
+        for digest in raw.get("RepoDigests") or ()
+        if digest and not digest.startswith(("<none>@", "moby-dangling@"))
+    )
+    return tags, digests
+
+
+def chain_ids(diff_ids: t.Sequence[str]) -> tuple[str, ...]:
+    """The layer store's names of an image's layers: each says itself and all below it.
+
+    The rule is that of the OCI image specification (config.md, "Layer ChainID").
+    """
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        if chain:
+            digest = hashlib.sha256(f"{chain[-1]} {diff_id}".encode()).hexdigest()
+            chain.append(f"sha256:{digest}")
+        else:
+            chain.append(str(diff_id))
+    return tuple(chain)
+
+
+def _arrival(storage: Storage | None, image_id: str) -> float | None:
+    path = storage.image_record(image_id) if storage else None
+    if not path:
+        return None
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return None
+
+
+def _volumes(engine: Engine, usage: dict[str, t.Any]) -> tuple[Volume, ...]:
+    sizes = {
+        str(raw.get("Name")): _size((raw.get("UsageData") or {}).get("Size")) for raw in usage.get("Volumes") or []
+    }
+    found = []
+    for raw in engine.volumes():
+        name, labels = str(raw["Name"]), _labels(raw.get("Labels"))
+        found.append(
+            Volume(
+                name=name,
+                driver=str(raw.get("Driver") or ""),
+                created=parse_time(raw.get("CreatedAt")),
+                labels=labels,
+                # Engines 23 and newer label them; before, only the random name tells.
+                anonymous="com.docker.volume.anonymous" in labels or bool(_RANDOM_NAME.fullmatch(name)),
+                cluster=bool(raw.get("ClusterVolume")),
+                bytes=sizes.get(name),
+            )
+        )
+    return tuple(found)
+
+
+def _network(raw: dict[str, t.Any]) -> Network:
+    name = str(raw.get("Name") or "")
+    return Network(
+        id=str(raw["Id"]),
+        name=name,
+        created=parse_time(raw.get("Created")),
+        labels=_labels(raw.get("Labels")),
+        predefined=name in PREDEFINED_NETWORKS or bool(raw.get("Ingress")) or raw.get("Driver") in ("host", "null"),
+        swarm=raw.get("Scope") == "swarm",
+    )
+
+
+def _cache_record(raw: dict[str, t.Any]) -> CacheRecord:
+    parents = tuple(str(parent) for parent in raw.get("Parents") or [] if parent)
+    if not parents and raw.get("Parent"):
+        parents = (str(raw["Parent"]),)
+    return CacheRecord(
+        id=str(raw["ID"]),
+        parents=parents,
+        type=str(raw.get("Type") or ""),
+        in_use=bool(raw.get("InUse")),
+        shared=bool(raw.get("Shared")),
+        bytes=_size(raw.get("Size")),
+        created=parse_time(raw.get("CreatedAt")),
+        last_used=parse_time(raw.get("LastUsedAt")),
+    )
+
+
+def _labels(raw: object) -> dict[str, str]:
+    return {str(key): str(value) for key, value in raw.items()} if isinstance(raw, dict) else {}
+
+
+def _size(raw: object) -> int | None:
+    """Engines say -1 for "not computed", and on containerd's store less than that (moby 45395)."""
+    return raw if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0 else None
+
+
+def _state_from_status(status: str) -> str:
+    """Before API 1.23 the list has only the words for people: ``Up 3 hours (Paused)``, ``Exited (0) ...``."""
+    lower = status.lower()
+    if lower.startswith("up"):
+        return "paused" if "(paused)" in lower else "running"
+    for word, state in (("restarting", "restarting"), ("exited", "exited"), ("dead", "dead"), ("removal", "removing")):
+        if lower.startswith(word):
+            return state
+    return "created"
