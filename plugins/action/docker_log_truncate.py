@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
-from ansible_collections.fleetclean.docker.plugins.plugin_utils.anywhere import ActionModule
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.anywhere import (
+    ActionModule,
+)
 
 __all__ = ["ActionModule"]

@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-import os
 import typing as t
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import logs
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     Snapshot,
@@ -204,7 +204,7 @@ def _cache(snapshot: Snapshot) -> Category:
 def _logs(snapshot: Snapshot, storage: Storage) -> Category:
     category = Category()
     for container in snapshot.containers:
-        length, blocks = _log_bytes(f"{storage.root}/containers/{container.id}", container.id)
+        length, blocks = logs.sizes(storage.root, container.id)
         if blocks is not None:
             category.items.append(
                 Item(
@@ -219,22 +219,6 @@ def _logs(snapshot: Snapshot, storage: Storage) -> Category:
                 )
             )
     return category
-
-
-def _log_bytes(folder: str, ident: str) -> tuple[int, int | None]:
-    """Length and allocated bytes of a container's logs (json-file and local, rotated ones too); None if it has none."""
-    length, blocks = 0, None
-    for place, prefix in ((folder, f"{ident}-json.log"), (f"{folder}/local-logs", "container.log")):
-        try:
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False):
-                        found = entry.stat(follow_symlinks=False)
-                        length += found.st_size
-                        blocks = (blocks or 0) + found.st_blocks * 512
-        except OSError:
-            continue
-    return length, blocks
 
 
 def _sum(sizes: t.Iterable[int | None]) -> int | None:

@@ -16,7 +16,9 @@ import os
 import stat
 import typing as t
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
 
 #: The engine's oldest API that this collection speaks: Docker 1.9.
 OLDEST_API = "1.21"

@@ -124,6 +124,31 @@ def open_log(root: str, ident: str, write: bool) -> t.Iterator[int]:
             os.close(descriptor)
 
 
+def sizes(root: str, ident: str) -> tuple[int, int | None]:
+    """Length and allocated bytes of a container's logs, rotated ones too; None if it has no log on disk.
+
+    Blocks that fillers share are not counted: the filesystem says them once for each reference.
+    """
+    length, blocks = 0, None
+    folder = f"{root}/containers/{ident}"
+    for place, prefix in ((folder, f"{ident}-json.log"), (f"{folder}/local-logs", "container.log")):
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False):
+                        found = entry.stat(follow_symlinks=False)
+                        length += found.st_size
+                        blocks = (blocks or 0) + found.st_blocks * 512
+        except OSError:
+            continue
+    try:
+        with open_log(root, ident, write=False) as descriptor:
+            shared = _filler_end(descriptor)
+    except (OSError, LogRefused):
+        shared = 0
+    return length - shared, max(0, blocks - shared) if blocks is not None else None
+
+
 def content_bytes(descriptor: int) -> int:
     """The log's bytes without the fillers of earlier cuts."""
     return os.fstat(descriptor).st_size - _filler_end(descriptor)

@@ -13,9 +13,11 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible.module_utils.basic import env_fallback
-
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError, not_yet
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+    not_yet,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
     Amount,
     parse_amount,

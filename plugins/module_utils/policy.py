@@ -32,7 +32,10 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import 
     Snapshot,
     Volume,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_limit
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
+    say_duration,
+    say_limit,
+)
 
 #: Who looks after a host by itself, told by the labels of its containers.
 _ORCHESTRATORS = (
@@ -44,6 +47,7 @@ _SWARM = "com.docker.swarm."
 _ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
 #: Records of the build cache that the engine's own plain prune leaves alone.
 _INNER_CACHE = ("internal", "frontend")
+_PARENT_STAYS = "parent of an image that stays"
 
 
 @dataclass(frozen=True)
@@ -311,13 +315,14 @@ def _decide_images(
         reason = f"managed by {manager}" if manager else None
         reason = reason or users.hold(image, wish.scope)
         if not reason and any(child not in going for child in mine):
-            reason = "parent of an image that stays"
+            reason = _PARENT_STAYS
         reason = reason or _why_image_stays(draft, image, wish, evidence.moment, follows=bool(mine))
         tags_kept = {} if reason else _why_tags_stay(image, wish, newest)
         if tags_kept and len(tags_kept) == len(image.tags):
             reason = next(iter(tags_kept.values()))
         if reason:
-            draft.keep("image", image.id, name, image.bytes, reason)
+            # A parent's bytes are its children's, too: they are counted there.
+            draft.keep("image", image.id, name, 0 if reason == _PARENT_STAYS else image.bytes, reason)
             continue
         why = _why_image_goes(draft, image, evidence, follows=bool(mine))
         if tags_kept:

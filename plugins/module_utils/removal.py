@@ -20,9 +20,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, EngineError
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from ansible_collections.fleetclean.docker.plugins.module_utils.policy import Kept, Plan, Step
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
+    Engine,
+    EngineError,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
+    Kept,
+    Plan,
+    Step,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     container_from,
     references,

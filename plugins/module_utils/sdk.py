@@ -22,7 +22,9 @@ import typing as t
 import warnings
 from importlib import import_module
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
 
 #: The oldest release on a host whose calls are those that the engine module uses.
 OLDEST_HOST_SDK = (5, 0)

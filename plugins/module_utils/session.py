@@ -9,10 +9,11 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
 from ansible_collections.fleetclean.docker.plugins.module_utils import sdk, storage
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
 
 
 class Site(t.NamedTuple):

@@ -17,7 +17,10 @@ import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, EngineError
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
+    Engine,
+    EngineError,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
@@ -192,7 +195,8 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
         labels=_labels(summary.get("Labels")),
         volumes=tuple(str(mount["Name"]) for mount in mounts if isinstance(mount, dict) and mount.get("Name")),
         networks=_attached(summary) or _attached(details),
-        bytes=_size(summary.get("SizeRw")),
+        # Asked for sizes, the list leaves out those that are 0 and still has SizeRootFs.
+        bytes=_size(summary.get("SizeRw", 0 if "SizeRootFs" in summary else None)),
     )
 
 

@@ -14,7 +14,7 @@ import typing as t
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_size
 
 _NAME_WIDTH = 28
-_PLURALS = {"build_cache": "build cache records", "container": "containers", "image": "images", "log": "logs"}
+_NOUNS = {"build_cache": "build cache record"}
 
 
 def printable(text: object, width: int | None = None) -> str:
@@ -34,7 +34,7 @@ def step_line(kind: str, name: str, size: int | None, reason: str) -> str:
 
 def kept_line(kind: str, count: int, size: int | None, reason: str) -> str:
     """One line for all objects that stay for one reason."""
-    what = _PLURALS.get(kind, f"{kind}s") if count != 1 else kind.replace("_", " ")
+    what = f"{_NOUNS.get(kind, kind)}{'' if count == 1 else 's'}"
     return f"  {'stays':<11} {f'{count} {what}':<{_NAME_WIDTH}} {say_size(size):>9}   {printable(reason)}"
 
 

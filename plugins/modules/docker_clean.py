@@ -283,7 +283,6 @@ failure:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
     measure,
     options,
@@ -293,7 +292,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     snapshot,
     words,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import resolve
 
 

@@ -149,8 +149,12 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.fleetclean.docker.plugins.module_utils import attribution, measure, options, session
+from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    attribution,
+    measure,
+    options,
+    session,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import not_yet
 
 

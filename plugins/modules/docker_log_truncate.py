@@ -135,9 +135,17 @@ import typing as t
 from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.fleetclean.docker.plugins.module_utils import logs, options, policy, session, snapshot, words
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    logs,
+    options,
+    policy,
+    session,
+    snapshot,
+    words,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_size
 
 

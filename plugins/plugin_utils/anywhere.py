@@ -24,7 +24,6 @@ from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import merge_hash
-
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import carried_sdk
 
 #: A tmpfs that every Linux host has, and that every user may write to.

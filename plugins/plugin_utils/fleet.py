@@ -1,0 +1,308 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the role says of a fleet: one record a host, and the lines that people read at the end.
+
+All of it runs on the controller, on results that modules returned. The words are those of
+module_utils/words.py, so that a plan, a diff and the fleet's table say the same thing alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing as t
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import options
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_size
+from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
+
+Record = t.Dict[str, t.Any]
+
+_KINDS = (
+    ("containers", ("container",)),
+    ("images", ("image", "tag")),
+    ("volumes", ("volume",)),
+    ("cache", ("build_cache",)),
+    ("logs", ("log",)),
+)
+_CATEGORIES = (
+    ("images", "images"),
+    ("containers", "containers"),
+    ("volumes", "volumes"),
+    ("cache", "build_cache"),
+    ("logs", "logs"),
+)
+#: How an item of each category is called in "largest: ...".
+_ITEM_WORDS = {"images": "image", "containers": "container", "volumes": "volume", "logs": "log of", "build_cache": "cache"}
+_PREFIX = re.compile(r"^docker_(disk_report|clean|log_truncate): ")
+
+
+# -- the wishes, before anything is touched ------------------------------------------------------
+
+
+def cleanup_problem(
+    clean: dict[str, t.Any],
+    logs: dict[str, t.Any] | None,
+    given: t.Sequence[str],
+    known: t.Collection[str],
+    profile: str,
+    confirmed: bool,
+) -> str:
+    """Return what is wrong with the role's variables, in one sentence or two; empty if nothing is.
+
+    :param clean: the wishes as docker_clean takes them, None for a section that is off.
+    :param logs: those of docker_log_truncate, None if logs are off.
+    :param given: names of all variables that begin with ``cleanup_``.
+    :param known: names that mean something.
+    """
+    for name in sorted(set(given) - set(known)):
+        near = difflib.get_close_matches(name, list(known), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        return f"{name}: there is no such variable{hint}"
+    if profile == "full" and not confirmed:
+        return (
+            "cleanup_profile: full removes all that can be had, running containers and named volumes too; "
+            "set cleanup_full_confirmed: true if that is meant."
+        )
+    clean = {name: value for name, value in clean.items() if value not in (None, "")}
+    try:
+        if asks_for_something(clean):
+            options.read_clean(_validated(options.clean_spec(), clean))
+        elif logs is None:
+            return "nothing was asked for; turn on at least one of cleanup_logs, " + ", ".join(
+                f"cleanup_{name}" for name in options.SECTIONS
+            ) + "."
+        if logs is not None:
+            options.read_truncate(_validated(options.truncate_spec(), logs, "logs."))
+    except FleetcleanError as error:
+        return re.sub(r"^([a-z_]+)(?:\.([a-z_]+))?(?=:)", _variable_name, str(error)).replace("cleanup_cleanup", "cleanup")
+    return ""
+
+
+def asks_for_something(clean: dict[str, t.Any]) -> bool:
+    """Whether any section of docker_clean's wishes is on."""
+    return any(clean.get(name) for name in options.SECTIONS)
+
+
+def _validated(spec: dict[str, t.Any], values: dict[str, t.Any], prefix: str = "") -> dict[str, t.Any]:
+    result = ArgumentSpecValidator(spec).validate({name: value for name, value in values.items() if value is not None})
+    if result.error_messages:
+        raise FleetcleanError("; ".join(result.error_messages), "bad_input")
+    if not prefix:
+        return dict(result.validated_parameters)
+    try:
+        options.read_truncate(result.validated_parameters)
+    except FleetcleanError as error:
+        raise FleetcleanError(f"{prefix}{error}", error.code) from None
+    return dict(result.validated_parameters)
+
+
+def _variable_name(match: re.Match[str]) -> str:
+    return "cleanup_" + "_".join(part for part in match.groups() if part)
+
+
+# -- one record a host ---------------------------------------------------------------------------
+
+
+def host_record(hostvars: t.Mapping[str, t.Any]) -> Record:
+    """Return what is known of a host after the role ran: plain values, ready for JSON.
+
+    ``status`` is ok, trouble, no_docker or unreachable; ``error`` the reason, in the engine's or SSH's own words.
+    """
+    engine = _result(hostvars, "_cleanup_engine")
+    logs = _result(hostvars, "_cleanup_logs")
+    clean = _result(hostvars, "_cleanup_clean")
+    record: Record = {
+        "host": str(hostvars.get("inventory_hostname")),
+        "status": "ok",
+        "error": "",
+        "engine": engine.get("engine"),
+        "filesystem": next(iter(engine.get("filesystems") or []), None),
+        "usage": engine.get("usage") or {},
+        "items": engine.get("items") or {},
+        "logs": _without_noise(logs),
+        "clean": _without_noise(clean),
+    }
+    for result, key in ((engine, "engine"), (logs, "logs"), (clean, "removed")):
+        if not result or result.get("skipped"):
+            continue
+        if result.get("unreachable"):
+            record.update(status="unreachable", error=_unreachable_words(result))
+        elif result.get("failure") == "no_engine":
+            record.update(status="no_docker", error=_words(result))
+        elif result.get("failure") or key not in result:
+            record.update(status="trouble", error=_words(result))
+        else:
+            continue
+        break
+    return record
+
+
+def host_trouble(record: Record) -> str:
+    """Why a host needs a look; empty if it does not. A host without Docker has nothing to clean."""
+    return record["error"] if record["status"] in ("trouble", "unreachable") else ""
+
+
+def _result(hostvars: t.Mapping[str, t.Any], name: str) -> dict[str, t.Any]:
+    value = hostvars.get(name)
+    return dict(value) if isinstance(value, t.Mapping) else {}
+
+
+def _without_noise(result: dict[str, t.Any]) -> dict[str, t.Any] | None:
+    if not result or result.get("skipped"):
+        return None
+    return {key: value for key, value in result.items() if key not in ("diff", "invocation", "exception", "warnings")}
+
+
+def _words(result: dict[str, t.Any]) -> str:
+    message = result.get("msg") or result.get("module_stderr") or "the module ended without an answer"
+    return printable(_PREFIX.sub("", " ".join(str(message).split())))
+
+
+def _unreachable_words(result: dict[str, t.Any]) -> str:
+    """SSH's own words, without Ansible's around them."""
+    words = _words(result)
+    for introduction in ("can be reached over ssh: ", "connect to the host via ssh: "):
+        words = words.rpartition(introduction)[2]
+    return f"unreachable: {words}"
+
+
+# -- the tables ----------------------------------------------------------------------------------
+
+
+def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) -> list[str]:
+    """Return the lines of the fleet's table.
+
+    :param table: ``clean`` (free before and after, what came free) or ``report`` (what could be had).
+    :param check: in check mode: what would come free.
+    """
+    width = max([len("fleet ")] + [min(len(record["host"]), 20) for record in records])
+    if table == "report":
+        return _report_lines(records, width)
+    came = "would free" if check else "came free"
+    titles = "".join(f"{title:>{max(7, len(title) + 1)}}" for title, _kinds in _KINDS)
+    lines = [f"{'host':<{width}} {'free before':>15} {'after':>15} {came:>11} {titles}"]
+    total, cleaned, idle, without, look = 0, 0, 0, 0, 0
+    for record in records:
+        name = printable(record["host"], width)
+        row = _clean_row(record, check)
+        if row:
+            total += row["freed"] or 0
+            cells = "".join(
+                f"{_gigabytes(row['kinds'].get(title)):>{max(7, len(title) + 1)}}" for title, _kinds in _KINDS
+            )
+            freed = say_size(row["freed"])
+            lines.append(f"{name:<{width}} {row['before']:>15} {row['after']:>15} {freed:>11} {cells}".rstrip())
+        if record["error"]:
+            lines.append(f"{name:<{width}} {record['error']}")
+        if record["status"] == "no_docker":
+            without += 1
+        elif record["status"] != "ok":
+            look += 1
+        elif row and row["changed"]:
+            cleaned += 1
+        else:
+            idle += 1
+    parts = [f"{cleaned} {'to clean' if check else 'cleaned'}", f"{idle} had nothing to do"]
+    parts += [f"{without} without Docker"] if without else []
+    parts += [f"{look} need{'s' if look == 1 else ''} a look"]
+    count = f"{len(records)} host{'' if len(records) == 1 else 's'}"
+    lines.append(f"{'fleet':<{width}} {count}: {', '.join(parts)}; {say_size(total)} {'would come' if check else 'came'} free")
+    return lines
+
+
+def _clean_row(record: Record, check: bool) -> dict[str, t.Any] | None:
+    """The figures of one host, None if nothing is known of it."""
+    filesystem, logs, clean = record["filesystem"], record["logs"] or {}, record["clean"] or {}
+    if not record["engine"]:
+        return None
+    log_bytes = logs.get("reclaimed_bytes") or 0
+    if check:
+        by_kind: dict[str, int] = {}
+        for entry in clean.get("removed") or []:
+            by_kind[entry["kind"]] = by_kind.get(entry["kind"], 0) + (entry["bytes"] or 0)
+        freed: int | None = (clean.get("planned_bytes") or 0) + log_bytes
+    else:
+        by_kind = dict(clean.get("reclaimed_by_kind") or {})
+        freed = (clean.get("reclaimed_bytes") or 0) + log_bytes
+        if clean and clean.get("reclaimed_bytes") is None:
+            freed = None  # another machine's disk: nobody saw what came free there
+    by_kind["log"] = log_bytes
+    before = filesystem["available"] if filesystem else None
+    after = clean.get("free_after", before)
+    if after is not None and before is not None:
+        after = max(after, before) + log_bytes if check else after
+        if not clean and not check:
+            after = before + log_bytes
+    return {
+        "before": _free(before, filesystem),
+        "after": _free(after, filesystem),
+        "freed": freed,
+        "kinds": {title: sum(by_kind.get(kind, 0) for kind in kinds) for title, kinds in _KINDS},
+        "changed": bool(logs.get("changed") or clean.get("changed")),
+    }
+
+
+def _report_lines(records: t.Sequence[Record], width: int) -> list[str]:
+    roots = [str(record["engine"]["root_dir"]) for record in records if record["engine"]]
+    root_width = max([len("data root")] + [min(len(root), 24) for root in roots])
+    titles = "".join(f"{title:>{max(7, len(title) + 1)}}" for title, _category in _CATEGORIES)
+    lines = [f"{'host':<{width}} {'data root':<{root_width}} {'size':>8} {'used':>6} {'could be had':>13}{titles}"]
+    largest = []
+    for record in records:
+        name = printable(record["host"], width)
+        if not record["engine"]:
+            lines.append(f"{name:<{width}} {'-':<{root_width}} {record['error']}")
+            continue
+        filesystem = record["filesystem"]
+        size = say_size(filesystem["size"]) if filesystem else "-"
+        used = f"{100 * filesystem['used'] // filesystem['size']} %" if filesystem and filesystem["size"] else "-"
+        had = sum(usage.get("reclaimable_bytes") or 0 for usage in record["usage"].values())
+        cells = "".join(
+            f"{_gigabytes(_bytes(record['usage'].get(category))):>{max(7, len(title) + 1)}}"
+            for title, category in _CATEGORIES
+        )
+        root = printable(record["engine"]["root_dir"], root_width)
+        lines.append(f"{name:<{width}} {root:<{root_width}} {size:>8} {used:>6} {say_size(had):>13}{cells}".rstrip())
+        if record["error"]:
+            lines.append(f"{name:<{width}} {record['error']}")
+        items = _largest(record)
+        if items:
+            largest.append(f"{name}, largest: {' · '.join(items)}")
+    lines.append("Columns are GB by the engine's figures; logs on disk.")
+    return lines + largest
+
+
+def _largest(record: Record) -> list[str]:
+    found = [
+        (item["size"], category, item) for category, items in record["items"].items() for item in items if item["size"]
+    ]
+    words = []
+    for size, category, item in sorted(found, key=lambda entry: -entry[0])[:3]:
+        name = printable(str(item["name"]).split(", ")[0], 40)
+        age = f" (made {say_duration(item['age'])} ago)" if category == "images" and item["age"] else ""
+        words.append(f"{_ITEM_WORDS[category]} {name} {say_size(size)}{age}")
+    return words
+
+
+def _bytes(usage: dict[str, t.Any] | None) -> int | None:
+    if not usage:
+        return None
+    return usage["disk_bytes"] if usage["disk_bytes"] is not None else usage["logical_bytes"]
+
+
+def _free(available: int | None, filesystem: dict[str, t.Any] | None) -> str:
+    if available is None or not filesystem or not filesystem["size"]:
+        return "-"
+    return f"{say_size(available)} {100 * available // filesystem['size']:>3} %"
+
+
+def _gigabytes(size: int | None) -> str:
+    if not size:
+        return "-"
+    amount = size / 1024**3
+    return f"{amount:.1f}" if amount >= 0.095 else f"{max(amount, 0.01):.2f}"
