@@ -74,8 +74,10 @@ class Category:
         ]
 
 
-def attribute(engine: Engine, storage: Storage | None, include: t.Collection[str]) -> tuple[dict[str, Category], float]:
-    """Return the categories asked for, and the engine's time.
+def attribute(
+    engine: Engine, storage: Storage | None, include: t.Collection[str]
+) -> tuple[dict[str, Category], Snapshot]:
+    """Return the categories asked for, and the snapshot behind them.
 
     :param storage: the engine's own storage if it is proven to be here; without it there are no logs.
     :param include: images, containers, volumes, build_cache, logs.
@@ -93,19 +95,20 @@ def attribute(engine: Engine, storage: Storage | None, include: t.Collection[str
     )
     found: dict[str, Category] = {}
     if "images" in include:
-        found["images"] = _images(engine, snapshot)
+        usage = {} if snapshot.layer_bytes or snapshot.unreadable else engine.disk_usage("image")
+        found["images"] = _images(snapshot, usage)
     if "containers" in include:
         found["containers"] = _containers(snapshot)
     if "volumes" in include:
         found["volumes"] = _volumes(snapshot)
-    if "build_cache" in include:
+    if "build_cache" in include and "build_cache" not in snapshot.unreadable:
         found["build_cache"] = _cache(snapshot)
     if "logs" in include and storage:
         found["logs"] = _logs(snapshot, storage)
-    return found, snapshot.now
+    return found, snapshot
 
 
-def _images(engine: Engine, snapshot: Snapshot) -> Category:
+def _images(snapshot: Snapshot, usage: dict[str, t.Any]) -> Category:
     used_by: dict[str, list[str]] = defaultdict(list)
     for container in snapshot.containers:
         used_by[container.image_id].append(container.name)
@@ -121,7 +124,6 @@ def _images(engine: Engine, snapshot: Snapshot) -> Category:
         )
         shared = {}
     else:
-        usage = engine.disk_usage("image")
         category.logical = usage.get("LayersSize")
         shared = {str(raw.get("Id")): max(0, raw.get("SharedSize") or 0) for raw in usage.get("Images") or []}
     for image in shown:

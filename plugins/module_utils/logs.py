@@ -14,7 +14,7 @@ file, at any moment, without free space to speak of:
     would leave a hole of NULs up to it. Engines 23 and newer remember their position also for
     reading: `docker logs --tail` and `-f` go silent until the container starts again (moby 45728).
 ``clone``
-    FICLONERANGE puts one shared block of filler over the front (btrfs, xfs with reflinks). The
+    FICLONERANGE puts shared blocks of filler over the front (btrfs, xfs with reflinks). The
     file keeps its length, so no reader notices; the filler is a valid record with an empty text.
 ``rewrite``
     The tail is copied to the front and the file cut. Only for a log that nobody writes.
@@ -39,8 +39,10 @@ from dataclasses import dataclass, replace
 _COLLAPSE_RANGE = 0x08  # linux/falloc.h
 _CLONE_RANGE = 0x4020940D  # linux/fs.h: FICLONERANGE
 _CHUNK = 1 << 16
-#: One filler record. Its size is a multiple of every block size, and small enough to write at once.
-FILLER_BYTES = 1 << 20
+#: One filler record. A multiple of every block size, and little enough for a disk that is nearly full.
+FILLER_BYTES = 1 << 16
+#: The most that is shared at once. The front grows by copies of itself, so few calls do much.
+_CLONE_BYTES = 1 << 24
 _FILLER_HEAD = b'{"log":"","stream":"stdout","fleetclean":"filler","time":"1970-01-01T00:00:00Z"}'
 #: Measured: `docker logs` without --tail decodes this many bytes of filler in a second.
 FILLER_BYTES_PER_SECOND = 120 * 1000 * 1000
@@ -77,6 +79,7 @@ class Cut:
     slow_seconds: float = 0.0
     words: str = ""
     failed: bool = False
+    disk_full: bool = False
 
     @property
     def changed(self) -> bool:
@@ -161,13 +164,16 @@ def cut(descriptor: int, found: Cut, keep: int, writer: Writer, engine_major: in
     :param engine_major: the engine's release, as in 26: decides how readers fare.
     :raises OSError: the filesystem refused; the log is whole.
     """
+    size = os.fstat(descriptor).st_size
+    filler = _filler_end(descriptor)
+    # What an earlier cut left of a line are spaces: no text, and without the newline that ended it.
+    if size - keep <= _text_start(descriptor, filler, size):
+        return found
     if not writer.writes and keep == 0:
         if not dry_run:
             os.ftruncate(descriptor, 0)
         return replace(found, method="truncate", bytes_after=0, reclaimed_bytes=found.bytes_before)
-    size = os.fstat(descriptor).st_size
-    filler = _filler_end(descriptor)
-    start = _line_start(descriptor, max(filler, size - keep), size)
+    start = _line_start(descriptor, size - keep, size)
     ways: list[t.Callable[..., Cut | None]]
     if not writer.writes:
         ways = [_collapse, _rewrite]
@@ -199,9 +205,9 @@ def _collapse(descriptor: int, found: Cut, start: int, size: int, filler: int, d
     boundary = min(start, size - 1) // block * block
     if boundary <= 0:
         return found
-    if dry_run:
-        _can_collapse(descriptor)
-    else:
+    # Before a byte of the log is changed: a filesystem that refuses has to leave it whole.
+    _can_collapse(descriptor)
+    if not dry_run:
         _blank(descriptor, boundary, start)
         _fallocate(descriptor, _COLLAPSE_RANGE, 0, boundary)
     after = size - boundary
@@ -219,13 +225,15 @@ def _clone(descriptor: int, found: Cut, start: int, size: int, filler: int, dry_
         return found
     first = _line_start(descriptor, boundary, size)
     with _filler_file(descriptor) as source:
-        if dry_run:
-            _can_clone(source)
-        else:
+        _can_clone(source)
+        if not dry_run:
             _blank(descriptor, boundary, first)
-            for offset in range(filler, boundary, FILLER_BYTES):
-                # struct file_clone_range: source, its offset, length, destination's offset
-                fcntl.ioctl(descriptor, _CLONE_RANGE, struct.pack("qQQQ", source, 0, FILLER_BYTES, offset))
+            _share(descriptor, source, 0, FILLER_BYTES, filler)
+            done = filler + FILLER_BYTES
+            while done < boundary:
+                length = min(done - filler, _CLONE_BYTES, boundary - done)
+                _share(descriptor, descriptor, filler, length, done)
+                done += length
     freed = boundary - filler
     return replace(found, method="clone", bytes_after=size - boundary, reclaimed_bytes=freed)
 
@@ -272,6 +280,17 @@ def _line_start(descriptor: int, position: int, size: int) -> int:
     return _last_line_start(descriptor, size)
 
 
+def _text_start(descriptor: int, position: int, size: int) -> int:
+    """The first byte at or after ``position`` that is no space."""
+    while position < size:
+        piece = os.pread(descriptor, min(_CHUNK, size - position), position)
+        text = piece.lstrip(b" ")
+        if text or not piece:
+            return position + len(piece) - len(text)
+        position += len(piece)
+    return size
+
+
 def _last_line_start(descriptor: int, size: int) -> int:
     end = size
     while end > 0:
@@ -311,16 +330,34 @@ def _filler_file(descriptor: int) -> t.Iterator[int]:
 
 
 def _can_clone(source: int) -> None:
-    """Try it on the nameless file itself: the second half of it becomes a clone of the first."""
-    half = FILLER_BYTES // 2
-    fcntl.ioctl(source, _CLONE_RANGE, struct.pack("qQQQ", source, 0, half, half))
+    """Try it on the nameless file itself: for a moment it is twice as long."""
+    _share(source, source, 0, FILLER_BYTES, FILLER_BYTES)
+    os.ftruncate(source, FILLER_BYTES)
+
+
+def _share(descriptor: int, source: int, begin: int, length: int, offset: int) -> None:
+    # struct file_clone_range: source, its offset, length, destination's offset
+    fcntl.ioctl(descriptor, _CLONE_RANGE, struct.pack("qQQQ", source, begin, length, offset))
 
 
 def _can_collapse(descriptor: int) -> None:
-    """Try it on a nameless file beside the log: in check mode the log itself is not touched."""
+    """Try it on a nameless file beside the log, which itself is not touched."""
     folder = os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}"))
     block = os.fstatvfs(descriptor).f_bsize
-    probe = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        probe = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as full:
+        if full.errno != errno.ENOSPC:
+            raise
+        # No inode to be had. One byte is a range that no filesystem takes out; EINVAL says that it knows how.
+        try:
+            _fallocate(descriptor, _COLLAPSE_RANGE, 0, 1)
+        except OSError as error:
+            if error.errno == errno.EBADF:  # opened for reading only: check mode
+                raise full from None
+            if error.errno != errno.EINVAL:
+                raise
+        return
     try:
         # A sparse file takes no space, so this works on a full disk as well.
         os.ftruncate(probe, 2 * block)

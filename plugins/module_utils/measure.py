@@ -9,7 +9,9 @@ followed, and other filesystems below are not entered.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
 import typing as t
 from dataclasses import dataclass
 
@@ -54,6 +56,30 @@ def filesystem(path: str) -> Filesystem:
         inodes=stat.f_files,
         inodes_available=stat.f_favail,
     )
+
+
+def settle(path: str, seconds: float = 5.0) -> None:
+    """Wait, where a filesystem gives space back later than it is asked to, until it has.
+
+    btrfs counts what was removed as used until its transaction is committed, and its cleaner takes
+    removed subvolumes apart after that. Elsewhere this returns at once.
+
+    :param seconds: the longest wait.
+    """
+    if _mount_of(path)[1] != "btrfs":
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        end, last = time.monotonic() + seconds, -1
+        while time.monotonic() < end:
+            ctypes.CDLL(None).syncfs(descriptor)
+            free = os.statvfs(path).f_bfree
+            if free == last:
+                return
+            last = free
+            time.sleep(0.5)
+    finally:
+        os.close(descriptor)
 
 
 def allocated(path: str) -> Measured:

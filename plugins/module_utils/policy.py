@@ -23,6 +23,7 @@ import typing as t
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from heapq import heapify, heappop, heappush
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     CacheRecord,
@@ -196,8 +197,8 @@ class _Draft:
 
     def too_young(self, moment: float | None, older_than: int | None) -> str | None:
         """The reason why an age keeps an object, or None."""
-        if older_than is None:
-            return None
+        if not older_than:
+            return None  # 0 is no age at all: what a user writes to take everything
         if moment is None:
             return "its age is unknown"
         if self.now - moment < older_than:
@@ -308,6 +309,7 @@ def _decide_images(
             children[image.parent].append(image.id)
     going: set[str] = set()
     dangling, tagged = [], []
+    with_tagged: set[str] = set()
     for image in _children_first(snapshot.images, children):
         evidence = _evidence(image, used_at)
         name = _image_name(image)
@@ -345,7 +347,12 @@ def _decide_images(
             )
         if mine:
             steps[0] = replace(steps[0], waits=True)
-        (tagged if image.tags else dangling).append((evidence.moment or 0, image, steps))
+        # An untagged parent of a tagged image goes after it, so among the tagged ones.
+        if image.tags or any(child in with_tagged for child in mine):
+            with_tagged.add(image.id)
+            tagged.append((evidence.moment or 0, image, steps))
+        else:
+            dangling.append((evidence.moment or 0, image, steps))
     for group, found in (("dangling", dangling), ("image", tagged)):
         draft.steps[group] += _oldest_families_first(found, children)
 
@@ -545,7 +552,7 @@ def _decide_volumes(draft: _Draft, snapshot: Snapshot, staying: list[Container])
         goes_along = volume.anonymous and volume.name in of_going
         if wish is None and not goes_along:
             continue
-        reason = _why_volume_stays(draft, volume, None if goes_along else wish, used)
+        reason = _why_volume_stays(draft, volume, wish, used, goes_along)
         if reason:
             draft.keep("volume", volume.name, volume.name, volume.bytes, reason)
             continue
@@ -557,7 +564,10 @@ def _decide_volumes(draft: _Draft, snapshot: Snapshot, staying: list[Container])
         draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why))
 
 
-def _why_volume_stays(draft: _Draft, volume: Volume, wish: VolumeWish | None, used: set[str]) -> str | None:
+def _why_volume_stays(
+    draft: _Draft, volume: Volume, wish: VolumeWish | None, used: set[str], goes_along: bool
+) -> str | None:
+    """``goes_along``: it is an anonymous volume of a container that goes, and takes no age of its own."""
     if volume.name in used:
         return "used by a container"
     if volume.cluster:
@@ -565,10 +575,12 @@ def _why_volume_stays(draft: _Draft, volume: Volume, wish: VolumeWish | None, us
     reason = draft.protected(volume.labels)
     if reason or wish is None:
         return reason
-    if wish.scope == "anonymous" and not volume.anonymous:
-        return "named (volumes.scope is anonymous)"
     if matches(wish.keep, volume.name, (volume.name,)):
         return "named in volumes.keep"
+    if goes_along:
+        return None
+    if wish.scope == "anonymous" and not volume.anonymous:
+        return "named (volumes.scope is anonymous)"
     return draft.too_young(volume.created, wish.older_than)
 
 
@@ -597,41 +609,42 @@ def _decide_networks(
 
 
 def _decide_cache(draft: _Draft, records: t.Sequence[CacheRecord], wish: CacheWish) -> None:
-    children: dict[str, list[str]] = defaultdict(list)
+    by_id = {record.id: record for record in records}
+    children: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for parent in record.parents:
-            children[parent].append(record.id)
-    total = sum(record.bytes or 0 for record in records)
-    going: set[str] = set()
-    waiting = sorted(records, key=lambda r: (r.last_used or r.created or 0, r.id))
+            children[parent].add(record.id)
     reasons: dict[str, str] = {}
-    # A record can go once its children have: as often as one pass finds something, look again.
-    while waiting:
-        left = []
-        for record in waiting:
-            reason = _why_cache_stays(draft, record, wish)
-            if not reason and wish.keep_storage is not None and total <= wish.keep_storage:
-                reason = "within build_cache.keep_storage"
-            if not reason and any(child not in going for child in children[record.id]):
-                reason = "parent of a record that stays"
-                left.append(record)
-            if reason:
-                reasons[record.id] = reason
-                continue
-            reasons.pop(record.id, None)
-            going.add(record.id)
-            total -= record.bytes or 0
-            moment = record.last_used or record.created
-            why = f"build cache ({record.type or 'record'}), unused for {draft.ago(moment)}"
-            draft.steps["build_cache"].append(
-                Step("build_cache", record.id, record.id, record.bytes, why, waits=bool(children[record.id]))
-            )
-        if len(left) == len(waiting):
-            break
-        waiting = left
     for record in records:
-        if record.id in reasons:
-            draft.keep("build_cache", record.id, record.id, record.bytes, reasons[record.id])
+        reason = _why_cache_stays(draft, record, wish)
+        if reason:
+            reasons[record.id] = reason
+    total = sum(record.bytes or 0 for record in records)
+    enough = wish.keep_storage if wish.keep_storage is not None else -1
+    going: set[str] = set()
+    # Always the least recently used of those that can go now: a record can once its children have.
+    ready = [(_cache_moment(r) or 0, r.id) for r in records if r.id not in reasons and not children[r.id]]
+    heapify(ready)
+    while ready and total > enough:
+        record = by_id[heappop(ready)[1]]
+        going.add(record.id)
+        total -= record.bytes or 0
+        why = f"build cache ({record.type or 'record'}), unused for {draft.ago(_cache_moment(record))}"
+        draft.steps["build_cache"].append(
+            Step("build_cache", record.id, record.id, record.bytes, why, waits=bool(children[record.id]))
+        )
+        for ident in set(record.parents):
+            parent = by_id.get(ident)
+            if parent and ident not in reasons and children[ident] <= going:
+                heappush(ready, (_cache_moment(parent) or 0, ident))
+    rest = "within build_cache.keep_storage" if total <= enough else "parent of a record that stays"
+    for record in records:
+        if record.id not in going:
+            draft.keep("build_cache", record.id, record.id, record.bytes, reasons.get(record.id, rest))
+
+
+def _cache_moment(record: CacheRecord) -> float | None:
+    return record.last_used or record.created
 
 
 def _why_cache_stays(draft: _Draft, record: CacheRecord, wish: CacheWish) -> str | None:
@@ -641,7 +654,7 @@ def _why_cache_stays(draft: _Draft, record: CacheRecord, wish: CacheWish) -> str
         return "shared with an image (build_cache.scope is unused)"
     if wish.scope == "unused" and record.type in _INNER_CACHE:
         return "the builder's own (build_cache.scope is unused)"
-    return draft.too_young(record.last_used or record.created, wish.older_than)
+    return draft.too_young(_cache_moment(record), wish.older_than)
 
 
 # -- names -------------------------------------------------------------------------------------
@@ -653,7 +666,8 @@ def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bo
     for pattern in patterns:
         if _ID_PREFIX.fullmatch(pattern) and plain.startswith(pattern.rsplit(":", 1)[-1]):
             return True
-        if any(fnmatchcase(name, pattern) for name in names):
+        # A name that is itself full of brackets fits as it is written, too.
+        if any(name == pattern or fnmatchcase(name, pattern) for name in names):
             return True
     return False
 
@@ -661,4 +675,7 @@ def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bo
 def has_label(labels: dict[str, str], pattern: str) -> bool:
     """Whether one of the labels fits ``key`` or ``key=value``; globs in both."""
     key, equals, value = pattern.partition("=")
-    return any(fnmatchcase(k, key) and (not equals or fnmatchcase(v, value)) for k, v in labels.items())
+    return any(
+        (k == key or fnmatchcase(k, key)) and (not equals or v == value or fnmatchcase(v, value))
+        for k, v in labels.items()
+    )

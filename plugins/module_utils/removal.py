@@ -43,12 +43,15 @@ _DONE, _GONE, _KEPT, _FAILED = "done", "gone", "kept", "failed"
 
 @dataclass(frozen=True)
 class Result:
-    """How one step came out; ``words`` say why it was kept or failed, empty otherwise."""
+    """How one step came out; ``words`` say why it was kept or failed, empty otherwise.
+
+    ``later``: it may come out better once other steps are done (space is free, an image is gone).
+    """
 
     step: Step
     outcome: str
     words: str = ""
-    disk_full: bool = False
+    later: bool = False
 
 
 @dataclass
@@ -89,22 +92,24 @@ def carry_out(
     steps: list[Step] = list(plan.steps)
     while steps:
         progress = len(outcome.removed)
-        again: list[Step] = []
+        held: list[Result] = []
         for kind, group in groupby(steps, key=_kind_group):
             before = available()
             for result in _carry_out_group(engine, list(group), parallel, enough):
-                if result.disk_full:
-                    again.append(result.step)
-                outcome.add(result)
+                if result.later:
+                    held.append(result)
+                else:
+                    outcome.add(result)
             after = available()
             if before is not None and after is not None:
                 outcome.by_kind[kind] = outcome.by_kind.get(kind, 0) + max(0, after - before)
             if enough and enough():
                 return
-        if not again or len(outcome.removed) == progress:
+        if len(outcome.removed) == progress:
+            for result in held:
+                outcome.add(result)
             return
-        outcome.failed = [result for result in outcome.failed if not result.disk_full]
-        steps = again
+        steps = [result.step for result in held]
 
 
 def _kind_group(step: Step) -> str:
@@ -161,7 +166,7 @@ class _Actor:
                 if "already in progress" in error.answer:
                     return Result(step, _GONE)
                 return Result(step, _KEPT, f'the engine says "{error.answer}"')
-            return Result(step, _FAILED, str(error), disk_full=error.disk_full)
+            return Result(step, _FAILED, str(error), later=error.disk_full)
         except FleetcleanError as error:
             return Result(step, _FAILED, str(error))
 
@@ -212,7 +217,8 @@ class _Actor:
 
     def _build_cache(self, step: Step) -> Result:
         if self._engine.remove_cache_record(step.id) is None:
-            return Result(step, _KEPT, "the engine kept it: in use by a build, or gone")
+            # An image that went a moment ago may still hold it: the builder lets go a little later.
+            return Result(step, _KEPT, "the engine kept it: in use by a build, or gone", later=True)
         return Result(step, _DONE)
 
     def _in_use(self, image_id: str) -> bool:

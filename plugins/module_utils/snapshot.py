@@ -28,12 +28,16 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import par
 LIVE_STATES = ("running", "paused", "restarting")
 #: Networks that every engine makes for itself, and swarm's own.
 PREDEFINED_NETWORKS = ("bridge", "host", "none", "ingress", "docker_gwbridge", "default", "nat")
+_Answer = t.TypeVar("_Answer")
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Container:
-    """``since`` is when it came into its state: its stop, or for one that never ran its creation."""
+    """``since`` is when it came into its state: its stop, or for one that never ran its creation.
+
+    One that did run and whose stop is not known has none: its creation may be long before.
+    """
 
     id: str
     name: str
@@ -55,7 +59,7 @@ class Container:
 
     @property
     def since(self) -> float | None:
-        return self.finished or self.created
+        return self.finished or (None if self.state == "exited" else self.created)
 
     @property
     def last_use(self) -> float | None:
@@ -118,7 +122,11 @@ class CacheRecord:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """``now`` is the engine's clock. ``layer_bytes`` are the layer store's figures by chain id."""
+    """``now`` is the engine's clock. ``layer_bytes`` are the layer store's figures by chain id.
+
+    ``unreadable`` says what the engine could not list for want of space, with its own words: BuildKit
+    writes down the sizes that it is asked for, so on a full disk its list fails.
+    """
 
     now: float
     containers: tuple[Container, ...] = ()
@@ -127,6 +135,7 @@ class Snapshot:
     networks: tuple[Network, ...] = ()
     build_cache: tuple[CacheRecord, ...] = ()
     layer_bytes: dict[str, int] = field(default_factory=dict, hash=False)
+    unreadable: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -160,16 +169,33 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
     with ThreadPoolExecutor(max_workers=max(1, wanted.parallel)) as pool:
         containers = _containers(engine, wanted, pool)
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
-    usage = engine.disk_usage("volume") if wanted.sizes and wanted.volumes else {}
+    unreadable: dict[str, str] = {}
+    usage: dict[str, t.Any] = {}
+    if wanted.sizes and wanted.volumes:
+        usage = _unless_full(lambda: engine.disk_usage("volume"), {}, "volumes' sizes", unreadable)
+    cache: list[dict[str, t.Any]] = []
+    if wanted.build_cache:
+        cache = _unless_full(engine.build_cache, [], "build_cache", unreadable)
     return Snapshot(
         now=engine_clock(engine.info),
         containers=containers,
         images=images,
         volumes=_volumes(engine, usage) if wanted.volumes else (),
         networks=tuple(_network(raw) for raw in engine.networks()) if wanted.networks else (),
-        build_cache=tuple(_cache_record(raw) for raw in engine.build_cache()) if wanted.build_cache else (),
+        build_cache=tuple(_cache_record(raw) for raw in cache),
         layer_bytes=storage.layer_sizes() if storage and wanted.images and wanted.sizes else {},
+        unreadable=unreadable,
     )
+
+
+def _unless_full(ask: t.Callable[[], _Answer], nothing: _Answer, what: str, unreadable: dict[str, str]) -> _Answer:
+    try:
+        return ask()
+    except EngineError as error:
+        if not error.disk_full:
+            raise
+        unreadable[what] = error.answer
+        return nothing
 
 
 def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None = None) -> Container:

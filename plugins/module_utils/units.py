@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import typing as t
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
@@ -106,10 +106,10 @@ def parse_time(value: object) -> float | None:
         return None
     day, clock, decimals, zone = match.groups()
     try:
-        moment = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        moment = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S").replace(tzinfo=timezone.utc)
     except ValueError:
         return None
-    seconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(seconds=1)
+    seconds = (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)) / timedelta(seconds=1)
     if zone and zone != "Z":
         hours, minutes = int(zone[1:3]), int(zone[-2:])
         seconds -= (hours * 3600 + minutes * 60) * (-1 if zone[0] == "-" else 1)

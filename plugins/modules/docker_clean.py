@@ -218,8 +218,8 @@ removed:
   sample:
     - {kind: image, id: sha256:5f2a, name: "ci/build:417", bytes: 2200000000, reason: unused for 34 days (last container)}
   contains:
-    kind: {description: container, image, tag, volume, network or build_cache., type: str, returned: always}
-    id: {description: The engine's id (for a tag, its image's)., type: str, returned: always}
+    kind: {description: 'container, image, tag, volume, network or build_cache.', type: str, returned: always}
+    id: {description: "The engine's id (for a tag, its image's).", type: str, returned: always}
     name: {description: What people call it., type: str, returned: always}
     bytes:
       description: The engine's figure of what comes free with it; null where it was not asked for (see check mode).
@@ -281,6 +281,7 @@ failure:
 """
 
 import typing as t
+from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
@@ -312,6 +313,11 @@ class Space:
         """Free bytes, root's reserve included: the one figure whose difference is what came free."""
         found = self.now()
         return found.free if found else None
+
+    def settle(self) -> None:
+        """Wait for a filesystem that gives space back late, so that what came free can be said."""
+        if self._root:
+            measure.settle(self._root)
 
     def low(self) -> bool:
         """Whether there is a reason to begin."""
@@ -365,19 +371,30 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         filesystem_bytes=before.size if before else None,
         target_met=None,
     )
-    plan = policy.Plan()
-    if space.low() and not (marks.target and space.enough()):
-        looked = snapshot.take(site.engine, _wanted(module, wishes, marks), own)
-        plan = policy.decide(looked, wishes)
-        if marks.target and not space.missing_inodes():
-            # What the known sizes promise. A real run goes by the filesystem, and may need more or less.
-            plan = plan.until(space.missing()) if module.check_mode else plan
+    if not space.low() or (marks.target and space.enough()):
+        result["target_met"] = True if marks.target else None
+        return
+    wanted = _wanted(module, wishes, marks)
+    looked = snapshot.take(site.engine, wanted, own)
+    plan = policy.decide(looked, wishes)
+    if module.check_mode and marks.target and not space.missing_inodes():
+        # What the known sizes promise. A real run goes by the filesystem, and may need more or less.
+        plan = plan.until(space.missing())
     result["planned_bytes"] = plan.bytes
     result["kept"] = plan.kept_by_reason()
     if module.check_mode:
         _foretell(result, plan, before, space, marks)
     else:
-        _carry_out(site, plan, module.params["parallel"], space, marks, result)
+        worker = _Worker(site, module.params["parallel"], space, marks, result)
+        worker.carry_out(plan)
+        if "build_cache" in looked.unreadable and result["removed"]:
+            # The engine could not list its cache for want of space. There is some now.
+            looked = snapshot.take(site.engine, replace(wanted, images=False, volumes=False, networks=False), own)
+            only = policy.Wishes(build_cache=wishes.build_cache, keep_labels=wishes.keep_labels)
+            worker.carry_out(policy.decide(looked, only))
+        worker.complain()
+    for what, answer in looked.unreadable.items():
+        module.warn(f'{what} could not be listed, so they stay: the engine says "{answer}". The next run looks again.')
     if module._diff:
         steps = plan.steps if module.check_mode else [policy.Step(**entry) for entry in result["removed"]]
         free = words.free_words(result["free_before"], result["free_after"], result["filesystem_bytes"])
@@ -412,38 +429,61 @@ def _foretell(
         result["target_met"] = plan.bytes >= space.missing() and not space.missing_inodes()
 
 
-def _carry_out(
-    site: session.Site,
-    plan: policy.Plan,
-    parallel: int,
-    space: Space,
-    marks: options.Watermarks,
-    result: dict[str, t.Any],
-) -> None:
-    outcome = removal.Outcome()
-    free_before = space.free()
-    try:
-        removal.carry_out(site.engine, plan, parallel, space.free, space.enough if marks.target else None, outcome)
-    finally:
-        after = space.now()
+class _Worker:
+    """Carries plans out and keeps the result up to date, so that nothing is lost whatever ends the run."""
+
+    def __init__(
+        self,
+        site: session.Site,
+        parallel: int,
+        space: Space,
+        marks: options.Watermarks,
+        result: dict[str, t.Any],
+    ) -> None:
+        self._site = site
+        self._parallel = parallel
+        self._space = space
+        self._target = marks.target
+        self._result = result
+        self._outcome = removal.Outcome()
+        self._kept: tuple[policy.Kept, ...] = ()
+        self._free_before = space.free()
+
+    def carry_out(self, plan: policy.Plan) -> None:
+        """Do what the plan says, as far as it still holds."""
+        self._kept += plan.kept
+        enough = self._space.enough if self._target else None
+        try:
+            removal.carry_out(self._site.engine, plan, self._parallel, self._space.free, enough, self._outcome)
+        finally:
+            self._tell()
+
+    def complain(self) -> None:
+        """Let the module fail if an object could not be removed."""
+        failed = self._outcome.failed
+        if failed:
+            step = failed[0].step
+            self._result["failure"] = "engine"
+            self._result["msg"] = (
+                f"{len(failed)} object{'' if len(failed) == 1 else 's'} could not be removed, all else was done. "
+                f"The first: {step.kind} {words.printable(step.name)}: {failed[0].words} The next run tries again."
+            )
+
+    def _tell(self) -> None:
+        result, outcome = self._result, self._outcome
+        if outcome.removed:
+            self._space.settle()
+        after = self._space.now()
         result["removed"] = [_entry(step) for step in outcome.removed + outcome.gone]
         result["failures"] = [{**_entry(entry.step), "error": entry.words} for entry in outcome.failed]
-        result["kept"] = policy.Plan(kept=(*plan.kept, *outcome.kept)).kept_by_reason()
+        result["kept"] = policy.Plan(kept=(*self._kept, *outcome.kept)).kept_by_reason()
         result["changed"] = bool(outcome.removed)
         result["reclaimed_by_kind"] = outcome.by_kind
-        if after is not None and free_before is not None:
+        if after is not None and self._free_before is not None:
             result["free_after"] = after.available
-            result["reclaimed_bytes"] = max(0, after.free - free_before)
-        if marks.target:
-            result["target_met"] = space.enough()
-    if outcome.failed:
-        first = outcome.failed[0]
-        count = len(outcome.failed)
-        result["msg"] = (
-            f"{count} object{'' if count == 1 else 's'} could not be removed, all else was done. The first: "
-            f"{first.step.kind} {words.printable(first.step.name)}: {first.words} The next run tries again."
-        )
-        result["failure"] = "engine"
+            result["reclaimed_bytes"] = max(0, after.free - self._free_before)
+        if self._target:
+            result["target_met"] = self._space.enough()
 
 
 def _entry(step: policy.Step) -> dict[str, t.Any]:

@@ -98,7 +98,7 @@ engine:
     logging_driver: {description: The logging driver that new containers get., type: str, returned: always}
     root_dir: {description: The engine's data root., type: str, returned: always}
     root_dir_proven: {description: Whether that folder on this host was shown to be this engine's., type: bool, returned: always}
-    root_dir_proof: {description: By what it was shown, or why it was not., type: str, returned: always}
+    root_dir_proof: {description: 'By what it was shown, or why it was not.', type: str, returned: always}
     rootless: {description: Whether the engine runs without root., type: bool, returned: always}
     live_restore: {description: Whether containers outlive the engine., type: bool, returned: always}
     swarm: {description: The node's state in a swarm., type: str, returned: always}
@@ -154,6 +154,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     measure,
     options,
     session,
+    snapshot,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import not_yet
 
@@ -175,11 +176,11 @@ def report(params: dict[str, t.Any], result: dict[str, t.Any]) -> None:
     if own and "filesystem" in include:
         result["filesystems"] = [vars(measure.filesystem(own.root))]
     categories: dict[str, attribution.Category] = {}
-    now = 0.0
+    looked = snapshot.Snapshot(0.0)
     if set(include) - {"filesystem"}:
-        categories, now = attribution.attribute(site.engine, own, include)
+        categories, looked = attribution.attribute(site.engine, own, include)
     result["usage"] = {name: category.usage() for name, category in categories.items()}
-    result["items"] = {name: category.largest(params["top"], now) for name, category in categories.items()}
+    result["items"] = {name: category.largest(params["top"], looked.now) for name, category in categories.items()}
     reclaimable = [usage["reclaimable_bytes"] for usage in result["usage"].values()]
     result["totals"] = {
         "disk_bytes": None,
@@ -187,8 +188,11 @@ def report(params: dict[str, t.Any], result: dict[str, t.Any]) -> None:
         "unattributed_bytes": None,
         "reclaimable_bytes": sum(size or 0 for size in reclaimable) if reclaimable else None,
     }
+    result["warnings"] = [
+        f'{what} could not be listed: the engine says "{answer}".' for what, answer in looked.unreadable.items()
+    ]
     if not own:
-        result["warnings"] = [f"{site.proof.words}; figures are the engine's own."]
+        result["warnings"].append(f"{site.proof.words}; figures are the engine's own.")
 
 
 def _give_way() -> None:

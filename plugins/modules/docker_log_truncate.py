@@ -42,7 +42,7 @@ options:
   keep:
     description:
       - How much of the newest output stays, in whole lines; V(0) is nothing.
-      - Where blocks are taken out or shared, up to one block (of the filesystem, or 1 MiB) more stays.
+      - Where blocks are taken out or shared, up to one block (of the filesystem, or 64 KiB) more stays.
     type: str
     default: 1MiB
   rotated:
@@ -123,12 +123,15 @@ restarted:
   elements: str
   sample: []
 failure:
-  description: What kind of failure it was, as in M(fleetclean.docker.docker_disk_report); V(foreign_root) if the data root is not the engine's.
+  description: >-
+    What kind of failure it was, as in M(fleetclean.docker.docker_disk_report); V(foreign_root) if the data root is
+    not the engine's, V(disk_full) if a cut wants a block that is not there.
   returned: on failure
   type: str
   sample: foreign_root
 """
 
+import errno
 import os
 import re
 import typing as t
@@ -176,7 +179,7 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
                 if log.deleted and (ident in chosen or ident not in gone):
                     cuts += _give_back(log, chosen.get(ident), ident, module.check_mode)
     finally:
-        result["logs"] = [{key: value for key, value in vars(cut).items() if key != "failed"} for cut in cuts]
+        result["logs"] = [{key: value for key, value in vars(cut).items() if key not in ("failed", "disk_full")} for cut in cuts]
         result["reclaimed_bytes"] = sum(cut.reclaimed_bytes for cut in cuts)
         result["changed"] = any(cut.changed for cut in cuts)
     if module._diff:
@@ -184,7 +187,7 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         result["diff"] = {"prepared": "".join(f"{line}\n" for line in lines)}
     failed = [cut for cut in cuts if cut.failed]
     if failed:
-        result["failure"] = "disk"
+        result["failure"] = "disk_full" if all(cut.disk_full for cut in failed) else "disk"
         result["msg"] = (
             f"{len(failed)} log{'' if len(failed) == 1 else 's'} could not be cut, all others were. "
             f"The first: {words.printable(failed[0].name)}: {failed[0].words}"
@@ -223,7 +226,8 @@ def _cut_one(
     except logs.LogRefused as refusal:
         return [replace(found, words=str(refusal), failed=True)]
     except OSError as error:
-        return [replace(found, words=f"{path}: {error.strerror}", failed=True)]
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return [replace(found, words=f"{path}: {error.strerror}", failed=True, disk_full=full)]
     return [done] if done.changed or done.words else []
 
 

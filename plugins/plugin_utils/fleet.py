@@ -114,7 +114,7 @@ def host_record(hostvars: t.Mapping[str, t.Any]) -> Record:
     ``status`` is ok, trouble, no_docker or unreachable; ``error`` the reason, in the engine's or SSH's own words.
     """
     engine = _result(hostvars, "_cleanup_engine")
-    logs = _result(hostvars, "_cleanup_logs")
+    logs = _both(_result(hostvars, "_cleanup_logs"), _result(hostvars, "_cleanup_logs_again"))
     clean = _result(hostvars, "_cleanup_clean")
     record: Record = {
         "host": str(hostvars.get("inventory_hostname")),
@@ -150,6 +150,18 @@ def host_trouble(record: Record) -> str:
 def _result(hostvars: t.Mapping[str, t.Any], name: str) -> dict[str, t.Any]:
     value = hostvars.get(name)
     return dict(value) if isinstance(value, t.Mapping) else {}
+
+
+def _both(first: dict[str, t.Any], again: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The logs' result, where a second try was made once there was room: its word counts, their sums add up."""
+    if "logs" not in again or "logs" not in first:
+        return first
+    return {
+        **again,
+        "changed": bool(first.get("changed") or again.get("changed")),
+        "logs": [log for log in first["logs"] if log["method"] != "none"] + again["logs"],
+        "reclaimed_bytes": first["reclaimed_bytes"] + again["reclaimed_bytes"],
+    }
 
 
 def _without_noise(result: dict[str, t.Any]) -> dict[str, t.Any] | None:
@@ -228,9 +240,7 @@ def _clean_row(record: Record, check: bool) -> dict[str, t.Any] | None:
         freed: int | None = (clean.get("planned_bytes") or 0) + log_bytes
     else:
         by_kind = dict(clean.get("reclaimed_by_kind") or {})
-        freed = (clean.get("reclaimed_bytes") or 0) + log_bytes
-        if clean and clean.get("reclaimed_bytes") is None:
-            freed = None  # another machine's disk: nobody saw what came free there
+        freed = log_bytes
     by_kind["log"] = log_bytes
     before = filesystem["available"] if filesystem else None
     after = clean.get("free_after", before)
@@ -238,6 +248,10 @@ def _clean_row(record: Record, check: bool) -> dict[str, t.Any] | None:
         after = max(after, before) + log_bytes if check else after
         if not clean and not check:
             after = before + log_bytes
+        if clean and not check:
+            freed = max(0, after - before)  # what the filesystem says counts, not what was claimed
+    elif clean and not check:
+        freed = None  # another machine's disk: nobody saw what came free there
     return {
         "before": _free(before, filesystem),
         "after": _free(after, filesystem),

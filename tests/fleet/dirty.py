@@ -84,7 +84,8 @@ class Dirt:
             record = json.loads(_record(host).read_text())
         except OSError:
             raise FleetError(f"{host.name} has not been made dirty") from None
-        return cls(**{f.name: tuple(record[f.name]) if isinstance(record[f.name], list) else record[f.name] for f in fields(cls)})
+        values: dict[str, Any] = {f.name: tuple(record[f.name]) if isinstance(record[f.name], list) else record[f.name] for f in fields(cls)}
+        return cls(**values)
 
     def summary(self) -> str:
         """One line for a person."""
@@ -98,8 +99,9 @@ def dirty(host: Host, profile: str = "standard", *, scale: Optional[float] = Non
     """Make ``host`` dirty; what was made (also saved in the fleet's folder). Its own earlier containers, volumes, networks go first.
 
     ``profile``: ``standard`` (about 200 MB, and a log of 200 MB) or ``small`` (a tenth, and a log of 2 MB); ``scale`` multiplies all sizes
-    but the log's, which is ``log_bytes``. ``aged``: part of it is 30 days old, for which the engine is restarted (volumes and networks
-    cannot be made old: their age is the filesystem's and the engine's own), and one container is dead. ``leftovers``: what crashed engines
+    but the log's, which is ``log_bytes``. ``aged``: part of it is 30 days old, images by arrival as well (with a graph driver), for which
+    the engine is restarted (volumes and networks cannot be made old: their age is the filesystem's and the engine's own), and one
+    container is dead. ``leftovers``: what crashed engines
     leave behind, 30 days old by mtime; the engine is restarted too, and containerd's image store has none of it. ``seed`` makes the contents repeatable.
     """
     if profile not in ("standard", "small"):
@@ -222,6 +224,8 @@ class _Maker:
         load_image(host, "app/report:1", self._files(25))
         load_image(host, "app/report:0", self._files(35), created=old)
         load_image(host, "app/kept:1", self._files(5), created=then, labels={KEEP_LABEL: ""})
+        if aged:
+            self._arrived(old, dangling, host.must("GET", "/images/app/report:0/json")["Id"])
 
         for name, labels in (("unused-net", {}), ("used-net", {}), ("kept-net", {KEEP_LABEL: ""})):
             host.must("POST", "/networks/create", {"Name": name, "Driver": "bridge", "Labels": labels, "CheckDuplicate": True})
@@ -291,6 +295,15 @@ class _Maker:
 
     def _build(self, tag: str, base: str, megabytes: float) -> str:
         return build_image(self.host, tag, f"FROM {base}\nCOPY srv /srv\nLABEL made.by=test-bed\n", self._files(megabytes))
+
+    def _arrived(self, when: datetime, *images: str) -> None:
+        """Make images (by id) as if they had arrived ``when``: the mtime of their record. containerd's image store tells it nowhere that one may write to."""
+        info = self.host.must("GET", "/info")
+        if ["driver-type", "io.containerd.snapshotter.v1"] in (info["DriverStatus"] or []):
+            return
+        records = self.host.path(f"{info['DockerRootDir']}/image/{info['Driver']}/imagedb/content/sha256")
+        for identifier in images:
+            os.utime(records / identifier.partition(":")[2], (when.timestamp(), when.timestamp()))
 
     def _container(self, name: str, image: str, command: list[str], run: bool = False, wait: bool = True, **options: Any) -> str:
         """Create a container, start it if ``run``, wait for its end if ``wait``; its id."""
