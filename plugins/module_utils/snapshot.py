@@ -220,7 +220,8 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
         state=str(moments.get("Status") or state).lower(),
         labels=_labels(summary.get("Labels")),
         volumes=tuple(str(mount["Name"]) for mount in mounts if isinstance(mount, dict) and mount.get("Name")),
-        networks=_attached(summary) or _attached(details),
+        # Before API 1.22 the list names the network that it was started with, and no other.
+        networks=tuple(dict.fromkeys(_attached(summary) + _attached(details))),
         # Asked for sizes, the list leaves out those that are 0 and still has SizeRootFs.
         bytes=_size(summary.get("SizeRw", 0 if "SizeRootFs" in summary else None)),
     )

@@ -9,10 +9,13 @@ a cursor is taken out of them.
 
 from __future__ import annotations
 
+import textwrap
 import typing as t
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_size
 
+#: What fits a phone, a CI log and AWX alike.
+COLUMNS = 100
 _NAME_WIDTH = 28
 _NOUNS = {"build_cache": "build cache record"}
 
@@ -26,16 +29,27 @@ def printable(text: object, width: int | None = None) -> str:
     return clean
 
 
+def wrapped(head: str, text: str) -> str:
+    """``head`` and ``text`` in as many lines as it takes, the text below itself."""
+    indent = " " * len(head)
+    lines = textwrap.wrap(text, COLUMNS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return head + "\n".join(lines)[len(head):] if lines else head.rstrip()
+
+
 def step_line(kind: str, name: str, size: int | None, reason: str) -> str:
-    """One line for one object that goes."""
+    """One line for one object that goes; a reason that is too long goes on below itself."""
     shown = printable(name.split(":", 1)[1][:12] if name.startswith("sha256:") else name, _NAME_WIDTH)
-    return f"- {kind.replace('_', ' '):<11} {shown:<{_NAME_WIDTH}} {say_size(size):>9}   {printable(reason)}"
+    return wrapped(
+        f"- {kind.replace('_', ' '):<11} {shown:<{_NAME_WIDTH}} {say_size(size):>9}   ", printable(reason)
+    )
 
 
 def kept_line(kind: str, count: int, size: int | None, reason: str) -> str:
     """One line for all objects that stay for one reason."""
     what = f"{_NOUNS.get(kind, kind)}{'' if count == 1 else 's'}"
-    return f"  {'stays':<11} {f'{count} {what}':<{_NAME_WIDTH}} {say_size(size):>9}   {printable(reason)}"
+    return wrapped(
+        f"  {'stays':<11} {f'{count} {what}':<{_NAME_WIDTH}} {say_size(size):>9}   ", printable(reason)
+    )
 
 
 def plan_lines(steps: t.Iterable[t.Any], kept: t.Iterable[dict[str, t.Any]], free: str) -> list[str]:

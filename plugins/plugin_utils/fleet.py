@@ -14,11 +14,10 @@ import re
 import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-
 from ansible_collections.fleetclean.docker.plugins.module_utils import options
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_size
-from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
+from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable, wrapped
 
 Record = t.Dict[str, t.Any]
 
@@ -38,6 +37,8 @@ _CATEGORIES = (
 )
 #: How an item of each category is called in "largest: ...".
 _ITEM_WORDS = {"images": "image", "containers": "container", "volumes": "volume", "logs": "log of", "build_cache": "cache"}
+#: The widest column of names: with it a line has a hundred columns.
+_LONGEST = 15
 _PREFIX = re.compile(r"^docker_(disk_report|clean|log_truncate): ")
 
 
@@ -192,7 +193,7 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
     :param table: ``clean`` (free before and after, what came free) or ``report`` (what could be had).
     :param check: in check mode: what would come free.
     """
-    width = max([len("fleet ")] + [min(len(record["host"]), 20) for record in records])
+    width = max([len("fleet ")] + [min(len(record["host"]), _LONGEST) for record in records])
     if table == "report":
         return _report_lines(records, width)
     came = "would free" if check else "came free"
@@ -210,7 +211,7 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
             freed = say_size(row["freed"])
             lines.append(f"{name:<{width}} {row['before']:>15} {row['after']:>15} {freed:>11} {cells}".rstrip())
         if record["error"]:
-            lines.append(f"{name:<{width}} {record['error']}")
+            lines += wrapped(f"{name:<{width}} ", record["error"]).split("\n")
         if record["status"] == "no_docker":
             without += 1
         elif record["status"] != "ok":
@@ -223,8 +224,8 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
     parts += [f"{without} without Docker"] if without else []
     parts += [f"{look} need{'s' if look == 1 else ''} a look"]
     count = f"{len(records)} host{'' if len(records) == 1 else 's'}"
-    lines.append(f"{'fleet':<{width}} {count}: {', '.join(parts)}; {say_size(total)} {'would come' if check else 'came'} free")
-    return lines
+    came_free = f"{say_size(total)} {'would come' if check else 'came'} free"
+    return lines + wrapped(f"{'fleet':<{width}} ", f"{count}: {', '.join(parts)}; {came_free}").split("\n")
 
 
 def _clean_row(record: Record, check: bool) -> dict[str, t.Any] | None:
@@ -263,14 +264,14 @@ def _clean_row(record: Record, check: bool) -> dict[str, t.Any] | None:
 
 def _report_lines(records: t.Sequence[Record], width: int) -> list[str]:
     roots = [str(record["engine"]["root_dir"]) for record in records if record["engine"]]
-    root_width = max([len("data root")] + [min(len(root), 24) for root in roots])
+    root_width = max([len("data root")] + [min(len(root), _LONGEST) for root in roots])
     titles = "".join(f"{title:>{max(7, len(title) + 1)}}" for title, _category in _CATEGORIES)
-    lines = [f"{'host':<{width}} {'data root':<{root_width}} {'size':>8} {'used':>6} {'could be had':>13}{titles}"]
+    lines = [f"{'host':<{width}} {'data root':<{root_width}} {'size':>8} {'used':>6}{'could be had':>13}{titles}"]
     largest = []
     for record in records:
         name = printable(record["host"], width)
         if not record["engine"]:
-            lines.append(f"{name:<{width}} {'-':<{root_width}} {record['error']}")
+            lines += wrapped(f"{name:<{width}} {'-':<{root_width}} ", record["error"]).split("\n")
             continue
         filesystem = record["filesystem"]
         size = say_size(filesystem["size"]) if filesystem else "-"
@@ -281,12 +282,12 @@ def _report_lines(records: t.Sequence[Record], width: int) -> list[str]:
             for title, category in _CATEGORIES
         )
         root = printable(record["engine"]["root_dir"], root_width)
-        lines.append(f"{name:<{width}} {root:<{root_width}} {size:>8} {used:>6} {say_size(had):>13}{cells}".rstrip())
+        lines.append(f"{name:<{width}} {root:<{root_width}} {size:>8} {used:>6}{say_size(had):>13}{cells}".rstrip())
         if record["error"]:
-            lines.append(f"{name:<{width}} {record['error']}")
+            lines += wrapped(f"{name:<{width}} ", record["error"]).split("\n")
         items = _largest(record)
         if items:
-            largest.append(f"{name}, largest: {' · '.join(items)}")
+            largest += wrapped(f"{name}, largest: ", " · ".join(items)).split("\n")
     lines.append("Columns are GB by the engine's figures; logs on disk.")
     return lines + largest
 

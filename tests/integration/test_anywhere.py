@@ -1,0 +1,152 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The modules run on hosts that have nothing but Python and an engine, also with 0 bytes free, and write to no disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import site
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, Set
+
+import pytest
+
+from tests.fleet import Fleet, Host, HostSpec, dirty
+from tests.integration.support import REPOSITORY, Ansible, on_all, start, state
+
+SPECS = [
+    HostSpec("deb11", root="bullseye"),
+    HostSpec("deb12", "btrfs"),
+    HostSpec("deb13", "xfs", root="trixie"),
+    HostSpec("sid", root="forky"),
+]
+#: What an SSH server notes of each login.
+NOTED = ("/var/log/", "/run/", "/proc/", "/sys/", "/dev/")
+
+
+@pytest.fixture(scope="module")
+def fleet(here: None) -> Iterator[Fleet]:
+    """Hosts without a free byte on /, /tmp and the data root."""
+    with start(SPECS) as hosts:
+        on_all(hosts, lambda host: dirty(host, "small", log_bytes=20_000_000, aged=True))
+        for host in hosts:
+            for path in ("/", "/tmp", host.data_root):
+                host.fill(path)
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def ansible(fleet: Fleet) -> Ansible:
+    return Ansible(str(fleet.inventory))
+
+
+def written(host: Host) -> Set[str]:
+    """Files on the host's disks that are younger than the mark."""
+    command = ["find", "/", host.data_root, "-xdev", "-newer", "/run/mark", "-not", "-type", "d"]
+    found = host.exec(command, check=False).stdout.splitlines()
+    # Containers write their logs all the time; that is what they are for.
+    return {path for path in found if not path.startswith(NOTED) and not path.endswith("-json.log")}
+
+
+def test_ansible_alone_does_not_get_in(ansible: Ansible) -> None:
+    run = ansible.run(["ansible", "-i", ansible.inventory, "all", "-m", "ansible.builtin.ping"])
+    assert run.code != 0
+    assert {line["outcome"] for line in run.lines} <= {"failed", "unreachable"}, run.text
+    assert "No space left on device" in run.text
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"ansible_user": "ops", "ansible_become": True},
+        {"ansible_ssh_extra_args": "-tt"},
+        {"ansible_user": "ops", "ansible_become": True, "ansible_ssh_extra_args": "-tt"},
+        {"ansible_pipelining": False, "ansible_become": True},
+    ],
+    ids=["root", "sudo", "root without pipelining", "sudo without pipelining", "pipelining turned off"],
+)
+def test_a_module_runs_on_a_full_host_and_writes_nothing(fleet: Fleet, ansible: Ansible, how: Dict[str, Any]) -> None:
+    for host in fleet:
+        host.exec(["touch", "/run/mark"])
+    results = ansible.module("docker_disk_report", {"top": 1}, **how)
+    for host in fleet:
+        result = results[host.name]
+        assert result.get("engine", {}).get("root_dir_proven"), result
+        assert result["engine"]["sdk"]["source"] == "carried"
+        assert result["filesystems"][0]["available"] < 65536
+        assert written(host) == set()
+        assert [name for name in host.exec(["ls", "-A", "/dev/shm"]).stdout.split() if "ansible" in name] == []
+
+
+def test_a_local_connection_on_a_full_host(fleet: Fleet) -> None:
+    """As ansible-pull does it: the controller is the full host itself."""
+    host = fleet["deb12"]
+    command = [
+        "env", "HOME=/dev/shm", "ANSIBLE_LOCAL_TEMP=/dev/shm/controller", f"ANSIBLE_CONFIG={REPOSITORY}/ansible.cfg",
+        sys.executable, "-m", "ansible", "adhoc", "localhost", "-c", "local", "-m", "fleetclean.docker.docker_disk_report",
+        "-a", json.dumps({"include": []}), "-e", "ansible_python_interpreter=/usr/bin/python3",
+    ]
+    done = host.exec(command, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "/var/lib/docker" in done.stdout and "carried" in done.stdout
+
+
+def test_cleaning_a_full_host_gives_space_back(fleet: Fleet, ansible: Ansible) -> None:
+    run = ansible.play("clean", cleanup_profile="standard", cleanup_logs_larger_than="10MB", cleanup_logs_keep="1MB")
+    assert run.code == 0, run.text
+    for host in fleet:
+        assert run.changed()[host.name]
+        assert host.free_bytes(host.data_root) > 10_000_000
+    again = ansible.play("clean", cleanup_profile="standard", cleanup_logs_larger_than="10MB", cleanup_logs_keep="1MB")
+    assert not any(again.changed().values()), again.table
+
+
+def test_a_good_sdk_on_the_host_is_taken(fleet: Fleet, ansible: Ansible) -> None:
+    host = fleet["deb12"]
+    packages = Path(next(path for path in site.getsitepackages() if Path(path, "docker").is_dir()))
+    target = host.path("/dev/shm/sdk")
+    for name in ("docker", "requests", "urllib3", "idna", "certifi", "charset_normalizer"):
+        shutil.copytree(packages / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    playbook = target / "play.yml"
+    environment = {"PYTHONPATH": "/dev/shm/sdk"}
+    play = [
+        {
+            "hosts": "deb12",
+            "gather_facts": False,
+            "environment": environment,
+            "tasks": [{"name": "look", "fleetclean.docker.docker_disk_report": {"include": [], "sdk": sdk}} for sdk in ("auto", "carried", "host")],
+        }
+    ]
+    playbook.write_text(json.dumps(play))
+    run = ansible.run(["ansible-playbook", "-i", ansible.inventory, str(playbook)])
+    assert run.code == 0, run.text
+    assert [line["result"]["engine"]["sdk"]["source"] for line in run.lines] == ["host", "carried", "host"]
+    shutil.rmtree(target)
+
+
+def test_hosts_in_trouble_are_told_apart_and_stop_nobody(fleet: Fleet, ansible: Ansible) -> None:
+    fleet["sid"].stop_engine()
+    fleet.add_to_inventory("gone", "198.18.255.253", ansible_ssh_extra_args="-o ConnectTimeout=1")
+    host = fleet["deb13"]
+    host.stop_engine()
+    host.exec(["sh", "-c", "mv /usr/sbin/dockerd /usr/sbin/dockerd.away; rm -f /var/run/docker.sock"])
+    run = ansible.play("clean")
+    assert run.code != 0
+    table = "\n".join(run.table)
+    assert "gone" in table and "unreachable: " in table
+    assert "engine does not answer: /var/run/docker.sock: " in table
+    assert "no Docker here: /var/run/docker.sock: no such file, and no dockerd is installed." in table
+    assert run.table[-1].startswith("fleet") and "1 without Docker, 2 need a look" in run.table[-1]
+    assert run.outcome("Remove what the profile allows")["deb11"] == "ok"
+    assert run.outcome("Say which hosts need a look") == {
+        "deb11": "skipped", "deb12": "skipped", "deb13": "skipped", "sid": "failed", "gone": "failed",
+    }
+    assert all(len(line) <= 160 for line in run.table)
+
+
+def test_everything_is_still_there(fleet: Fleet) -> None:
+    assert state(fleet["deb12"])["containers"]

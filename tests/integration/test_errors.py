@@ -1,0 +1,217 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bad input and engines that cannot be had: one clear error each, and nothing touched."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator
+
+import pytest
+
+from tests.fleet import Fleet, Host, HostSpec, dirty
+from tests.integration.support import Ansible, start, state
+
+
+@pytest.fixture(scope="module")
+def fleet(here: None) -> Iterator[Fleet]:
+    with start([HostSpec("one"), HostSpec("two", ssh=False)]) as hosts:
+        dirty(hosts["one"], "small", log_bytes=2_000_000)
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def ansible(fleet: Fleet) -> Ansible:
+    return Ansible(str(fleet.inventory))
+
+
+@pytest.fixture(autouse=True)
+def untouched(fleet: Fleet) -> Iterator[None]:
+    before = {host.name: state(host) for host in fleet}
+    yield
+    assert {host.name: state(host) for host in fleet} == before
+
+
+def fails(ansible: Ansible, module: str, args: Dict[str, Any], **variables: Any) -> Dict[str, Any]:
+    result = ansible.module(module, args, **variables)["one"]
+    assert result.get("failed"), result
+    assert "Traceback" not in str(result)
+    assert not result.get("changed")
+    return result
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "words"),
+    [
+        ("docker_clean", {"images": {"older_than": "3 fortnights"}}, 'docker_clean: images.older_than: "3 fortnights" is not a duration; use a number with s, m, h, d or w, such as 7d.'),
+        ("docker_clean", {"images": {}, "free_target": "much"}, 'docker_clean: free_target: "much" is neither a size nor a share; use 20GB, or 15% of the filesystem.'),
+        ("docker_clean", {"build_cache": {"keep_storage": "10 elephants"}}, 'build_cache.keep_storage: "10 elephants" is not a size'),
+        ("docker_clean", {"images": {"scope": "everything"}}, "value of scope must be one of: dangling, unused, all, got: everything found in images"),
+        ("docker_clean", {"containers": {"states": ["asleep"]}}, "value of states must be one or more of"),
+        ("docker_clean", {"images": {"older_then": "7d"}}, "older_then"),
+        ("docker_clean", {"image": {}}, "Unsupported parameters"),
+        ("docker_clean", {}, "docker_clean: nothing was asked for; give at least one of containers, images, volumes"),
+        ("docker_clean", {"leftovers": {}}, "docker_clean: leftovers is not there yet in this release; leave the section out."),
+        ("docker_clean", {"images": {}, "parallel": 0}, "parallel: 0 is out of range; use 1 to 32."),
+        ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
+        ("docker_log_truncate", {"rotated": "remove"}, "rotated: remove is not there yet in this release"),
+        ("docker_log_truncate", {"restart": "engine"}, "restart: engine is not there yet in this release"),
+        ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
+        ("docker_disk_report", {"measure": "exact"}, "measure: exact is not there yet in this release"),
+    ],
+)
+def test_bad_input_names_the_option_and_what_it_takes(ansible: Ansible, module: str, args: Dict[str, Any], words: str) -> None:
+    assert words in fails(ansible, module, args)["msg"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"cleanup_images_older_than": "3 fortnights"}, 'cleanup_images_older_than: "3 fortnights" is not a duration'),
+        ({"cleanup_logs_keep": "some"}, 'cleanup_logs_keep: "some" is not a size'),
+        ({"cleanup_image_keep": ["app/*"]}, "cleanup_image_keep: there is no such variable; did you mean cleanup_images_keep?"),
+        ({"cleanup_profile": "thorough"}, "value of cleanup_profile must be one of: careful, standard, full"),
+        ({"cleanup_profile": "full"}, "set cleanup_full_confirmed: true if that is meant"),
+        ({"cleanup_leftovers": True}, "leftovers is not there yet in this release"),
+    ],
+)
+def test_the_role_refuses_before_the_first_host_is_asked(ansible: Ansible, variables: Dict[str, Any], words: str) -> None:
+    run = ansible.play("clean", **variables)
+    assert run.code != 0
+    assert words in run.text.replace("\n", " ").replace('\\"', '"') or any(words in str(line["result"].get("msg")) for line in run.lines)
+    assert not run.task("choose the storage driver's paths")
+
+
+def test_a_socket_that_is_not_there(ansible: Ansible) -> None:
+    result = fails(ansible, "docker_clean", {"images": {}, "docker_host": "unix:///run/nowhere.sock"})
+    assert result["failure"] == "engine_down"
+    assert result["msg"].startswith("docker_clean: engine does not answer: /run/nowhere.sock: no such file. Start the engine")
+
+
+def test_a_socket_without_permission(ansible: Ansible) -> None:
+    result = fails(ansible, "docker_clean", {"images": {}}, ansible_user="ops")
+    assert result["failure"] == "denied"
+    assert "/var/run/docker.sock: Permission denied. Use become: true" in result["msg"]
+
+
+def test_a_file_that_is_no_socket(ansible: Ansible) -> None:
+    result = fails(ansible, "docker_clean", {"images": {}, "docker_host": "unix:///etc/hostname"})
+    assert "docker_host: /etc/hostname is not a socket" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"220 smtp.example ESMTP\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}', b""],
+    ids=["another protocol", "not JSON", "JSON of something else", "hangs up"],
+)
+def test_a_server_that_is_no_engine(fleet: Fleet, ansible: Ansible, answer: bytes) -> None:
+    with serving(fleet["one"], lambda connection: connection.sendall(answer)) as address:
+        result = fails(ansible, "docker_clean", {"images": {}, "docker_host": address})
+    assert result["failure"] in ("not_docker", "engine_down")
+    assert address.replace("tcp://", "") in result["msg"].replace("http://", "")
+
+
+def test_podman_is_told_apart(fleet: Fleet, ansible: Ansible) -> None:
+    body = b'{"ApiVersion": "1.41", "Version": "4.3.1", "Components": [{"Name": "Podman Engine", "Version": "4.3.1"}]}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(head + body)
+
+    with serving(fleet["one"], answer) as address:
+        result = fails(ansible, "docker_clean", {"images": {}, "docker_host": address})
+    assert result["failure"] == "not_docker"
+    assert "is Podman, not Docker" in result["msg"]
+
+
+def test_an_engine_that_does_not_answer_in_time(fleet: Fleet, ansible: Ansible) -> None:
+    release = threading.Event()
+    with serving(fleet["one"], lambda connection: release.wait(20)) as address:
+        result = fails(ansible, "docker_clean", {"images": {}, "docker_host": address, "timeout": 1})
+        release.set()
+    assert result["failure"] == "engine_down"
+    assert "took longer than the timeout" in result["msg"]
+
+
+def test_no_sdk_anywhere(ansible: Ansible) -> None:
+    result = fails(ansible, "docker_clean", {"images": {}, "sdk": "host"})
+    assert result["failure"] == "no_sdk"
+    assert "There is no usable Docker SDK for Python (on this host: not installed). Install the packages" in result["msg"]
+
+
+def test_an_engine_on_another_machine(fleet: Fleet, ansible: Ansible) -> None:
+    """Both have /var/lib/docker: what lies there is not read, not cut, and not called that engine's."""
+    with serving(fleet["one"], lambda connection: relay(connection, fleet["two"])) as address:
+        report = ansible.module("docker_disk_report", {"docker_host": address})["one"]
+        assert not report.get("failed"), report
+        assert (report["engine"]["name"], report["engine"]["root_dir_proven"]) == ("two", False)
+        assert (report["paths"], report["filesystems"]) == ({}, [])
+        assert "logs" not in report["usage"]
+        assert any("is not the one of the engine at" in warning for warning in report["warnings"])
+        result = fails(ansible, "docker_log_truncate", {"docker_host": address, "keep": "0"})
+        assert result["failure"] == "foreign_root"
+        assert "nothing was touched. Run this on that host, without docker_host." in result["msg"]
+        result = fails(ansible, "docker_clean", {"docker_host": address, "images": {}, "only_below": "99%"})
+        assert result["failure"] == "foreign_root"
+        clean = ansible.module("docker_clean", {"docker_host": address, "images": {}}, check=True)["one"]
+        assert (clean["free_before"], clean["reclaimed_bytes"]) == (None, None)
+
+
+@contextmanager
+def serving(host: Host, handle: Any) -> Iterator[str]:
+    """A TCP server that only this host can reach, at the outer end of its own link; gives its address."""
+    first, last = str(host.address).rsplit(".", 1)
+    with socket.create_server((f"{first}.{int(last) - 1}", 0)) as server:
+        server.settimeout(0.2)
+        stop = threading.Event()
+
+        def one(connection: socket.socket) -> None:
+            with connection:
+                try:
+                    handle(connection)
+                except OSError:
+                    pass
+
+        def loop() -> None:
+            while not stop.is_set():
+                try:
+                    connection, _peer = server.accept()
+                except (TimeoutError, socket.timeout):
+                    continue
+                threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        try:
+            yield "tcp://{}:{}".format(*server.getsockname()[:2])
+        finally:
+            stop.set()
+            thread.join()
+
+
+def relay(connection: socket.socket, host: Host) -> None:
+    """Pass bytes between a connection and another host's engine, both ways."""
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.connect(str(host.path("/run/docker.sock")))
+
+        def back() -> None:
+            while True:
+                data = engine.recv(65536)
+                if not data:
+                    break
+                connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=back, daemon=True)
+        thread.start()
+        while True:
+            data = connection.recv(65536)
+            if not data:
+                break
+            engine.sendall(data)
+        engine.shutdown(socket.SHUT_WR)
+        thread.join(5)

@@ -1,0 +1,448 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the role says of a fleet, and which of its variables it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import typing as t
+
+import pytest
+import yaml
+from ansible_collections.fleetclean.docker.plugins.filter.fleet import FilterModule
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import fleet
+from conftest import ROOT
+
+GB = 1024**3
+KNOWN = yaml.safe_load((ROOT / "roles/cleanup/meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+    "options"
+]
+NOTHING = {name: None for name in ("containers", "images", "volumes", "networks", "build_cache", "leftovers")}
+CLEAN: dict[str, t.Any] = {
+    **NOTHING,
+    "networks": {"older_than": "7d", "keep": []},
+    "keep_labels": ["fleetclean.keep"],
+    "orchestrated": "keep",
+    "parallel": 4,
+    "only_below": None,
+    "free_target": "",
+}
+LOGS: dict[str, t.Any] = {
+    "containers": ["*"],
+    "keep_labels": [],
+    "larger_than": "100MB",
+    "keep": "10MB",
+    "rotated": "keep",
+    "deleted": True,
+    "restart": "never",
+}
+
+
+def problem(
+    clean: dict[str, t.Any] | None = None,
+    logs: dict[str, t.Any] | None = LOGS,
+    given: t.Sequence[str] = (),
+    profile: str = "careful",
+    confirmed: bool = False,
+) -> str:
+    return fleet.cleanup_problem(CLEAN if clean is None else clean, logs, given, KNOWN, profile, confirmed)
+
+
+# -- the wishes ------------------------------------------------------------------------------------
+
+
+def test_sensible_wishes_are_no_problem() -> None:
+    assert problem() == ""
+    assert problem(given=["cleanup_profile", "cleanup_images_keep"]) == ""
+    assert problem(logs=None) == ""
+    assert problem(clean=NOTHING) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cleanup_image_keep", "cleanup_images_keep"),
+        ("cleanup_images_kep", "cleanup_images_keep"),
+        ("cleanup_keep_label", "cleanup_keep_labels"),
+        ("cleanup_container_older_than", "cleanup_containers_older_than"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_what_was_meant(name: str, meant: str) -> None:
+    # What it was meant to protect would go.
+    assert problem(given=["cleanup_profile", name]) == f"{name}: there is no such variable; did you mean {meant}?"
+
+
+def test_a_variable_like_no_other_is_refused_without_a_guess() -> None:
+    assert problem(given=["cleanup_zzzzzzzzzzzzzz"]) == "cleanup_zzzzzzzzzzzzzz: there is no such variable."
+
+
+def test_the_full_profile_needs_to_be_confirmed() -> None:
+    words = problem(profile="full")
+    assert words.startswith(
+        "cleanup_profile: full removes all that can be had, running containers and named volumes too;"
+    )
+    assert words.endswith("set cleanup_full_confirmed: true if that is meant.")
+    assert problem(profile="full", confirmed=True) == ""
+
+
+def test_nothing_asked_for_at_all_is_refused() -> None:
+    assert problem(clean=NOTHING, logs=None).startswith(
+        "nothing was asked for; turn on at least one of cleanup_logs, cleanup_containers,"
+    )
+
+
+@pytest.mark.parametrize(
+    ("clean", "start"),
+    [
+        ({"images": {"older_than": "3 fortnights"}}, 'cleanup_images_older_than: "3 fortnights" is not a duration'),
+        ({"images": {"keep_latest": -1}}, "cleanup_images_keep_latest: -1 is less than nothing"),
+        ({"build_cache": {"keep_storage": "some"}}, 'cleanup_build_cache_keep_storage: "some" is not a size'),
+        ({"only_below": "little"}, 'cleanup_only_below: "little" is neither a size nor a share'),
+        ({"free_target_inodes": "5GB"}, 'cleanup_free_target_inodes: "5GB" is not a number of inodes'),
+        ({"parallel": 99}, "cleanup_parallel: 99 is out of range"),
+    ],
+)
+def test_a_wrong_wish_is_refused_by_the_name_of_its_variable(clean: dict[str, t.Any], start: str) -> None:
+    assert problem({**CLEAN, **clean}).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("logs", "start"),
+    [
+        ({"keep": "all"}, 'cleanup_logs_keep: "all" is not a size'),
+        ({"larger_than": "20%"}, 'cleanup_logs_larger_than: "20%" is not a size'),
+        ({"rotated": "remove"}, "cleanup_logs_rotated: remove is not there yet in this release"),
+        ({"restart": "engine"}, "cleanup_logs_restart: engine is not there yet in this release"),
+    ],
+)
+def test_a_wrong_wish_for_logs_is_refused_by_the_name_of_its_variable(logs: dict[str, t.Any], start: str) -> None:
+    assert problem(logs={**LOGS, **logs}).startswith(start)
+
+
+@pytest.mark.parametrize(
+    "clean", [{"images": {"scope": "everything"}}, {"containers": {"states": ["asleep"]}}, {"orchestrated": "maybe"}]
+)
+def test_what_is_no_choice_is_refused(clean: dict[str, t.Any]) -> None:
+    words = problem({**CLEAN, **clean})
+    assert "must be one" in words
+    assert "\n" not in words
+
+
+def test_leftovers_are_refused_before_anything_is_touched() -> None:
+    assert "leftovers is not there yet" in problem({**CLEAN, "leftovers": {"older_than": "24h", "offline": False}})
+
+
+def test_what_clean_is_asked_for_is_known() -> None:
+    assert fleet.asks_for_something(CLEAN)
+    assert not fleet.asks_for_something(NOTHING)
+    assert not fleet.asks_for_something({"keep_labels": ["x"], "parallel": 4})
+
+
+def test_the_filters_are_there_by_name() -> None:
+    filters = FilterModule().filters()
+    assert {"cleanup_problem", "fleet_table", "host_record", "host_trouble", "asks_for_something"} <= set(filters)
+    assert all(callable(function) for function in filters.values())
+
+
+# -- one record a host -----------------------------------------------------------------------------
+
+ENGINE = {
+    "changed": False,
+    "engine": {"name": "build1", "root_dir": "/var/lib/docker", "root_dir_proven": True},
+    "filesystems": [{"mount_point": "/", "size": 50 * GB, "used": 50 * GB, "free": 0, "available": 0}],
+    "usage": {
+        "images": {"count": 2, "active": 1, "logical_bytes": 18 * GB, "disk_bytes": None, "reclaimable_bytes": 12 * GB},
+        "containers": {"count": 1, "active": 1, "logical_bytes": 2 * GB, "disk_bytes": None, "reclaimable_bytes": None},
+        "logs": {"count": 1, "active": 1, "logical_bytes": 9 * GB, "disk_bytes": 8 * GB, "reclaimable_bytes": 8 * GB},
+    },
+    "items": {
+        "images": [
+            {
+                "id": "sha256:5f",
+                "name": "ci/build:417, ci/build:latest",
+                "size": 2 * GB,
+                "age": 34 * 86400,
+                "used_by": [],
+            }
+        ],
+        "logs": [{"id": "c", "name": "ci-runner", "size": 8 * GB, "age": 100, "used_by": ["ci-runner"]}],
+        "volumes": [],
+    },
+}
+LOG_RESULT = {"changed": True, "logs": [], "reclaimed_bytes": 8 * GB, "diff": {"prepared": "x"}, "invocation": {}}
+CLEAN_RESULT = {
+    "changed": True,
+    "removed": [
+        {"kind": "image", "id": "i", "name": "a:1", "bytes": 12 * GB, "reason": "unused"},
+        {"kind": "tag", "id": "i", "name": "b:1", "bytes": None, "reason": "x"},
+    ],
+    "failures": [],
+    "kept": [],
+    "planned_bytes": 12 * GB,
+    "reclaimed_bytes": 13 * GB,
+    "reclaimed_by_kind": {"image": 12 * GB, "container": GB},
+    "free_before": 8 * GB,
+    "free_after": 21 * GB,
+    "filesystem_bytes": 50 * GB,
+    "target_met": None,
+}
+
+
+def hostvars(name: str = "build1", **results: t.Any) -> dict[str, t.Any]:
+    return {"inventory_hostname": name, **{f"_cleanup_{key}": value for key, value in results.items()}}
+
+
+def record(name: str = "build1", **results: t.Any) -> dict[str, t.Any]:
+    return fleet.host_record(hostvars(name, **copy.deepcopy(results)))
+
+
+def failed(failure: str, msg: str, module: str = "docker_disk_report") -> dict[str, t.Any]:
+    return {"failed": True, "failure": failure, "msg": f"{module}: {msg}", "changed": False}
+
+
+DOWN = failed(
+    "engine_down",
+    "engine does not answer: /var/run/docker.sock: connection refused. Start the engine (systemctl start docker).",
+)
+NO_ROUTE = {
+    "unreachable": True,
+    "msg": 'Data could not be sent to remote host "web12". Make sure this host can be reached over ssh: '
+    'ssh: connect to host web12 port 22: No route to host\r\n',
+    "changed": False,
+}
+
+
+def test_a_host_where_all_went_well_is_ok_and_the_record_can_be_written_as_json() -> None:
+    found = record(engine=ENGINE, logs=LOG_RESULT, clean=CLEAN_RESULT)
+    assert (found["host"], found["status"], found["error"]) == ("build1", "ok", "")
+    assert fleet.host_trouble(found) == ""
+    assert "invocation" not in found["logs"]
+    assert "diff" not in found["logs"]
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("engine", "status", "start"),
+    [
+        (DOWN, "trouble", "engine does not answer: /var/run/docker.sock: connection refused"),
+        (
+            failed("denied", "/var/run/docker.sock: permission denied."),
+            "trouble",
+            "/var/run/docker.sock: permission denied.",
+        ),
+        (failed("no_engine", "no Docker here: /var/run/docker.sock: no such file"), "no_docker", "no Docker here"),
+        (NO_ROUTE, "unreachable", "unreachable: ssh: connect to host web12 port 22: No route to host"),
+        ({"failed": True, "msg": "MODULE FAILURE"}, "trouble", "MODULE FAILURE"),
+        ({"failed": True}, "trouble", "the module ended without an answer"),
+    ],
+    ids=["down", "denied", "no-docker", "unreachable", "crash", "silent"],
+)
+def test_trouble_unreachable_and_no_docker_are_told_apart_in_their_own_words(
+    engine: dict[str, t.Any], status: str, start: str
+) -> None:
+    found = record(engine=engine)
+    assert found["status"] == status
+    assert found["error"].startswith(start)
+    assert fleet.host_trouble(found) == ("" if status == "no_docker" else found["error"])
+
+
+def test_what_failed_in_the_middle_is_the_hosts_trouble_and_what_was_done_is_kept() -> None:
+    bad = {**CLEAN_RESULT, **failed("engine", "1 object could not be removed, all else was done.", "docker_clean")}
+    found = record(engine=ENGINE, logs=LOG_RESULT, clean=bad)
+    assert found["status"] == "trouble"
+    assert found["error"] == "1 object could not be removed, all else was done."
+    assert found["clean"]["reclaimed_bytes"] == 13 * GB
+
+
+def test_a_step_that_was_skipped_is_no_trouble() -> None:
+    found = record(engine=ENGINE, logs={"skipped": True, "changed": False}, clean={"skipped": True})
+    assert (found["status"], found["logs"], found["clean"]) == ("ok", None, None)
+
+
+def test_errors_cannot_move_a_cursor_or_make_a_second_line() -> None:
+    found = record(engine=failed("engine", 'the engine says "\x1b[2J\r\nowned"'))
+    assert found["error"].isprintable()
+
+
+# -- the tables ------------------------------------------------------------------------------------
+
+
+def fleet_of() -> list[dict[str, t.Any]]:
+    roomy = copy.deepcopy(ENGINE)
+    roomy["filesystems"][0].update(used=80 * GB, available=118 * GB, free=118 * GB, size=200 * GB)
+    idle = {
+        **CLEAN_RESULT,
+        "changed": False,
+        "removed": [],
+        "planned_bytes": 0,
+        "reclaimed_bytes": 0,
+        "reclaimed_by_kind": {},
+        "free_before": 118 * GB,
+        "free_after": 118 * GB,
+    }
+    return [
+        record("build1", engine=ENGINE, logs=LOG_RESULT, clean=CLEAN_RESULT),
+        record("db3", engine=roomy, clean=idle),
+        record("web9", engine=DOWN),
+        record("web12", engine=NO_ROUTE),
+        record(
+            "mail",
+            engine=failed(
+                "no_engine", "no Docker here: /var/run/docker.sock: no such file, and no dockerd is installed."
+            ),
+        ),
+    ]
+
+
+def test_the_table_of_a_cleaning_says_what_came_free_where() -> None:
+    lines = fleet.fleet_table(fleet_of(), "clean")
+    assert lines[0].split() == [
+        "host",
+        "free",
+        "before",
+        "after",
+        "came",
+        "free",
+        "containers",
+        "images",
+        "volumes",
+        "cache",
+        "logs",
+    ]
+    assert lines[1].split() == [
+        "build1",
+        "0",
+        "B",
+        "0",
+        "%",
+        "21.0",
+        "GB",
+        "42",
+        "%",
+        "21.0",
+        "GB",
+        "1.0",
+        "12.0",
+        "-",
+        "-",
+        "8.0",
+    ]
+    assert lines[2].split() == [
+        "db3",
+        "118.0",
+        "GB",
+        "59",
+        "%",
+        "118.0",
+        "GB",
+        "59",
+        "%",
+        "0",
+        "B",
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+    ]
+    assert lines[-1].split(maxsplit=1) == [
+        "fleet",
+        "5 hosts: 1 cleaned, 1 had nothing to do, 1 without Docker, 2 need a look; 21.0 GB came free",
+    ]
+    assert any("web9" in line and "connection refused" in line for line in lines)
+    assert any("web12" in line and "No route to host" in line for line in lines)
+
+
+def test_in_check_mode_the_table_says_what_would_come() -> None:
+    told = {**CLEAN_RESULT, "reclaimed_bytes": 0, "reclaimed_by_kind": {}, "free_before": 0, "free_after": 12 * GB}
+    lines = fleet.fleet_table([record(engine=ENGINE, logs=LOG_RESULT, clean=told)], "clean", check=True)
+    assert "would free" in lines[0]
+    assert lines[1].split() == [
+        "build1",
+        "0",
+        "B",
+        "0",
+        "%",
+        "20.0",
+        "GB",
+        "40",
+        "%",
+        "20.0",
+        "GB",
+        "-",
+        "12.0",
+        "-",
+        "-",
+        "8.0",
+    ]
+    assert (
+        lines[-1].split(maxsplit=1)[1]
+        == "1 host: 1 to clean, 0 had nothing to do, 0 need a look; 20.0 GB would come free"
+    )
+
+
+def test_a_host_whose_disk_is_elsewhere_shows_no_figures_of_it() -> None:
+    engine = {**ENGINE, "filesystems": []}
+    clean = {**CLEAN_RESULT, "reclaimed_bytes": None, "reclaimed_by_kind": {}, "free_before": None, "free_after": None}
+    lines = fleet.fleet_table([record(engine=engine, clean=clean)], "clean")
+    assert lines[1].split() == ["build1", "-", "-", "-", "-", "-", "-", "-", "-"]
+
+
+def test_the_table_of_a_report_says_what_could_be_had_and_the_largest_items() -> None:
+    lines = fleet.fleet_table(fleet_of(), "report")
+    assert lines[0].split()[:6] == ["host", "data", "root", "size", "used", "could"]
+    assert lines[1].split() == [
+        "build1",
+        "/var/lib/docker",
+        "50.0",
+        "GB",
+        "100",
+        "%",
+        "20.0",
+        "GB",
+        "18.0",
+        "2.0",
+        "-",
+        "-",
+        "8.0",
+    ]
+    assert any(line.startswith("web9") and "connection refused" in line for line in lines)
+    largest = next(
+        line for line in lines if line.startswith("build1, largest: ") or ("build1" in line and "largest" in line)
+    )
+    assert "log of ci-runner 8.0 GB · image ci/build:417 2.0 GB" in largest
+
+
+@pytest.mark.parametrize("table", ["clean", "report"])
+def test_an_empty_fleet_has_a_table(table: str) -> None:
+    assert fleet.fleet_table([], table)
+
+
+@pytest.mark.parametrize("table", ["clean", "report"])
+@pytest.mark.parametrize("check", [False, True])
+def test_no_line_has_more_than_a_hundred_columns(table: str, check: bool) -> None:
+    long = copy.deepcopy(ENGINE)
+    long["engine"]["root_dir"] = "/srv/" + "very-long/" * 20
+    for items in long["items"].values():
+        for item in items:
+            item["name"] = "registry.example.com/" + "x" * 200
+    records = [
+        *fleet_of(),
+        record("a-host-with-a-very-long-name.example.com", engine=long, logs=LOG_RESULT, clean=CLEAN_RESULT),
+        record(
+            "another-host-with-a-very-long-name.example.com", engine=failed("engine", "w" * 50 + " " + "word " * 60)
+        ),
+    ]
+    too_long = [line for line in fleet.fleet_table(records, table, check) if len(line) > 100]
+    assert too_long == []
+
+
+@pytest.mark.parametrize("table", ["clean", "report"])
+def test_names_cannot_move_a_cursor(table: str) -> None:
+    evil = copy.deepcopy(ENGINE)
+    evil["engine"]["root_dir"] = "/var/\x1b[2J"
+    evil["items"]["logs"][0]["name"] = "web\x1b]0;owned\x07\r"
+    for line in fleet.fleet_table([record("h\x1b[1most\n", engine=evil, clean=CLEAN_RESULT)], table):
+        assert line.isprintable(), repr(line)

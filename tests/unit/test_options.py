@@ -1,0 +1,252 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What users may say and what it comes to: everything is read, and refused, before anything is touched."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.fleetclean.docker.plugins.module_utils import options, policy
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import Share
+
+MIB = 1024**2
+GIB = 1024**3
+
+
+def validated(spec: dict[str, t.Any], **given: t.Any) -> dict[str, t.Any]:
+    """What a module gets as its parameters."""
+    result = ArgumentSpecValidator({**options.shared_spec(), **spec}).validate(given)
+    assert not result.error_messages, result.error_messages
+    return result.validated_parameters
+
+
+def clean(**given: t.Any) -> tuple[policy.Wishes, options.Watermarks]:
+    return options.read_clean(validated(options.clean_spec(), **given))
+
+
+def truncate(**given: t.Any) -> options.LogWish:
+    return options.read_truncate(validated(options.truncate_spec(), **given))
+
+
+def test_a_section_that_is_not_given_is_not_touched() -> None:
+    wishes, marks = clean(networks={})
+    assert wishes.networks == policy.NetworkWish()
+    assert (wishes.containers, wishes.images, wishes.volumes, wishes.build_cache) == (None, None, None, None)
+    assert not marks.any
+    assert not marks.target
+
+
+def test_empty_sections_take_the_documented_defaults() -> None:
+    wishes, _marks = clean(containers={}, images={}, volumes={}, networks={}, build_cache={})
+    assert wishes.containers == policy.ContainerWish(states=("created", "exited", "dead"), volumes=False)
+    assert wishes.images == policy.ImageWish(scope="dangling", keep_latest=0, keep_local=False)
+    assert wishes.volumes == policy.VolumeWish(scope="anonymous")
+    assert wishes.build_cache == policy.CacheWish(scope="unused", keep_storage=None)
+    assert wishes.keep_labels == ("fleetclean.keep",)
+    assert wishes.orchestrated == "keep"
+    assert not wishes.cheapest_first
+    assert not wishes.needs_ages()
+
+
+def test_none_given_is_an_error_that_names_the_sections() -> None:
+    with pytest.raises(FleetcleanError) as caught:
+        clean()
+    assert str(caught.value) == (
+        "nothing was asked for; give at least one of containers, images, volumes, networks, build_cache, leftovers. "
+        "A section that is not given is not touched."
+    )
+    assert caught.value.code == "bad_input"
+
+
+def test_every_wish_arrives_in_the_policys_own_types() -> None:
+    wishes, marks = clean(
+        containers={"states": ["running"], "older_than": "7d", "keep": ["ci-*"], "volumes": True},
+        images={
+            "scope": "unused",
+            "older_than": "2w",
+            "dangling_older_than": "1h",
+            "keep": ["app:*"],
+            "keep_latest": 2,
+            "keep_local": True,
+        },
+        volumes={"scope": "unused", "older_than": "90m", "keep": ["db"]},
+        networks={"older_than": "0", "keep": ["front"]},
+        build_cache={"scope": "all", "older_than": "24h", "keep_storage": "10GiB"},
+        keep_labels=["tier=data*"],
+        orchestrated="clean",
+        only_below="15%",
+        only_below_inodes="10%",
+        free_target="20GB",
+        free_target_inodes="100000",
+    )
+    assert wishes == policy.Wishes(
+        containers=policy.ContainerWish(("running",), 604800, ("ci-*",), True),
+        images=policy.ImageWish("unused", 1209600, 3600, ("app:*",), 2, True),
+        volumes=policy.VolumeWish("unused", 5400, ("db",)),
+        networks=policy.NetworkWish(0, ("front",)),
+        build_cache=policy.CacheWish("all", 86400, 10 * GIB),
+        keep_labels=("tier=data*",),
+        orchestrated="clean",
+        cheapest_first=True,
+    )
+    assert marks == options.Watermarks(Share(15), 20 * GIB, Share(10), 100000)
+    assert marks.any
+    assert marks.target
+    assert wishes.needs_ages()
+
+
+def test_a_watermark_to_begin_at_is_no_target_to_stop_at() -> None:
+    wishes, marks = clean(images={}, only_below="15%")
+    assert marks.any
+    assert not marks.target
+    assert not wishes.cheapest_first
+
+
+@pytest.mark.parametrize("target", [{"free_target": "30%"}, {"free_target_inodes": "5%"}])
+def test_a_target_asks_for_the_cheapest_loss_first_and_so_for_ages(target: dict[str, str]) -> None:
+    wishes, marks = clean(images={}, **target)
+    assert marks.target
+    assert wishes.cheapest_first
+    assert wishes.needs_ages()
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"containers": {"older_than": "7d"}},
+        {"images": {"older_than": "7d"}},
+        {"images": {"dangling_older_than": "1h"}},
+        {"volumes": {"older_than": "7d"}},
+        {"networks": {"older_than": "7d"}},
+        {"build_cache": {"older_than": "7d"}},
+    ],
+    ids=lambda section: str(section),
+)
+def test_each_age_makes_ages_be_asked_for(section: dict[str, t.Any]) -> None:
+    assert clean(**section)[0].needs_ages()
+
+
+@pytest.mark.parametrize(
+    ("given", "start"),
+    [
+        ({"images": {"older_than": "3 fortnights"}}, 'images.older_than: "3 fortnights" is not a duration'),
+        ({"images": {"dangling_older_than": "soon"}}, 'images.dangling_older_than: "soon" is not a duration'),
+        ({"containers": {"older_than": "7"}}, 'containers.older_than: "7" is not a duration'),
+        ({"volumes": {"older_than": ""}}, 'volumes.older_than: "" is not a duration'),
+        ({"networks": {"older_than": "1y"}}, 'networks.older_than: "1y" is not a duration'),
+        ({"build_cache": {"older_than": "-1d"}}, 'build_cache.older_than: "-1d" is not a duration'),
+        ({"build_cache": {"keep_storage": "20%"}}, 'build_cache.keep_storage: "20%" is not a size'),
+        ({"images": {"keep_latest": -1}}, "images.keep_latest: -1 is less than nothing; use 0 or more."),
+        ({"images": {}, "only_below": "little"}, 'only_below: "little" is neither a size nor a share'),
+        ({"images": {}, "free_target": "110%"}, 'free_target: "110%" is neither a size nor a share'),
+        ({"images": {}, "only_below_inodes": "5GB"}, 'only_below_inodes: "5GB" is not a number of inodes'),
+        ({"images": {}, "free_target_inodes": "x"}, 'free_target_inodes: "x" is not a number of inodes'),
+        ({"images": {}, "parallel": 0}, "parallel: 0 is out of range; use 1 to 32."),
+        ({"images": {}, "parallel": 33}, "parallel: 33 is out of range; use 1 to 32."),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_option(given: dict[str, t.Any], start: str) -> None:
+    with pytest.raises(FleetcleanError) as caught:
+        clean(**given)
+    assert str(caught.value).startswith(start)
+    assert caught.value.code == "bad_input"
+
+
+@pytest.mark.parametrize("parallel", [1, 32])
+def test_the_bounds_of_parallel_are_allowed(parallel: int) -> None:
+    assert clean(images={}, parallel=parallel)[0].images is not None
+
+
+def test_leftovers_are_refused_with_what_to_do_instead() -> None:
+    with pytest.raises(FleetcleanError) as caught:
+        clean(leftovers={}, images={})
+    assert caught.value.code == "not_yet"
+    assert str(caught.value) == "leftovers is not there yet in this release; leave the section out."
+
+
+def test_an_age_written_as_nothing_is_none_and_a_section_written_as_nothing_is_not_given() -> None:
+    wishes, _marks = clean(images={"older_than": None}, containers=None, build_cache={"keep_storage": None})
+    assert wishes.images == policy.ImageWish()
+    assert wishes.build_cache == policy.CacheWish()
+    assert wishes.containers is None
+
+
+@pytest.mark.parametrize(
+    "given", [{"keep_labels": None}, {"images": {"keep": None}}, {"images": {"keep_latest": None}}]
+)
+def test_what_protects_objects_cannot_be_written_as_nothing(given: dict[str, t.Any]) -> None:
+    spec = {**options.shared_spec(), **options.clean_spec()}
+    assert ArgumentSpecValidator(spec).validate({"images": {}, **given}).error_messages
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"images": {"scope": "everything"}},
+        {"containers": {"states": ["sleeping"]}},
+        {"volumes": {"scope": "all"}},
+        {"build_cache": {"scope": "dangling"}},
+        {"images": {"older": "7d"}},
+        {"images": {}, "orchestrated": "maybe"},
+        {"pictures": {}},
+    ],
+    ids=lambda given: str(given),
+)
+def test_what_is_no_choice_and_no_option_is_refused(given: dict[str, t.Any]) -> None:
+    spec = {**options.shared_spec(), **options.clean_spec()}
+    assert ArgumentSpecValidator(spec).validate(given).error_messages
+
+
+def test_logs_are_cut_by_default_from_one_mebibyte_on_to_that() -> None:
+    assert truncate() == options.LogWish(("*",), ("fleetclean.keep",), MIB, MIB, True)
+
+
+def test_only_logs_larger_than_asked_are_cut_and_never_one_that_is_smaller_than_what_stays() -> None:
+    assert truncate(larger_than="100MB", keep="10MB").larger_than == 100 * MIB
+    assert truncate(larger_than="1MB", keep="10MB").larger_than == 10 * MIB
+    assert truncate(larger_than="0", keep="0") == options.LogWish(("*",), ("fleetclean.keep",), 0, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "start"),
+    [
+        ({"keep": "all"}, 'keep: "all" is not a size'),
+        ({"keep": "20%"}, 'keep: "20%" is not a size'),
+        ({"larger_than": "huge"}, 'larger_than: "huge" is not a size'),
+    ],
+)
+def test_a_wrong_size_for_logs_is_refused(given: dict[str, str], start: str) -> None:
+    with pytest.raises(FleetcleanError) as caught:
+        truncate(**given)
+    assert str(caught.value).startswith(start)
+    assert caught.value.code == "bad_input"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rotated": "remove"}, "rotated: remove is not there yet in this release; use rotated: keep."),
+        ({"restart": "engine"}, "restart: engine is not there yet in this release; use restart: never, and restart"),
+        ({"restart": "containers"}, "restart: containers is not there yet in this release; use restart: never, and"),
+    ],
+)
+def test_what_this_release_cannot_do_is_refused_and_never_pretended(given: dict[str, str], words: str) -> None:
+    with pytest.raises(FleetcleanError) as caught:
+        truncate(**given)
+    assert caught.value.code == "not_yet"
+    assert str(caught.value).startswith(words)
+
+
+def test_the_shared_options_are_those_of_community_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:2375")
+    monkeypatch.setenv("DOCKER_TLS_HOSTNAME", "build1")
+    params = validated(options.report_spec())
+    assert params["docker_host"] == "tcp://127.0.0.1:2375"
+    assert params["tls_hostname"] == "build1"
+    assert validated(options.report_spec(), docker_url="unix:///run/d.sock")["docker_host"] == "unix:///run/d.sock"
+    monkeypatch.delenv("DOCKER_HOST")
+    assert validated(options.report_spec())["docker_host"] == "unix:///var/run/docker.sock"

@@ -1,0 +1,425 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Answers of old and new engines become one shape. The answers are recorded ones, cut to what is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils import snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Wanted
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+
+CONTAINER = "8dfafdbc3a40" + "0" * 52
+IMAGE = "sha256:" + "5f" * 32
+NOON = 1709294400.0  # 2024-03-01T12:00:00Z
+
+#: GET /containers/json of API 1.21: no State, no Mounts, no ImageID of use to us but the id itself.
+OLD_CONTAINER = {
+    "Id": CONTAINER,
+    "Names": ["/web"],
+    "Image": "app:1",
+    "ImageID": IMAGE,
+    "Created": 1709290800,
+    "Status": "Exited (0) 3 hours ago",
+    "Labels": None,
+    "HostConfig": {"NetworkMode": "default"},
+}
+#: GET /containers/json?size=1 of API 1.45.
+NEW_CONTAINER = {
+    **OLD_CONTAINER,
+    "State": "exited",
+    "Labels": {"com.docker.compose.project": "shop"},
+    "NetworkSettings": {"Networks": {"front": {"NetworkID": "f" * 64}}},
+    "HostConfig": {"NetworkMode": "front"},
+    "Mounts": [
+        {"Type": "volume", "Name": "data", "Destination": "/data"},
+        {"Type": "bind", "Source": "/etc", "Destination": "/host"},
+    ],
+    "SizeRw": 1234,
+    "SizeRootFs": 99999,
+}
+#: GET /containers/{id}/json.
+DETAILS = {
+    "Created": "2024-03-01T11:00:00.123456789Z",
+    "State": {
+        "Status": "exited",
+        "StartedAt": "2024-03-01T11:00:01.5Z",
+        "FinishedAt": "2024-03-01T12:00:00.000000001Z",
+    },
+    "Image": IMAGE,
+    "Mounts": [{"Type": "volume", "Name": "old-data"}],
+    "NetworkSettings": {"Networks": {"bridge": {"NetworkID": "b" * 64}}},
+}
+OLD_IMAGE = {
+    "Id": IMAGE,
+    "ParentId": "",
+    "RepoTags": ["app:1"],
+    "RepoDigests": [],
+    "Created": 1709290800,
+    "Size": 5,
+    "Labels": None,
+}
+
+
+class FakeEngine:
+    """Gives recorded answers."""
+
+    def __init__(self, api: str = "1.45", **answers: t.Any) -> None:
+        self.info = {"SystemTime": "2024-03-01T12:00:00.000000000Z"}
+        self.answers = answers
+        self.asked: list[str] = []
+        self._api = tuple(int(part) for part in api.split("."))
+
+    def speaks(self, version: str) -> bool:
+        return self._api >= tuple(int(part) for part in version.split("."))
+
+    def __getattr__(self, name: str) -> t.Any:
+        def answer(*arguments: t.Any, **_named: t.Any) -> t.Any:
+            self.asked.append(name)
+            value = self.answers.get(name, {} if name == "disk_usage" else [])
+            if callable(value):
+                return value(*arguments)
+            return value
+
+        return answer
+
+
+def take(engine: FakeEngine, storage: Storage | None = None, **wanted: t.Any) -> snapshot.Snapshot:
+    return snapshot.take(t.cast(t.Any, engine), Wanted(**wanted), storage)
+
+
+# -- the clock -------------------------------------------------------------------------------------
+
+
+def test_ages_are_counted_by_the_engines_clock() -> None:
+    # Trap 32.
+    assert take(FakeEngine()).now == NOON
+    assert snapshot.engine_clock({"SystemTime": "2024-03-01T14:00:00.5+02:00"}) == NOON + 0.5
+
+
+@pytest.mark.parametrize("info", [{}, {"SystemTime": ""}, {"SystemTime": "0001-01-01T00:00:00Z"}])
+def test_an_engine_that_does_not_tell_its_time_is_taken_to_have_ours(info: dict[str, str]) -> None:
+    now = snapshot.engine_clock(info)
+    assert now > NOON
+
+
+# -- containers ------------------------------------------------------------------------------------
+
+
+def test_a_container_of_todays_list() -> None:
+    found = snapshot.container_from(NEW_CONTAINER)
+    assert (found.id, found.name, found.image_id, found.image_name) == (CONTAINER, "web", IMAGE, "app:1")
+    assert (found.state, found.bytes, found.volumes) == ("exited", 1234, ("data",))
+    assert found.labels == {"com.docker.compose.project": "shop"}
+    assert {"front", "f" * 64} <= set(found.networks)
+    assert found.created == NOON - 3600
+    assert found.finished is None
+
+
+def test_a_container_of_a_list_of_api_1_21() -> None:
+    found = snapshot.container_from(OLD_CONTAINER, DETAILS)
+    assert found.state == "exited"
+    assert found.labels == {}
+    assert found.volumes == ("old-data",)
+    assert {"bridge", "b" * 64} <= set(found.networks)
+    assert found.finished == pytest.approx(NOON, abs=1e-6)
+    assert found.bytes is None
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ("Up 3 hours", "running"),
+        ("Up About a minute (Paused)", "paused"),
+        ("Up 2 days (healthy)", "running"),
+        ("Restarting (1) 5 seconds ago", "restarting"),
+        ("Exited (137) 2 weeks ago", "exited"),
+        ("Dead", "dead"),
+        ("Removal In Progress", "removing"),
+        ("Created", "created"),
+        ("", "created"),
+    ],
+)
+def test_before_api_1_23_the_state_is_read_from_the_words_for_people(status: str, state: str) -> None:
+    assert snapshot.container_from({"Id": CONTAINER, "Status": status}).state == state
+
+
+def test_a_container_is_as_old_as_its_stop() -> None:
+    found = snapshot.container_from(NEW_CONTAINER, DETAILS)
+    assert found.since == found.finished == pytest.approx(NOON, abs=1e-6)
+    assert found.last_use == found.finished
+    assert found.created == pytest.approx(NOON - 3600 + 0.123456789)
+
+
+def test_a_container_that_never_ran_has_zero_times_and_is_as_old_as_its_creation() -> None:
+    zero = "0001-01-01T00:00:00Z"
+    details = {"Created": "2024-03-01T11:00:00Z", "State": {"Status": "created", "StartedAt": zero, "FinishedAt": zero}}
+    found = snapshot.container_from({**NEW_CONTAINER, "State": "created"}, details)
+    assert (found.started, found.finished) == (None, None)
+    assert found.since == found.last_use == NOON - 3600
+
+
+def test_a_container_that_ran_and_was_not_looked_at_has_no_known_stop() -> None:
+    assert snapshot.container_from(NEW_CONTAINER).since is None
+
+
+def test_a_container_started_again_is_last_used_at_its_start() -> None:
+    details = {
+        "Created": "2024-01-01T00:00:00Z",
+        "State": {"Status": "running", "StartedAt": "2024-03-01T12:00:00Z", "FinishedAt": "2024-02-01T00:00:00Z"},
+    }
+    found = snapshot.container_from({**NEW_CONTAINER, "State": "running"}, details)
+    assert found.live
+    assert found.last_use == NOON
+
+
+def test_a_container_that_is_linked_to_is_called_by_its_own_name() -> None:
+    found = snapshot.container_from({**NEW_CONTAINER, "Names": ["/front/db", "/db"]})
+    assert found.name == "db"
+    assert found.names == ("front/db", "db")
+
+
+@pytest.mark.parametrize("names", [None, [], [""]])
+def test_a_container_without_a_name_is_called_by_its_id(names: object) -> None:
+    assert snapshot.container_from({"Id": CONTAINER, "Names": names}).name == CONTAINER[:12]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size"),
+    [
+        ({"SizeRw": 5}, 5),
+        ({"SizeRw": 0}, 0),
+        ({"SizeRootFs": 9}, 0),
+        ({}, None),
+        ({"SizeRw": -1}, None),
+        ({"SizeRw": None}, None),
+    ],
+)
+def test_a_writable_layers_size_that_was_not_given_is_not_zero(sizes: dict[str, t.Any], size: int | None) -> None:
+    assert snapshot.container_from({"Id": CONTAINER, **sizes}).bytes == size
+
+
+def test_containers_are_looked_at_one_by_one_only_where_that_tells_more() -> None:
+    plain = FakeEngine(containers=[NEW_CONTAINER])
+    take(plain)
+    assert "container" not in plain.asked
+    ages = FakeEngine(containers=[NEW_CONTAINER], container=DETAILS)
+    assert take(ages, ages=True).containers[0].finished is not None
+    old = FakeEngine("1.21", containers=[OLD_CONTAINER], container=DETAILS)
+    assert take(old).containers[0].volumes == ("old-data",)
+
+
+def test_a_container_that_vanishes_meanwhile_holds_nothing_any_more() -> None:
+    def fake_gone(_ident: str) -> None:
+        raise EngineError("GET /containers/x/json", 404, "No such container")
+
+    def fake_broken(_ident: str) -> None:
+        raise EngineError("GET /containers/x/json", 500, "broken")
+
+    assert take(FakeEngine(containers=[NEW_CONTAINER], container=fake_gone), ages=True).containers == ()
+    (kept,) = take(FakeEngine(containers=[NEW_CONTAINER], container=fake_broken), ages=True).containers
+    assert kept.volumes == ("data",)
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def test_an_image_of_a_list_of_api_1_21() -> None:
+    found = snapshot.image_from({**OLD_IMAGE, "ParentId": "sha256:aa"}, {}, None)
+    assert (found.id, found.parent, found.tags, found.digests) == (IMAGE, "sha256:aa", ("app:1",), ())
+    assert (found.created, found.bytes, found.labels, found.layers) == (NOON - 3600, 5, {}, ())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"RepoTags": ["<none>:<none>"], "RepoDigests": ["<none>@<none>"]},
+        {"RepoTags": None, "RepoDigests": None},
+        {"RepoTags": []},
+        {"RepoTags": [], "RepoDigests": ["moby-dangling@sha256:aa"]},
+        {},
+    ],
+    ids=["1.21", "1.43", "empty", "containerd", "missing"],
+)
+def test_an_image_without_a_tag_has_none_whatever_the_engine_says_instead(raw: dict[str, t.Any]) -> None:
+    assert snapshot.references(raw) == ((), ())
+
+
+def test_an_image_pulled_by_its_digest_has_a_digest_and_no_tag() -> None:
+    raw = {"RepoTags": ["app:<none>"], "RepoDigests": ["app@sha256:aa"]}
+    assert snapshot.references(raw) == ((), ("app@sha256:aa",))
+
+
+def test_parents_come_from_the_inspection_where_the_list_has_none_and_may_be_missing_in_both() -> None:
+    # Trap 4: API 1.52 leaves them out.
+    without = {key: value for key, value in OLD_IMAGE.items() if key != "ParentId"}
+    assert snapshot.image_from(without, {"Parent": "sha256:aa"}, None).parent == "sha256:aa"
+    assert snapshot.image_from(without, {}, None).parent == ""
+
+
+@pytest.mark.parametrize(
+    ("time", "moment"),
+    [("0001-01-01T00:00:00Z", None), ("2024-03-01T13:00:00.000000000+01:00", NOON), (None, None)],
+)
+def test_the_last_tagging_is_known_only_where_the_engine_wrote_it_down(time: str | None, moment: float | None) -> None:
+    assert snapshot.image_from(OLD_IMAGE, {"Metadata": {"LastTagTime": time}}, None).tagged == moment
+
+
+@pytest.mark.parametrize(
+    ("raw", "size"), [(-1, None), (0, 0), (7, 7), (None, None), (-4096, None), (True, None), ("5", None)]
+)
+def test_sizes_below_nothing_are_unknown(raw: object, size: int | None) -> None:
+    # Trap 9.
+    assert snapshot.image_from({**OLD_IMAGE, "Size": raw}, {}, None).bytes == size
+
+
+def test_layers_are_named_by_their_chain() -> None:
+    one, two = "sha256:" + "11" * 32, "sha256:" + "22" * 32
+    chain = snapshot.chain_ids([one, two])
+    assert chain == (one, "sha256:" + hashlib.sha256(f"{one} {two}".encode()).hexdigest())
+    assert snapshot.chain_ids([]) == ()
+    assert snapshot.image_from(OLD_IMAGE, {"RootFS": {"Type": "layers", "Layers": None}}, None).layers == ()
+
+
+def test_an_images_arrival_and_layer_sizes_are_read_from_the_proven_storage(tmp_path: Path) -> None:
+    hexadecimal = IMAGE.split(":")[1]
+    content = tmp_path / "image/overlay2/imagedb/content/sha256"
+    content.mkdir(parents=True)
+    (content / hexadecimal).write_text("{}")
+    os.utime(content / hexadecimal, (NOON - 60, NOON - 60))
+    layer = tmp_path / "image/overlay2/layerdb/sha256" / ("11" * 32)
+    layer.mkdir(parents=True)
+    (layer / "size").write_text("4711")
+    storage = Storage(str(tmp_path), "overlay2", "graphdriver", {})
+    looked = take(FakeEngine(images=[OLD_IMAGE], image={}), storage, images=True, sizes=True)
+    assert looked.images[0].arrived == NOON - 60
+    assert looked.layer_bytes == {"sha256:" + "11" * 32: 4711}
+    elsewhere = take(FakeEngine(images=[OLD_IMAGE], image={}), None, images=True, sizes=True)
+    assert elsewhere.images[0].arrived is None
+    assert elsewhere.layer_bytes == {}
+
+
+def test_an_image_that_cannot_be_looked_at_is_known_by_the_list_alone() -> None:
+    def fake_broken(_ident: str) -> None:
+        raise EngineError("GET /images/x/json", 500, "broken")
+
+    (found,) = take(FakeEngine(images=[OLD_IMAGE], image=fake_broken), images=True, ages=True).images
+    assert found.tags == ("app:1",)
+
+
+# -- volumes, networks, build cache -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "anonymous"),
+    [
+        ({"Name": "a" * 64}, True),
+        ({"Name": "a" * 64, "Labels": {"com.docker.volume.anonymous": ""}}, True),
+        ({"Name": "short", "Labels": {"com.docker.volume.anonymous": ""}}, True),
+        ({"Name": "data", "Labels": None}, False),
+        ({"Name": "A" * 64}, False),
+        ({"Name": "a" * 63}, False),
+    ],
+)
+def test_an_anonymous_volume_is_known_by_its_label_or_its_random_name(raw: dict[str, t.Any], anonymous: bool) -> None:
+    (found,) = take(FakeEngine(volumes=[raw]), volumes=True).volumes
+    assert found.anonymous is anonymous
+
+
+def test_a_volume_without_a_time_has_no_age_and_one_that_was_not_measured_no_size() -> None:
+    # CreatedAt came with API 1.30.
+    usage = {
+        "Volumes": [
+            {"Name": "a", "UsageData": {"Size": 7, "RefCount": 0}},
+            {"Name": "b", "UsageData": {"Size": -1}},
+            {"Name": "c", "UsageData": None},
+        ]
+    }
+    volumes = [
+        {"Name": "a", "CreatedAt": "2024-03-01T12:00:00Z"},
+        {"Name": "b"},
+        {"Name": "c"},
+        {"Name": "d", "ClusterVolume": {"ID": "x"}},
+    ]
+    looked = take(FakeEngine(volumes=volumes, disk_usage=usage), volumes=True, sizes=True)
+    assert [(v.name, v.created, v.bytes, v.cluster) for v in looked.volumes] == [
+        ("a", NOON, 7, False),
+        ("b", None, None, False),
+        ("c", None, None, False),
+        ("d", None, None, True),
+    ]
+
+
+def test_sizes_of_volumes_are_not_asked_for_where_they_decide_nothing() -> None:
+    engine = FakeEngine(volumes=[{"Name": "a"}])
+    take(engine, volumes=True)
+    assert "disk_usage" not in engine.asked
+
+
+@pytest.mark.parametrize(
+    ("raw", "predefined", "swarm"),
+    [
+        ({"Name": "bridge", "Driver": "bridge", "Scope": "local"}, True, False),
+        ({"Name": "host", "Driver": "host"}, True, False),
+        ({"Name": "none", "Driver": "null"}, True, False),
+        ({"Name": "docker_gwbridge", "Driver": "bridge", "Scope": "local"}, True, False),
+        ({"Name": "entry", "Driver": "overlay", "Scope": "swarm", "Ingress": True}, True, True),
+        ({"Name": "shop_default", "Driver": "bridge", "Scope": "local"}, False, False),
+        ({"Name": "stack", "Driver": "overlay", "Scope": "swarm"}, False, True),
+    ],
+    ids=lambda value: value["Name"] if isinstance(value, dict) else "",
+)
+def test_networks_of_the_engine_and_of_swarm_are_told_apart_from_users(
+    raw: dict[str, t.Any], predefined: bool, swarm: bool
+) -> None:
+    (found,) = take(FakeEngine(networks=[{"Id": "x", **raw}]), networks=True).networks
+    assert (found.predefined, found.swarm) == (predefined, swarm)
+    # Networks have a time of creation since API 1.26.
+    assert found.created is None
+
+
+def test_a_record_of_the_build_cache_has_parents_in_two_ways_and_never_its_description() -> None:
+    old = {
+        "ID": "a",
+        "Parent": "p",
+        "Type": "regular",
+        "Description": "RUN curl -u user:secret",
+        "InUse": False,
+        "Shared": True,
+        "Size": 5,
+        "CreatedAt": "2024-03-01T11:00:00Z",
+        "LastUsedAt": None,
+    }
+    new = {
+        "ID": "b",
+        "Parents": ["p", "q"],
+        "Type": "regular",
+        "InUse": True,
+        "Size": -1,
+        "LastUsedAt": "2024-03-01T12:00:00.5Z",
+    }
+    first, second = take(FakeEngine(build_cache=[old, new]), build_cache=True).build_cache
+    assert first.parents == ("p",)
+    assert (first.shared, first.bytes, first.last_used, first.created) == (True, 5, None, NOON - 3600)
+    assert second.parents == ("p", "q")
+    assert (second.in_use, second.bytes, second.last_used) == (True, None, NOON + 0.5)
+    assert "secret" not in repr(first)
+
+
+def test_only_what_is_wanted_is_asked_for() -> None:
+    engine = FakeEngine()
+    take(engine)
+    assert engine.asked == ["containers"]
+
+
+def test_a_snapshot_does_not_change() -> None:
+    looked = take(FakeEngine(containers=[NEW_CONTAINER]))
+    with pytest.raises(AttributeError):
+        looked.containers[0].state = "running"  # type: ignore[misc]

@@ -1,0 +1,299 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What each storage driver keeps where, on trees made for the test; and the proof whose data root it is.
+
+overlay2, vfs and btrfs have a real engine in the integration tests. aufs, devicemapper and zfs can not be had
+here: their trees are fakes, made after the engine's own daemon/graphdriver.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils import storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, prove
+
+HERE = os.uname().nodename
+SOCKET = "unix:///var/run/docker.sock"
+ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
+
+
+def make(root: Path, *folders: str) -> None:
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+
+
+def engine_storage(root: Path, driver: str = "overlay2", image_store: str = "graphdriver") -> Storage:
+    return Storage(str(root), driver, image_store, {})
+
+
+# -- what the engine says ----------------------------------------------------------------------------
+
+
+def test_a_storage_is_read_from_docker_info() -> None:
+    info = {
+        "Driver": "overlay2",
+        "DockerRootDir": "/data/docker/",
+        "DriverStatus": [["Backing Filesystem", "extfs"], ["Supports d_type", "true"]],
+    }
+    found = storage.from_info(info)
+    assert (found.root, found.driver, found.image_store) == ("/data/docker", "overlay2", "graphdriver")
+    assert found.driver_status == {"Backing Filesystem": "extfs", "Supports d_type": "true"}
+
+
+def test_containerds_image_store_is_known_by_its_snapshotter() -> None:
+    info = {"Driver": "overlayfs", "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+    assert storage.from_info(info).image_store == "containerd"
+
+
+@pytest.mark.parametrize(
+    "info", [{}, {"DriverStatus": None, "DockerRootDir": ""}, {"DriverStatus": [["alone"], "text", 5]}]
+)
+def test_an_answer_without_figures_is_no_traceback(info: dict[str, t.Any]) -> None:
+    found = storage.from_info(info)
+    assert (found.root, found.driver, found.driver_status) == ("/var/lib/docker", "", {})
+
+
+# -- the table -----------------------------------------------------------------------------------------
+
+TREES = [
+    ("overlay2", ("overlay2",)),
+    ("overlay", ("overlay",)),
+    ("vfs", ("vfs/dir",)),
+    ("btrfs", ("btrfs/subvolumes",)),
+    ("fuse-overlayfs", ("fuse-overlayfs",)),
+    ("aufs", ("aufs/diff", "aufs/layers", "aufs/mnt")),
+    ("devicemapper", ("devicemapper/devicemapper", "devicemapper/metadata", "devicemapper/mnt")),
+    ("zfs", ("zfs/graph",)),
+]
+IDS = [driver if driver not in ("aufs", "devicemapper", "zfs") else f"fake-{driver}" for driver, _parts in TREES]
+
+
+@pytest.mark.parametrize(("driver", "parts"), TREES, ids=IDS)
+def test_a_drivers_layers_are_found_where_it_keeps_them(tmp_path: Path, driver: str, parts: tuple[str, ...]) -> None:
+    make(tmp_path, *parts, f"image/{driver}", "containers", "volumes", "network", "tmp")
+    paths = engine_storage(tmp_path, driver).paths()
+    assert paths["layers"] == [f"{tmp_path}/{part}" for part in parts]
+    assert paths["image_metadata"] == [f"{tmp_path}/image/{driver}"]
+    assert paths["containers"] == paths["logs"] == [f"{tmp_path}/containers"]
+    assert paths["volumes"] == [f"{tmp_path}/volumes"]
+    assert paths["build_cache"] == paths["plugins"] == paths["swarm"] == []
+
+
+def test_every_driver_of_the_table_has_its_tree_here() -> None:
+    assert {driver for driver, _parts in TREES} == set(storage._LAYERS)
+
+
+@pytest.mark.parametrize(("driver", "parts"), TREES, ids=IDS)
+def test_layers_of_a_driver_that_was_in_use_before_are_found_as_others(
+    tmp_path: Path, driver: str, parts: tuple[str, ...]
+) -> None:
+    # Trap 17.
+    make(tmp_path, *(f"{part}/something" for part in parts), "overlay2/x", "vfs/dir/x")
+    mine = "vfs" if driver == "overlay2" else "overlay2"
+    others = engine_storage(tmp_path, mine).others()
+    assert f"{tmp_path}/{parts[0]}" in others
+    assert f"{tmp_path}/{storage._LAYERS[mine][0]}" not in others
+
+
+def test_empty_folders_and_links_are_no_other_drivers_data(tmp_path: Path) -> None:
+    make(tmp_path, "overlay2/x", "aufs/diff", "elsewhere/x")
+    (tmp_path / "vfs").mkdir()
+    (tmp_path / "vfs/dir").symlink_to(tmp_path / "elsewhere")
+    assert engine_storage(tmp_path).others() == []
+
+
+def test_docker_1_9_kept_its_records_in_graph(tmp_path: Path) -> None:
+    make(tmp_path, "aufs/diff", "graph")
+    (tmp_path / "repositories-aufs").write_text("{}")
+    paths = engine_storage(tmp_path, "aufs").paths()
+    assert paths["image_metadata"] == [f"{tmp_path}/graph", f"{tmp_path}/repositories-aufs"]
+
+
+def test_a_driver_that_nobody_knows_has_a_folder_of_its_name(tmp_path: Path) -> None:
+    make(tmp_path, "newfs")
+    assert engine_storage(tmp_path, "newfs").paths()["layers"] == [f"{tmp_path}/newfs"]
+
+
+def test_containerds_snapshotter_has_its_folder_below_the_data_root(tmp_path: Path) -> None:
+    base = "containerd/daemon"
+    snapshots = f"{base}/io.containerd.snapshotter.v1.overlayfs"
+    content = f"{base}/io.containerd.content.v1.content"
+    make(tmp_path, snapshots, content, "overlay2")
+    paths = engine_storage(tmp_path, "overlayfs", "containerd").paths()
+    assert paths["layers"] == [f"{tmp_path}/{snapshots}"]
+    assert paths["image_metadata"] == [f"{tmp_path}/{content}"]
+
+
+def test_paths_are_those_that_exist(tmp_path: Path) -> None:
+    assert not any(engine_storage(tmp_path).paths().values())
+
+
+# -- records of images and layers ------------------------------------------------------------------------
+
+
+def test_an_images_record_is_asked_for_by_a_real_id_only() -> None:
+    found = engine_storage(Path("/var/lib/docker"))
+    path = f"/var/lib/docker/image/overlay2/imagedb/content/sha256/{ONE}"
+    assert found.image_record(f"sha256:{ONE}") == found.image_record(ONE) == path
+    for ident in ("", "sha256:", "../../etc/passwd", f"{ONE}/..", ONE[:12], "A" * 64, f"{ONE}\n"):
+        assert found.image_record(ident) is None
+    assert engine_storage(Path("/x"), "overlayfs", "containerd").image_record(ONE) is None
+
+
+def test_sizes_of_layers_are_those_of_the_layer_store_and_a_broken_record_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "image/overlay2/layerdb/sha256"
+    for name, size in ((ONE, "4711"), (TWO, ""), (THREE, "not a number")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "size").write_text(size)
+    (folder / "4444").mkdir()
+    assert engine_storage(tmp_path).layer_sizes() == {f"sha256:{ONE}": 4711, f"sha256:{TWO}": 0}
+    assert engine_storage(tmp_path / "nowhere").layer_sizes() == {}
+
+
+# -- whose data root -----------------------------------------------------------------------------------
+
+
+def ask(
+    root: Path,
+    ident: str = "ABCD:EFGH",
+    address: str = SOCKET,
+    containers: t.Sequence[str] = (),
+    volumes: t.Sequence[str] = (),
+    key_file: str = "/nonexistent/key.json",
+    name: str = HERE,
+) -> storage.Proof:
+    return prove(engine_storage(root), {"ID": ident, "Name": name}, address, containers, volumes, key_file)
+
+
+def test_the_engines_own_id_file_proves_it(tmp_path: Path) -> None:
+    (tmp_path / "engine-id").write_text("ABCD:EFGH\n")
+    proof = ask(tmp_path)
+    assert proof.proven
+    assert proof.words == f"{tmp_path}/engine-id"
+
+
+@pytest.mark.parametrize("written", ["OTHER:ID", "", "ABCD", "ABCD:EFGH:IJKL"])
+def test_another_engines_id_file_refuses_whatever_else_is_there(tmp_path: Path, written: str) -> None:
+    # Trap 30: two engines on a host.
+    (tmp_path / "engine-id").write_text(written)
+    make(tmp_path, f"containers/{ONE}")
+    proof = ask(tmp_path, containers=[ONE])
+    assert not proof.proven
+    assert proof.words == (
+        f"the data root {tmp_path} here is not the one of the engine at {SOCKET}: {tmp_path}/engine-id is another engine's"
+    )
+
+
+def test_an_engine_without_an_id_proves_nothing_by_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "engine-id").write_text("")
+    assert not ask(tmp_path, ident="").proven
+
+
+def test_before_engine_23_the_folders_of_its_containers_prove_it(tmp_path: Path) -> None:
+    make(tmp_path, f"containers/{ONE}", f"containers/{TWO}", "containers/another")
+    proof = ask(tmp_path, containers=[ONE, TWO, THREE])
+    assert proof.proven
+    assert proof.words == f"containers in {tmp_path}/containers"
+
+
+@pytest.mark.parametrize("there", [(), (ONE,)])
+def test_an_engine_most_of_whose_containers_are_not_here_is_another_one(tmp_path: Path, there: tuple[str, ...]) -> None:
+    make(tmp_path, "containers", *(f"containers/{ident}" for ident in there))
+    proof = ask(tmp_path, containers=[ONE, TWO])
+    assert not proof.proven
+    assert proof.words == (
+        f"the data root {tmp_path} here is not the one of the engine at {SOCKET}: "
+        f"{2 - len(there)} of its 2 containers are not in {tmp_path}/containers"
+    )
+
+
+def test_what_is_no_id_is_no_proof_and_no_path(tmp_path: Path) -> None:
+    make(tmp_path, "containers", "volumes/data")
+    assert not ask(tmp_path, containers=["..", "../../tmp", "."], volumes=["data", ".."]).proven
+
+
+def test_anonymous_volumes_prove_it_and_named_ones_do_not(tmp_path: Path) -> None:
+    make(tmp_path, f"volumes/{ONE}", "volumes/data")
+    proof = ask(tmp_path, volumes=[ONE, "data"])
+    assert proof.proven
+    assert proof.words == f"anonymous volumes in {tmp_path}/volumes"
+    assert not ask(tmp_path, volumes=["data"]).proven
+    assert not ask(tmp_path, volumes=[TWO]).proven
+
+
+def test_the_key_of_an_old_engine_proves_it_on_this_machines_socket_alone(tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    key.write_text(json.dumps({"kid": "ABCD:EFGH"}))
+    assert ask(tmp_path, key_file=str(key)).proven
+    assert not ask(tmp_path, ident="OTHER", key_file=str(key)).proven
+    assert not ask(tmp_path, address="tcp://127.0.0.1:2375", key_file=str(key)).proven
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{}", "not json", '{"kid": null}'])
+def test_a_broken_key_proves_nothing(tmp_path: Path, content: str) -> None:
+    key = tmp_path / "key.json"
+    key.write_text(content)
+    proof = ask(tmp_path, key_file=str(key))
+    assert not proof.proven
+    assert "nothing shows that the data root" in proof.words
+
+
+def test_an_empty_engine_of_an_empty_root_is_not_proven(tmp_path: Path) -> None:
+    proof = ask(tmp_path, ident="")
+    assert not proof.proven
+    assert proof.words == (
+        f"nothing shows that the data root {tmp_path} here is the one of the engine at {SOCKET} "
+        "(no engine-id, no container, no anonymous volume)"
+    )
+
+
+def test_a_clone_of_a_machine_has_the_same_id_so_over_tcp_the_name_counts(tmp_path: Path) -> None:
+    (tmp_path / "engine-id").write_text("ABCD:EFGH")
+    address = "tcp://10.0.0.5:2376"
+    assert ask(tmp_path, address=address).proven
+    proof = ask(tmp_path, address=address, name="other-host")
+    assert not proof.proven
+    assert proof.words == (
+        f"the data root {tmp_path} here is not the one of the engine at {address}: "
+        f"that one runs on 'other-host', this is {HERE!r}"
+    )
+
+
+def test_a_data_root_that_is_a_link_is_proven_like_any_other(tmp_path: Path) -> None:
+    make(tmp_path, "data")
+    (tmp_path / "data/engine-id").write_text("ABCD:EFGH")
+    (tmp_path / "docker").symlink_to(tmp_path / "data")
+    assert ask(tmp_path / "docker").proven
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert not ask(tmp_path / "dangling").proven
+
+
+@pytest.mark.parametrize("root", ["/nonexistent/docker", "relative", ""])
+def test_a_data_root_that_is_not_here_is_another_machines(root: str) -> None:
+    proof = prove(Storage(root, "overlay2", "graphdriver", {}), {"ID": "x"}, SOCKET, [ONE], [])
+    assert not proof.proven
+    assert proof.words.endswith("there is no such folder")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not")
+def test_a_data_root_that_may_not_be_read_asks_for_become() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        root = Path(folder) / "docker"
+        root.mkdir(mode=0o710)
+        # access(2) asks for the real user.
+        before = os.getresuid()
+        os.setresuid(65534, 65534, 0)
+        try:
+            proof = ask(root)
+        finally:
+            os.setresuid(*before)
+    assert not proof.proven
+    assert proof.words == f"the data root {root} cannot be read; use become: true"

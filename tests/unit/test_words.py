@@ -1,0 +1,118 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lines of a plan: what people read, at most a hundred columns, whatever things are called."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils import words
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import Step
+
+GB = 1024**3
+HOSTILE = ["\x1b[2J\x1b]0;owned\x07", "a\nb\rc\td", "\u202egpj.exe", "\x00", "\x9b31m", "\u2028"]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=repr)
+def test_what_could_move_a_cursor_is_taken_out(text: str) -> None:
+    for line in (words.printable(text), words.step_line("image", text, 1, text), words.kept_line("image", 1, 1, text)):
+        assert line.isprintable()
+
+
+def test_ordinary_text_stays_as_it_is() -> None:
+    assert words.printable("ci/build:417 – größer") == "ci/build:417 – größer"
+    assert words.printable(417) == "417"
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 28, 99])
+def test_a_long_name_is_cut_in_its_middle(width: int) -> None:
+    text = "registry.example.com/team/" + "x" * 80 + ":2024.11"
+    cut = words.printable(text, width)
+    assert len(cut) == width
+    assert "…" in cut
+    if width >= 28:
+        assert cut.startswith("registry.exam")
+        assert cut.endswith(":2024.11")
+    assert words.printable("short", 28) == "short"
+    assert words.printable("x" * 28, 28) == "x" * 28
+
+
+def test_one_line_says_kind_name_size_and_reason() -> None:
+    assert words.step_line("image", "ci/build:417", int(2.2 * GB), "unused for 34 days (last container)") == (
+        "- image       ci/build:417                    2.2 GB   unused for 34 days (last container)"
+    )
+    assert words.step_line("build_cache", "abc", None, "why").startswith("- build cache abc ")
+    assert "        -   why" in words.step_line("tag", "a:1", None, "why")
+
+
+def test_an_image_without_a_name_is_said_by_the_beginning_of_its_id() -> None:
+    line = words.step_line("image", "sha256:" + "5f" * 32, 0, "dangling")
+    assert "5f5f5f5f5f5f " in line
+    assert "sha256" not in line
+
+
+def test_what_stays_is_said_with_its_number() -> None:
+    assert words.kept_line("image", 12, int(9.8 * GB), "used by a container") == (
+        "  stays       12 images                       9.8 GB   used by a container"
+    )
+    assert "1 volume " in words.kept_line("volume", 1, 0, "x")
+    assert "2 build cache records " in words.kept_line("build_cache", 2, 0, "x")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "registry.example.com:5000/" + "team/" * 20 + "app:1", "web"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "exited 12 days ago",
+        "unused for 34 days (last container)",
+        "dangling, unused for 1000 days (arrived, never used)",
+        "shared with an image (build_cache.scope is unused)",
+    ],
+)
+def test_a_line_has_a_hundred_columns_at_most(name: str, reason: str) -> None:
+    for text in (
+        words.step_line("build_cache", name, 999 * GB, reason),
+        words.kept_line("build_cache", 99999, 999 * GB, reason),
+    ):
+        assert max(len(line) for line in text.split("\n")) <= 100, text
+        # What does not fit goes on below itself, and nothing of it is lost.
+        assert " ".join(text.split()).endswith(reason)
+
+
+def test_even_a_reason_that_names_something_long_fits() -> None:
+    repository = "registry.example.com:5000/" + "team/" * 20 + "app"
+    line = words.step_line(
+        "tag",
+        f"{repository}:1",
+        0,
+        f"unused for 8 days (created; no later use is known); its image stays as {repository}:2.1",
+    )
+    kept = words.kept_line("image", 2, GB, f"the newest 2 of {repository}")
+    for text in (line, kept):
+        assert max(len(part) for part in text.split("\n")) <= 100, text
+        assert repository in "".join(text.split())
+        assert {part[:55].strip() for part in text.split("\n")[1:]} == {""}
+
+
+def test_a_plan_is_said_largest_first_then_what_stays_then_what_is_free() -> None:
+    steps = [
+        Step("container", "c", "small", 10, "exited 2 days ago"),
+        Step("image", "i", "unknown", None, "unused"),
+        Step("image", "j", "large", GB, "unused"),
+    ]
+    kept = [
+        {"kind": "image", "reason": "used by a container", "count": 1, "bytes": 5},
+        {"kind": "volume", "reason": "named", "count": 3, "bytes": 7},
+    ]
+    lines = words.plan_lines(steps, kept, "0 B -> 1.0 GB of 2.0 GB (50 %)")
+    assert [line.split()[2] for line in lines[:3]] == ["large", "small", "unknown"]
+    assert "volumes" in lines[3]
+    assert "image" in lines[4]
+    assert lines[5] == "  free        0 B -> 1.0 GB of 2.0 GB (50 %)"
+    assert words.plan_lines([], [], "") == []
+
+
+def test_free_space_is_said_before_and_after() -> None:
+    assert words.free_words(0, int(13.6 * GB), 50 * GB) == "0 B -> 13.6 GB of 50.0 GB (27 %)"
+    for unknown in ((None, 1, 1), (1, None, 1), (1, 1, None), (1, 1, 0)):
+        assert words.free_words(*unknown) == ""
