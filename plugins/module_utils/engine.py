@@ -13,8 +13,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import typing as t
+from urllib.parse import quote
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
@@ -164,12 +166,14 @@ class Engine:
         from requests import exceptions
 
         client = self._client
-        # The SDK quotes what goes into the path: names are the engine's users' to choose.
-        where = client._url(url, *path)
+        where = client._url(url.format(*(_quoted(part, url) for part in path)))
         call = f"{method} {url.format(*path)}"
         timeout = self._timeout if method == "GET" else max(self._timeout, REMOVAL_TIMEOUT)
         try:
-            response = client.request(method, where, params=params or {}, timeout=timeout)
+            # No redirects: the engine sends one for a path that it had to clean, and it would be another object's.
+            response = client.request(
+                method, where, params=params or {}, timeout=timeout, allow_redirects=False
+            )
             client._raise_for_status(response)
             if response.status_code == 204 or not response.content:
                 return None
@@ -214,6 +218,11 @@ def connect(params: dict[str, t.Any]) -> Engine:
             "tcp://HOST:PORT, or let Ansible connect to that host.",
             "bad_input",
         )
+    version = str(params["api_version"])
+    if not re.fullmatch(r"auto|\d+\.\d+", version):
+        raise FleetcleanError(
+            f'api_version: "{version}" is not a version of the engine\'s API; use auto, or one such as 1.41.', "bad_input"
+        )
     # Releases 7.1 and newer refuse what is older than API 1.24; they speak it all the same.
     if hasattr(low_level, "MINIMUM_DOCKER_API_VERSION"):
         low_level.MINIMUM_DOCKER_API_VERSION = OLDEST_API
@@ -222,7 +231,7 @@ def connect(params: dict[str, t.Any]) -> Engine:
     try:
         client = low_level.APIClient(
             base_url=host,
-            version=str(params["api_version"]),
+            version=version,
             timeout=params["timeout"],
             tls=_tls(params) or False,
             # One connection for each thread of a parallel removal, and none thrown away.
@@ -231,7 +240,12 @@ def connect(params: dict[str, t.Any]) -> Engine:
         _expect_hostname(client, params)
         return Engine(client, host, params["timeout"])
     except errors.InvalidVersion as error:
-        raise FleetcleanError(f"api_version: {error}", "bad_input") from None
+        if version == "auto":
+            raise FleetcleanError(
+                f"the engine at {host} is too old: {_clean(str(error))} Docker 1.9 (API {OLDEST_API}) and newer can be cleaned.",
+                "engine",
+            ) from None
+        raise FleetcleanError(f"api_version: {_clean(str(error))}", "bad_input") from None
     except (errors.DockerException, exceptions.RequestException) as error:
         raise _unreachable(host, error, "GET /version") from None
     except (ValueError, TypeError, AttributeError) as error:
@@ -309,6 +323,9 @@ def _unreachable(host: str, error: BaseException, call: str) -> FleetcleanError:
             f"engine does not answer: {where}: {word}. Start the engine (systemctl start docker).", "engine_down"
         )
     text = _clean(str(error))
+    if isinstance(root, (LookupError, TypeError, AttributeError, ValueError)) or " Client Error" in text:
+        # What speaks HTTP and is no engine: the SDK trips over it in many ways, and wraps them all alike.
+        return FleetcleanError(_not_an_engine(where, text), "not_docker")
     lower = f"{type(root).__name__} {text}".lower()
     if "timeout" in lower or "timed out" in lower:
         return FleetcleanError(
@@ -321,6 +338,16 @@ def _unreachable(host: str, error: BaseException, call: str) -> FleetcleanError:
     if any(sign in lower for sign in ("badstatusline", "bad status", "json", "expecting value", "invalid response", "badheader", "protocolerror", "http/0.9")):
         return FleetcleanError(_not_an_engine(where, text), "not_docker")
     return FleetcleanError(f"engine does not answer: {where}: {text}. Look at the engine's own log.", "engine_down")
+
+
+def _quoted(name: str, url: str) -> str:
+    """A name as one segment of a path: names are the engine's users' to choose, and hostile.
+
+    Image references have slashes of their own, which the engine's router takes as they are.
+    """
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise FleetcleanError(f"{url.format(name)!r}: a name like this cannot be asked for; nothing was done with it.")
+    return quote(name, safe="/:@" if url.startswith("/images/") else "")
 
 
 def _root_cause(error: BaseException) -> BaseException:

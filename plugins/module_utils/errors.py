@@ -21,4 +21,4 @@ class FleetcleanError(Exception):
 
 def not_yet(what: str, instead: str) -> FleetcleanError:
     """The error for what the interface names and this release does not do: never a pretended result."""
-    return FleetcleanError(f"{what} is not there yet in this release; {instead}.", "not_yet")
+    return FleetcleanError(f"{what}: not there yet in this release; {instead}.", "not_yet")

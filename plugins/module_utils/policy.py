@@ -422,12 +422,16 @@ def _last_uses(containers: t.Sequence[Container], last_seen_used: t.Mapping[str,
 def _why_image_stays(
     draft: _Draft, image: Image, wish: ImageWish, moment: float | None, follows: bool
 ) -> str | None:
-    if matches(wish.keep, image.id, image.digests):
+    # Without a tag, the digests say whose image it is; with tags, each is judged by itself.
+    repositories = [] if image.tags else [digest.partition("@")[0] for digest in image.digests]
+    if matches(wish.keep, image.id, [*image.digests, *repositories]):
         return "named in images.keep"
     if image.tags and wish.scope == "dangling":
         return "tagged (images.scope is dangling)"
     if image.tags and wish.keep_local and not image.digests:
         return "never pushed or pulled (images.keep_local)"
+    if image.tags and wish.keep_local and not image.origin_known:
+        return "perhaps never pushed: this image store does not tell (images.keep_local)"
     reason = draft.protected(image.labels)
     if reason or (follows and not image.tags):
         # An untagged parent has no life of its own: it goes with the last of its children.

@@ -33,8 +33,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     Step,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
-    container_from,
+    Wanted,
     references,
+    take,
 )
 
 #: How a step came out.
@@ -152,8 +153,8 @@ class _Actor:
         self._networks_in_use: set[str] = set()
         if steps and steps[0].kind == "network":
             # The engine removes a network from under a stopped container; we do not.
-            for raw in engine.containers():
-                self._networks_in_use.update(container_from(raw).networks)
+            for container in take(engine, Wanted(), None).containers:
+                self._networks_in_use.update(container.networks)
 
     def remove(self, step: Step) -> Result:
         """Do one step, if it is still right. Raises nothing: whatever happens is the result."""

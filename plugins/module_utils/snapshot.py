@@ -21,7 +21,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
     EngineError,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, from_info
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
 #: States in which a container has processes, and goes only by being killed.
@@ -70,6 +70,8 @@ class Container:
 class Image:
     """``arrived`` is when it came to this host, ``tagged`` when it was last given a tag, where that is known.
 
+    ``origin_known``: no digests means that it was never pushed or pulled. containerd's store gives every
+    image digests, so nothing can be told from them there.
     ``layers`` are the chain ids of its layers, lowest first, empty if they were not asked for.
     """
 
@@ -83,6 +85,7 @@ class Image:
     bytes: int | None
     labels: dict[str, str] = field(hash=False)
     layers: tuple[str, ...] = ()
+    origin_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -262,12 +265,15 @@ def _images(
                 details = engine.image(str(raw["Id"]))
             except EngineError:
                 details = {}  # gone, or broken: its summary is all there is
-        return image_from(raw, details, _arrival(storage, str(raw["Id"])))
+        return image_from(raw, details, _arrival(storage, str(raw["Id"])), graphdriver)
 
+    graphdriver = from_info(engine.info).image_store == "graphdriver"
     return tuple(pool.map(read, engine.images()))
 
 
-def image_from(raw: dict[str, t.Any], details: dict[str, t.Any], arrived: float | None) -> Image:
+def image_from(
+    raw: dict[str, t.Any], details: dict[str, t.Any], arrived: float | None, origin_known: bool = True
+) -> Image:
     """Read an image from its entry in the list, and from its inspection where there is one."""
     tags, digests = references(raw)
     return Image(
@@ -281,6 +287,7 @@ def image_from(raw: dict[str, t.Any], details: dict[str, t.Any], arrived: float 
         bytes=_size(raw.get("Size")),
         labels=_labels(raw.get("Labels")),
         layers=chain_ids((details.get("RootFS") or {}).get("Layers") or []),
+        origin_known=origin_known,
     )
 
 

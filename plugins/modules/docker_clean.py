@@ -88,7 +88,10 @@ options:
         type: int
         default: 0
       keep_local:
-        description: Whether tagged images that were never pushed or pulled stay. Nobody can pull them again.
+        description:
+          - Whether tagged images that were never pushed or pulled stay. Nobody can pull them again.
+          - An image without digests is taken for one. With containerd's image store every image has digests, so nothing can be
+            told there, and with this option all tagged images stay.
         type: bool
         default: false
   volumes:

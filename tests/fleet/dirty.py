@@ -338,14 +338,13 @@ class _Maker:
         path = self.host.path(self.host.must("GET", f"/containers/{identifier}/json")["LogPath"])
         begin = datetime.now(timezone.utc) - timedelta(days=1)
         padding = "x" * 700
-        written = number = 0
+        written = first = 0
         with open(path, "ab") as log:
             while written < size:
-                lines = []
-                stamp = _rfc3339(begin + timedelta(milliseconds=number))
-                for number in range(number + 1, number + 1001):
-                    lines.append(f'{{"log":"noisy line {number} {padding}\\n","stream":"stdout","time":"{stamp}"}}\n')
-                block = "".join(lines).encode()
+                stamp = _rfc3339(begin + timedelta(milliseconds=first))
+                block = "".join(f'{{"log":"noisy line {number} {padding}\\n","stream":"stdout","time":"{stamp}"}}\n'
+                                for number in range(first + 1, first + 1001)).encode()
+                first += 1000
                 if len(block) > size - written:
                     block = block[:block.rfind(b"\n", 0, size - written) + 1]
                     if not block:

@@ -78,11 +78,12 @@ class Ansible:
 
     def module(self, name: str, args: Optional[Dict[str, Any]] = None, hosts: str = "all", check: bool = False, **variables: Any) -> Dict[str, Dict[str, Any]]:
         """Run one of the collection's modules; return its result by host."""
-        argv = ["ansible", "-i", self.inventory, hosts, "-m", f"fleetclean.docker.{name}", "-a", json.dumps(args or {})]
+        argv = ["ansible", "-i", self.inventory, hosts, "-m", f"fleetclean.docker.{name}"]
+        argv += ["-a", json.dumps(args)] if args else []
         argv += ["-e", json.dumps(variables)] if variables else []
         run = self.run(argv + (["--check"] if check else []))
         assert run.lines, run.text
-        return {line["host"]: line["result"] for line in run.lines}
+        return {line["host"]: {**line["result"], "failed": line["outcome"] in ("failed", "unreachable")} for line in run.lines}
 
     def play(self, name: str, *argv: str, hosts: str = "", **variables: Any) -> Run:
         """Run one of the collection's playbooks."""

@@ -54,13 +54,13 @@ def fails(ansible: Ansible, module: str, args: Dict[str, Any], **variables: Any)
         ("docker_clean", {"images": {"older_then": "7d"}}, "older_then"),
         ("docker_clean", {"image": {}}, "Unsupported parameters"),
         ("docker_clean", {}, "docker_clean: nothing was asked for; give at least one of containers, images, volumes"),
-        ("docker_clean", {"leftovers": {}}, "docker_clean: leftovers is not there yet in this release; leave the section out."),
+        ("docker_clean", {"leftovers": {}}, "docker_clean: leftovers: not there yet in this release; leave the section out."),
         ("docker_clean", {"images": {}, "parallel": 0}, "parallel: 0 is out of range; use 1 to 32."),
         ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
-        ("docker_log_truncate", {"rotated": "remove"}, "rotated: remove is not there yet in this release"),
-        ("docker_log_truncate", {"restart": "engine"}, "restart: engine is not there yet in this release"),
+        ("docker_log_truncate", {"rotated": "remove"}, "rotated: remove: not there yet in this release"),
+        ("docker_log_truncate", {"restart": "engine"}, "restart: engine: not there yet in this release"),
         ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
-        ("docker_disk_report", {"measure": "exact"}, "measure: exact is not there yet in this release"),
+        ("docker_disk_report", {"measure": "exact"}, "measure: exact: not there yet in this release"),
     ],
 )
 def test_bad_input_names_the_option_and_what_it_takes(ansible: Ansible, module: str, args: Dict[str, Any], words: str) -> None:
@@ -75,7 +75,7 @@ def test_bad_input_names_the_option_and_what_it_takes(ansible: Ansible, module: 
         ({"cleanup_image_keep": ["app/*"]}, "cleanup_image_keep: there is no such variable; did you mean cleanup_images_keep?"),
         ({"cleanup_profile": "thorough"}, "value of cleanup_profile must be one of: careful, standard, full"),
         ({"cleanup_profile": "full"}, "set cleanup_full_confirmed: true if that is meant"),
-        ({"cleanup_leftovers": True}, "leftovers is not there yet in this release"),
+        ({"cleanup_leftovers": True}, "leftovers: not there yet in this release"),
     ],
 )
 def test_the_role_refuses_before_the_first_host_is_asked(ansible: Ansible, variables: Dict[str, Any], words: str) -> None:

@@ -165,7 +165,7 @@ def test_leftovers_are_refused_with_what_to_do_instead() -> None:
     with pytest.raises(FleetcleanError) as caught:
         clean(leftovers={}, images={})
     assert caught.value.code == "not_yet"
-    assert str(caught.value) == "leftovers is not there yet in this release; leave the section out."
+    assert str(caught.value) == "leftovers: not there yet in this release; leave the section out."
 
 
 def test_an_age_written_as_nothing_is_none_and_a_section_written_as_nothing_is_not_given() -> None:
@@ -229,9 +229,9 @@ def test_a_wrong_size_for_logs_is_refused(given: dict[str, str], start: str) -> 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"rotated": "remove"}, "rotated: remove is not there yet in this release; use rotated: keep."),
-        ({"restart": "engine"}, "restart: engine is not there yet in this release; use restart: never, and restart"),
-        ({"restart": "containers"}, "restart: containers is not there yet in this release; use restart: never, and"),
+        ({"rotated": "remove"}, "rotated: remove: not there yet in this release; use rotated: keep."),
+        ({"restart": "engine"}, "restart: engine: not there yet in this release; use restart: never, and restart"),
+        ({"restart": "containers"}, "restart: containers: not there yet in this release; use restart: never, and"),
     ],
 )
 def test_what_this_release_cannot_do_is_refused_and_never_pretended(given: dict[str, str], words: str) -> None:
