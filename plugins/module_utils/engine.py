@@ -175,6 +175,8 @@ class Engine:
                 method, where, params=params or {}, timeout=timeout, allow_redirects=False
             )
             client._raise_for_status(response)
+            if 300 <= response.status_code < 400:
+                raise EngineError(call, response.status_code, f"moved to {_clean(response.headers.get('Location', ''))}")
             if response.status_code == 204 or not response.content:
                 return None
             return response.json()
@@ -345,7 +347,7 @@ def _quoted(name: str, url: str) -> str:
 
     Image references have slashes of their own, which the engine's router takes as they are.
     """
-    if any(part in ("", ".", "..") for part in name.split("/")):
+    if any(part in (".", "..") for part in name.split("/")):
         raise FleetcleanError(f"{url.format(name)!r}: a name like this cannot be asked for; nothing was done with it.")
     return quote(name, safe="/:@" if url.startswith("/images/") else "")
 

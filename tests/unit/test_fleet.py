@@ -131,7 +131,7 @@ def test_what_is_no_choice_is_refused(clean: dict[str, t.Any]) -> None:
 
 
 def test_leftovers_are_refused_before_anything_is_touched() -> None:
-    assert "leftovers is not there yet" in problem({**CLEAN, "leftovers": {"older_than": "24h", "offline": False}})
+    assert "cleanup_leftovers: not there yet" in problem({**CLEAN, "leftovers": {"older_than": "24h", "offline": False}})
 
 
 def test_what_clean_is_asked_for_is_known() -> None:
