@@ -10,7 +10,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import sdk, storage
+from ansible_collections.fleetclean.docker.plugins.module_utils import options, sdk, storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -50,16 +50,19 @@ class Site(t.NamedTuple):
         }
 
 
-def run(module: AnsibleModule, work: t.Callable[[dict[str, t.Any]], None]) -> None:
+def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.Any]], None]) -> None:
     """Let ``work`` fill a result and end the module with it.
+
+    :param spec: the module's own options; the shared ones are added.
 
     Whatever ends the work early, the result has all that was done until then. Work that came to its
     end with something to complain of says so in ``failure`` and ``msg``.
     """
+    module = AnsibleModule(argument_spec={**options.shared_spec(), **spec}, supports_check_mode=True)
     result: dict[str, t.Any] = {"changed": False}
     name = module._name.rsplit(".", 1)[-1]
     try:
-        work(result)
+        work(module, result)
     except FleetcleanError as error:
         module.fail_json(msg=f"{name}: {error}", failure=error.code, **result)
     except OSError as error:

@@ -105,9 +105,13 @@ def test_documentation_examples_and_return_values_are_valid_yaml_of_this_module(
                 assert set(value) <= set(spec_of(name)[option]["options"]), task["name"]
 
 
+#: The file with a module's work, beside its documentation.
+WORK = {"docker_disk_report": "reporting", "docker_clean": "cleaning", "docker_log_truncate": "truncating"}
+
+
 def returned_keys(name: str) -> set[str]:
     """Every key that the module's code puts into its result, found in its syntax tree."""
-    source = (ROOT / f"plugins/modules/{name}.py").read_text()
+    source = (ROOT / f"plugins/module_utils/{WORK[name]}.py").read_text()
     keys: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
@@ -153,10 +157,10 @@ def test_every_kind_of_failure_is_documented() -> None:
 
 
 def test_a_cut_and_a_removal_return_what_is_documented_for_their_entries() -> None:
-    from ansible_collections.fleetclean.docker.plugins.module_utils import logs
+    from ansible_collections.fleetclean.docker.plugins.module_utils import cleaning, logs
     from ansible_collections.fleetclean.docker.plugins.modules import docker_clean
 
-    entry = docker_clean._entry(policy.Step("image", "i", "a:1", 5, "why"))
+    entry = cleaning._entry(policy.Step("image", "i", "a:1", 5, "why"))
     assert set(entry) == set(yaml.safe_load(docker_clean.RETURN)["removed"]["contains"])
     documented = set(yaml.safe_load(module("docker_log_truncate").RETURN)["logs"]["contains"])
     inner = {"failed", "disk_full"}

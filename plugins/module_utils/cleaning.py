@@ -1,0 +1,215 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""docker_clean from its options to its result: wishes, snapshot, plan, and the deed or its foretelling."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import replace
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    measure,
+    options,
+    policy,
+    removal,
+    session,
+    snapshot,
+    words,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import resolve
+
+
+class Space:
+    """The data root's filesystem, asked anew at each call; knows nothing where it is not this host's."""
+
+    def __init__(self, root: str | None, marks: options.Watermarks) -> None:
+        self._root = root
+        self._marks = marks
+
+    def now(self) -> measure.Filesystem | None:
+        return measure.filesystem(self._root) if self._root else None
+
+    def free(self) -> int | None:
+        """Free bytes, root's reserve included: the one figure whose difference is what came free."""
+        found = self.now()
+        return found.free if found else None
+
+    def settle(self) -> None:
+        """Wait for a filesystem that gives space back late, so that what came free can be said."""
+        if self._root:
+            measure.settle(self._root)
+
+    def low(self) -> bool:
+        """Whether there is a reason to begin."""
+        marks, found = self._marks, self.now()
+        if found is None or (marks.only_below is None and marks.only_below_inodes is None):
+            return True
+        return (marks.only_below is not None and found.available < resolve(marks.only_below, found.size)) or (
+            marks.only_below_inodes is not None
+            and found.inodes_available < resolve(marks.only_below_inodes, found.inodes)
+        )
+
+    def missing(self) -> int:
+        """Bytes still missing to the target; 0 if it is met or there is none."""
+        found = self.now()
+        if found is None or self._marks.free_target is None:
+            return 0
+        return max(0, resolve(self._marks.free_target, found.size) - found.available)
+
+    def missing_inodes(self) -> int:
+        found = self.now()
+        if found is None or self._marks.free_target_inodes is None:
+            return 0
+        return max(0, resolve(self._marks.free_target_inodes, found.inodes) - found.inodes_available)
+
+    def enough(self) -> bool:
+        return not self.missing() and not self.missing_inodes()
+
+
+def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
+    """Fill ``result`` with what was removed, or in check mode would be."""
+    wishes, marks = options.read_clean(module.params)
+    site = session.open_site(module.params)
+    own = site.own_storage
+    if marks.any and not own:
+        raise FleetcleanError(
+            f"only_below and free_target ask for the data root's filesystem, and {site.proof.words}. "
+            "Run this on the engine's host, or without them.",
+            "foreign_root",
+        )
+    space = Space(own.root if own else None, marks)
+    before = space.now()
+    result.update(
+        removed=[],
+        failures=[],
+        kept=[],
+        planned_bytes=0,
+        reclaimed_bytes=0 if before else None,
+        reclaimed_by_kind={},
+        free_before=before.available if before else None,
+        free_after=before.available if before else None,
+        filesystem_bytes=before.size if before else None,
+        target_met=None,
+    )
+    if not space.low() or (marks.target and space.enough()):
+        result["target_met"] = True if marks.target else None
+        return
+    wanted = _wanted(module, wishes, marks)
+    looked = snapshot.take(site.engine, wanted, own)
+    plan = policy.decide(looked, wishes)
+    if module.check_mode and marks.target and not space.missing_inodes():
+        # What the known sizes promise. A real run goes by the filesystem, and may need more or less.
+        plan = plan.until(space.missing())
+    result["planned_bytes"] = plan.bytes
+    result["kept"] = plan.kept_by_reason()
+    if module.check_mode:
+        _foretell(result, plan, before, space, marks)
+    else:
+        worker = _Worker(site, module.params["parallel"], space, marks, result)
+        worker.carry_out(plan)
+        if "build_cache" in looked.unreadable and result["removed"]:
+            # The engine could not list its cache for want of space. There is some now.
+            looked = snapshot.take(site.engine, replace(wanted, images=False, volumes=False, networks=False), own)
+            only = policy.Wishes(build_cache=wishes.build_cache, keep_labels=wishes.keep_labels)
+            worker.carry_out(policy.decide(looked, only))
+        worker.complain()
+    for what, answer in looked.unreadable.items():
+        module.warn(f'{what} could not be listed, so they stay: the engine says "{answer}". The next run looks again.')
+    if module._diff:
+        steps = plan.steps if module.check_mode else [policy.Step(**entry) for entry in result["removed"]]
+        free = words.free_words(result["free_before"], result["free_after"], result["filesystem_bytes"])
+        result["diff"] = {"prepared": "\n".join(words.plan_lines(steps, result["kept"], free)) + "\n"}
+
+
+def _wanted(module: AnsibleModule, wishes: policy.Wishes, marks: options.Watermarks) -> snapshot.Wanted:
+    return snapshot.Wanted(
+        images=wishes.images is not None,
+        volumes=wishes.volumes is not None or bool(wishes.containers and wishes.containers.volumes),
+        networks=wishes.networks is not None,
+        build_cache=wishes.build_cache is not None,
+        ages=wishes.needs_ages(),
+        # A plain run does not pay for sizes that decide nothing.
+        sizes=module.check_mode or module._diff or marks.target,
+        parallel=module.params["parallel"],
+    )
+
+
+def _foretell(
+    result: dict[str, t.Any],
+    plan: policy.Plan,
+    before: measure.Filesystem | None,
+    space: Space,
+    marks: options.Watermarks,
+) -> None:
+    result["removed"] = [_entry(step) for step in plan.steps]
+    result["changed"] = bool(plan.steps)
+    if before:
+        result["free_after"] = min(before.size, before.available + plan.bytes)
+    if marks.target:
+        result["target_met"] = plan.bytes >= space.missing() and not space.missing_inodes()
+
+
+class _Worker:
+    """Carries plans out and keeps the result up to date, so that nothing is lost whatever ends the run."""
+
+    def __init__(
+        self,
+        site: session.Site,
+        parallel: int,
+        space: Space,
+        marks: options.Watermarks,
+        result: dict[str, t.Any],
+    ) -> None:
+        self._site = site
+        self._parallel = parallel
+        self._space = space
+        self._target = marks.target
+        self._result = result
+        self._outcome = removal.Outcome()
+        self._kept: tuple[policy.Kept, ...] = ()
+        self._free_before = space.free()
+
+    def carry_out(self, plan: policy.Plan) -> None:
+        """Do what the plan says, as far as it still holds."""
+        self._kept += plan.kept
+        enough = self._space.enough if self._target else None
+        try:
+            removal.carry_out(self._site.engine, plan, self._parallel, self._space.free, enough, self._outcome)
+        finally:
+            self._tell()
+
+    def complain(self) -> None:
+        """Let the module fail if an object could not be removed."""
+        failed = self._outcome.failed
+        if failed:
+            step = failed[0].step
+            self._result["failure"] = "engine"
+            self._result["msg"] = (
+                f"{len(failed)} object{'' if len(failed) == 1 else 's'} could not be removed, all else was done. "
+                f"The first: {step.kind} {words.printable(step.name)}: {failed[0].words} The next run tries again."
+            )
+
+    def _tell(self) -> None:
+        result, outcome = self._result, self._outcome
+        if outcome.removed:
+            self._space.settle()
+        after = self._space.now()
+        result["removed"] = [_entry(step) for step in outcome.removed + outcome.gone]
+        result["failures"] = [{**_entry(entry.step), "error": entry.words} for entry in outcome.failed]
+        result["kept"] = policy.Plan(kept=(*self._kept, *outcome.kept)).kept_by_reason()
+        result["changed"] = bool(outcome.removed)
+        result["reclaimed_by_kind"] = outcome.by_kind
+        if after is not None and self._free_before is not None:
+            result["free_after"] = after.available
+            result["reclaimed_bytes"] = max(0, after.free - self._free_before)
+        if self._target:
+            result["target_met"] = self._space.enough()
+
+
+def _entry(step: policy.Step) -> dict[str, t.Any]:
+    return {"kind": step.kind, "id": step.id, "name": step.name, "bytes": step.bytes, "reason": step.reason}
