@@ -70,8 +70,9 @@ options:
     default: auto
   state_dir:
     description:
-      - Folder on the host where runs remember what they saw (when images were last used); empty for none.
-      - Nothing is remembered yet in this release; the option is there so that playbooks need not change.
+      - Folder on the host where M(fleetclean.docker.docker_clean) remembers when images were last in use; empty for none.
+      - An engine forgets that with an image's last container. What is remembered only ever makes images look younger, and losing
+        it is no harm. On a full or read-only disk nothing is written.
     type: path
     default: /var/lib/fleetclean
 requirements:

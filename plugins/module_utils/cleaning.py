@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    history,
     measure,
     options,
     policy,
@@ -101,7 +102,7 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         return
     wanted = _wanted(module, wishes, marks)
     looked = snapshot.take(site.engine, wanted, own)
-    plan = policy.decide(looked, wishes)
+    plan = policy.decide(looked, wishes, _remembered(module, site, wanted, looked))
     if module.check_mode and marks.target and not space.missing_inodes():
         # What the known sizes promise. A real run goes by the filesystem, and may need more or less.
         plan = plan.until(space.missing())
@@ -124,6 +125,20 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         steps = plan.steps if module.check_mode else [policy.Step(**entry) for entry in result["removed"]]
         free = words.free_words(result["free_before"], result["free_after"], result["filesystem_bytes"])
         result["diff"] = {"prepared": "\n".join(words.plan_lines(steps, result["kept"], free)) + "\n"}
+
+
+def _remembered(
+    module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted, looked: snapshot.Snapshot
+) -> dict[str, float]:
+    """What earlier runs saw of the images' last use; and note what this one sees, before containers go."""
+    state_dir, engine_id = module.params["state_dir"] or "", str(site.engine.info.get("ID") or "")
+    if not (wanted.images and engine_id):
+        return {}
+    remembered = history.last_uses(state_dir, engine_id)
+    if not module.check_mode:
+        present = [image.id for image in looked.images]
+        history.note_uses(state_dir, engine_id, policy.uses_seen(looked), present)
+    return remembered
 
 
 def _wanted(module: AnsibleModule, wishes: policy.Wishes, marks: options.Watermarks) -> snapshot.Wanted:

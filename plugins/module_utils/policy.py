@@ -300,7 +300,7 @@ def _decide_images(
     last_seen_used: t.Mapping[str, float],
 ) -> None:
     users = _Users(staying)
-    used_at = _last_uses(snapshot.containers, last_seen_used)
+    used_at = _last_uses(snapshot.containers, last_seen_used, snapshot.now)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
     manager = _host_manager(snapshot.containers) if draft.wishes.orchestrated == "keep" else None
     children: dict[str, list[str]] = defaultdict(list)
@@ -409,14 +409,28 @@ def _evidence(image: Image, used_at: t.Mapping[str, float]) -> _Evidence:
     return _Evidence(image.created, "created; no later use is known")
 
 
-def _last_uses(containers: t.Sequence[Container], last_seen_used: t.Mapping[str, float]) -> dict[str, float]:
+def _last_uses(
+    containers: t.Sequence[Container], last_seen_used: t.Mapping[str, float], now: float
+) -> dict[str, float]:
     uses = dict(last_seen_used)
     for container in containers:
-        if container.last_use is None:
+        moment = now if container.live else container.last_use
+        if moment is None:
             continue
         for name in _names_of([container]):
-            uses[name] = max(uses.get(name, 0), container.last_use)
+            uses[name] = max(uses.get(name, 0), moment)
     return uses
+
+
+def uses_seen(snapshot: Snapshot) -> dict[str, float]:
+    """When each image was last seen in use, by the containers that are there: what history is to remember."""
+    by_name = _last_uses(snapshot.containers, {}, snapshot.now)
+    seen: dict[str, float] = {}
+    for image in snapshot.images:
+        moments = [by_name[name] for name in _known_as(image) if name in by_name]
+        if moments:
+            seen[image.id] = max(moments)
+    return seen
 
 
 def _why_image_stays(

@@ -24,6 +24,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     decide,
     has_label,
     matches,
+    uses_seen,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
 from worlds import (
@@ -1155,16 +1156,6 @@ def check_parents_wait(here: Snapshot, plan: Plan) -> None:
                 assert parent in waiting
 
 
-def seen_in(here: Snapshot) -> dict[str, float]:
-    """What a run would remember of images that its containers used."""
-    seen: dict[str, float] = {}
-    for found in here.containers:
-        for name in (found.image_id, found.image_name):
-            if name and found.last_use is not None:
-                seen[name] = max(seen.get(name, 0), found.last_use)
-    return seen
-
-
 @pytest.mark.parametrize("start", range(0, 1000, 100))
 def test_in_hundreds_of_random_worlds_the_rules_hold(start: int) -> None:
     removed = 0
@@ -1177,7 +1168,7 @@ def test_in_hundreds_of_random_worlds_the_rules_hold(start: int) -> None:
             check_each_object_ends_up_once(here, wishes, plan)
             check_parents_wait(here, plan)
             left = fake_carry_out(here, plan)
-            again = decide(left, wishes, seen_in(here))
+            again = decide(left, wishes, uses_seen(here))
             assert again.steps == (), "deciding again finds more"
             assert decide(here, wishes) == plan, "the same question has two answers"
             if here.layer_bytes:

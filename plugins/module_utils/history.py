@@ -1,0 +1,123 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What earlier runs saw: when images were last in use, in a small SQLite file on the host.
+
+An engine forgets when an image was used last: once its last container is removed, nothing tells. So
+each run notes which images it saw in use, and the next one takes that for a sign of life. The record
+only ever makes images look younger. It may be lost at any time (then they are judged by what the
+engine knows), and it is never in the way: a disk that is full or read-only, a file that is torn,
+locked or of a later release, a Python without SQLite are all no error. It holds no more than the
+images that the engine still has, by the engine's id: two engines on a host have one file.
+
+Migrations are a list; a file's ``user_version`` says how many of them it has had.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+try:
+    import sqlite3
+except ImportError:  # a Python built without it
+    sqlite3 = None  # type: ignore[assignment]
+
+_FILE = "history.sqlite"
+_MIGRATIONS = (
+    "CREATE TABLE image_use (engine TEXT NOT NULL, image TEXT NOT NULL, used REAL NOT NULL,"
+    " PRIMARY KEY (engine, image)) WITHOUT ROWID",
+)
+#: Seconds to wait for another run that writes.
+_PATIENCE = 2.0
+#: SQLite's journal needs room beside the file; without that much free, nothing is written.
+_ROOM = 4 << 20
+
+
+def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
+    """Return when earlier runs saw each image in use: id -> seconds since 1970; empty if nothing is known."""
+    path = _path(state_dir)
+    if not path or not os.path.isfile(path):
+        return {}
+    try:
+        connection = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=_PATIENCE)
+        try:
+            if connection.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
+                return {}
+            rows = connection.execute("SELECT image, used FROM image_use WHERE engine = ?", (engine_id,))
+            return {str(image): float(used) for image, used in rows}
+        finally:
+            connection.close()
+    except (sqlite3.Error, OSError, ValueError, TypeError):
+        return {}
+
+
+def note_uses(state_dir: str, engine_id: str, uses: t.Mapping[str, float], present: t.Collection[str]) -> bool:
+    """Note when images were seen in use; forget images that the engine has no more.
+
+    :param uses: image id -> seconds since 1970; an earlier note that is later stands.
+    :param present: ids of all images that the engine has.
+    :returns: whether it could be noted.
+    """
+    path = _path(state_dir)
+    if not path or not engine_id:
+        return False
+    try:
+        if not _has_room(state_dir):
+            return False
+        os.makedirs(state_dir, mode=0o700, exist_ok=True)
+        try:
+            _write(path, engine_id, uses, present)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                return False  # locked, full, read-only: another time
+            os.unlink(path)  # torn, or no database at all: begin anew
+            _write(path, engine_id, uses, present)
+    except (sqlite3.Error, OSError):
+        return False
+    return True
+
+
+def _write(path: str, engine_id: str, uses: t.Mapping[str, float], present: t.Collection[str]) -> None:
+    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            connection.execute("ROLLBACK")  # a later release's: it knows more than we do
+            return
+        for number, step in enumerate(_MIGRATIONS[version:], version + 1):
+            connection.execute(step)
+            connection.execute(f"PRAGMA user_version = {number}")
+        here = set(present)
+        known = dict(connection.execute("SELECT image, used FROM image_use WHERE engine = ?", (engine_id,)))
+        connection.executemany(
+            "DELETE FROM image_use WHERE engine = ? AND image = ?",
+            [(engine_id, image) for image in known if image not in here],
+        )
+        connection.executemany(
+            "INSERT OR REPLACE INTO image_use VALUES (?, ?, ?)",
+            [
+                (engine_id, image, used)
+                for image, used in uses.items()
+                if image in here and used > known.get(image, 0.0)
+            ],
+        )
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+def _path(state_dir: str) -> str | None:
+    return os.path.join(state_dir, _FILE) if state_dir and sqlite3 is not None else None
+
+
+def _has_room(folder: str) -> bool:
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder.rstrip("/")) or "/"
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize > _ROOM
+
+
+def _quoted(path: str) -> str:
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
