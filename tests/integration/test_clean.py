@@ -39,9 +39,12 @@ def ansible(fleet: Fleet) -> Ansible:
     return Ansible(str(fleet.inventory))
 
 
-@pytest.fixture(params=["one", "ctd"])
+@pytest.fixture()
 def host(request: pytest.FixtureRequest, fleet: Fleet) -> Host:
-    return fleet[request.param]
+    return fleet[getattr(request, "param", "one")]
+
+
+both_stores = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
 
 
 @pytest.fixture()
@@ -69,6 +72,7 @@ def do(engine: engines.Engine, steps: policy.Plan) -> removal.Outcome:
     return outcome
 
 
+@both_stores
 def test_what_came_into_use_after_the_plan_stays(host: Host, dirt: Dirt) -> None:
     engine = connect(host)
     steps = plan(engine)
@@ -103,6 +107,7 @@ def test_what_came_into_use_after_the_plan_stays(host: Host, dirt: Dirt) -> None
     host.must("DELETE", "/containers/newcomer?force=1")
 
 
+@both_stores
 def test_what_is_gone_already_counts_as_done(host: Host, dirt: Dirt) -> None:
     engine = connect(host)
     steps = plan(engine)
@@ -114,6 +119,7 @@ def test_what_is_gone_already_counts_as_done(host: Host, dirt: Dirt) -> None:
     assert plan(connect(host)).steps == ()
 
 
+@both_stores
 def test_a_tag_that_names_another_image_now_stays(host: Host) -> None:
     dirty(host, "small", log_bytes=1_000_000)
     first = load_image(host, "moving:1", {"a": b"first"})
