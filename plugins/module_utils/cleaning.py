@@ -71,6 +71,13 @@ class Space:
     def enough(self) -> bool:
         return not self.missing() and not self.missing_inodes()
 
+    def enough_now(self) -> bool:
+        """The same right after a removal: what came free late counts, or one object more would go."""
+        if self.enough():
+            return True
+        self.settle()
+        return self.enough()
+
 
 def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     """Fill ``result`` with what was removed, or in check mode would be."""
@@ -98,7 +105,11 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         target_met=None,
     )
     if not space.low() or (marks.target and space.enough()):
-        result["target_met"] = True if marks.target else None
+        result["target_met"] = space.enough() if marks.target else None
+        if wishes.images and not module.check_mode:
+            # The night on which space is low has to know what was used on all nights before.
+            wanted = replace(_wanted(module, wishes, marks), networks=False, build_cache=False, sizes=False)
+            _remembered(module, site, wanted, snapshot.take(site.engine, wanted, own))
         return
     wanted = _wanted(module, wishes, marks)
     looked = snapshot.take(site.engine, wanted, own)
@@ -113,10 +124,12 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     else:
         worker = _Worker(site, module.params["parallel"], space, marks, result)
         worker.carry_out(plan)
-        if "build_cache" in looked.unreadable and result["removed"]:
-            # The engine could not list its cache for want of space. There is some now.
+        images_went = any(entry["kind"] == "image" for entry in result["removed"])
+        if wishes.build_cache and (images_went or ("build_cache" in looked.unreadable and result["removed"])):
+            # What images shared is nobody's now; and a cache that could not be listed for want of space can be.
             looked = snapshot.take(site.engine, replace(wanted, images=False, volumes=False, networks=False), own)
             only = policy.Wishes(build_cache=wishes.build_cache, keep_labels=wishes.keep_labels)
+            worker.forget_kept("build_cache")
             worker.carry_out(policy.decide(looked, only))
         worker.complain()
     for what, answer in looked.unreadable.items():
@@ -130,14 +143,16 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
 def _remembered(
     module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted, looked: snapshot.Snapshot
 ) -> dict[str, float]:
-    """What earlier runs saw of the images' last use; and note what this one sees, before containers go."""
+    """What earlier runs saw of the last use; and note what this one sees, before containers go."""
     state_dir, engine_id = module.params["state_dir"] or "", str(site.engine.info.get("ID") or "")
     if not (wanted.images and engine_id):
         return {}
     remembered = history.last_uses(state_dir, engine_id)
     if not module.check_mode:
-        present = [image.id for image in looked.images]
-        history.note_uses(state_dir, engine_id, policy.uses_seen(looked), present)
+        present = {policy.VOLUME + volume.name for volume in looked.volumes} if wanted.volumes else None
+        history.note_uses(
+            state_dir, engine_id, policy.uses_seen(looked), {image.id for image in looked.images}, present
+        )
     return remembered
 
 
@@ -147,7 +162,8 @@ def _wanted(module: AnsibleModule, wishes: policy.Wishes, marks: options.Waterma
         volumes=wishes.volumes is not None or bool(wishes.containers and wishes.containers.volumes),
         networks=wishes.networks is not None,
         build_cache=wishes.build_cache is not None,
-        ages=wishes.needs_ages(),
+        # Also where no age was asked for: the order and the reasons go by it.
+        ages=True,
         # A plain run does not pay for sizes that decide nothing.
         sizes=module.check_mode or module._diff or marks.target,
         parallel=module.params["parallel"],
@@ -192,11 +208,16 @@ class _Worker:
     def carry_out(self, plan: policy.Plan) -> None:
         """Do what the plan says, as far as it still holds."""
         self._kept += plan.kept
-        enough = self._space.enough if self._target else None
+        enough = self._space.enough_now if self._target else None
         try:
             removal.carry_out(self._site.engine, plan, self._parallel, self._space.free, enough, self._outcome)
         finally:
             self._tell()
+
+    def forget_kept(self, kind: str) -> None:
+        """What stays of this kind is decided anew."""
+        self._kept = tuple(kept for kept in self._kept if kept.kind != kind)
+        self._outcome.kept = [kept for kept in self._outcome.kept if kept.kind != kind]
 
     def complain(self) -> None:
         """Let the module fail if an object could not be removed."""
@@ -211,14 +232,14 @@ class _Worker:
 
     def _tell(self) -> None:
         result, outcome = self._result, self._outcome
-        if outcome.removed:
-            self._space.settle()
-        after = self._space.now()
         result["removed"] = [_entry(step) for step in outcome.removed + outcome.gone]
         result["failures"] = [{**_entry(entry.step), "error": entry.words} for entry in outcome.failed]
         result["kept"] = policy.Plan(kept=(*self._kept, *outcome.kept)).kept_by_reason()
         result["changed"] = bool(outcome.removed)
         result["reclaimed_by_kind"] = outcome.by_kind
+        if outcome.removed:
+            self._space.settle()
+        after = self._space.now()
         if after is not None and self._free_before is not None:
             result["free_after"] = after.available
             result["reclaimed_bytes"] = max(0, after.free - self._free_before)

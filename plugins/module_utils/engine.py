@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import re
+import ssl
 import stat
 import typing as t
 from urllib.parse import quote
@@ -33,6 +34,10 @@ _DAEMONS = tuple(
     for folder in ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/snap/bin", "/opt/bin")
     for name in ("dockerd", "balenad", "balena-engine-daemon")
 )
+
+
+_USUAL_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
+_USUAL_ROOT = "/var/lib/docker"
 
 
 class EngineError(FleetcleanError):
@@ -67,7 +72,7 @@ class Engine:
         self.host = host
         self.version: dict[str, t.Any] = self._ask("GET", "/version")
         self._refuse_others()
-        self.info: dict[str, t.Any] = self._ask("GET", "/info")
+        self.info: dict[str, t.Any] = self._object("/info")
 
     @property
     def api_version(self) -> str:
@@ -86,29 +91,29 @@ class Engine:
 
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         """All containers in every state; with ``size`` their SizeRw (bytes), which the engine has to walk for."""
-        return self._ask("GET", "/containers/json", {"all": 1, "size": int(size)}) or []
+        return self._list("/containers/json", {"all": 1, "size": int(size)}, patient=size)
 
     def container(self, ident: str) -> dict[str, t.Any]:
-        return self._ask("GET", "/containers/{0}/json", path=(ident,))
+        return self._object("/containers/{0}/json", path=(ident,))
 
     def images(self) -> list[dict[str, t.Any]]:
         """All images, intermediate ones too."""
-        return self._ask("GET", "/images/json", {"all": 1}) or []
+        return self._list("/images/json", {"all": 1})
 
     def image(self, ident: str) -> dict[str, t.Any]:
-        return self._ask("GET", "/images/{0}/json", path=(ident,))
+        return self._object("/images/{0}/json", path=(ident,))
 
     def volumes(self) -> list[dict[str, t.Any]]:
-        return (self._ask("GET", "/volumes") or {}).get("Volumes") or []
+        return self._object("/volumes", empty=True).get("Volumes") or []
 
     def volume(self, name: str) -> dict[str, t.Any]:
-        return self._ask("GET", "/volumes/{0}", path=(name,))
+        return self._object("/volumes/{0}", path=(name,))
 
     def networks(self) -> list[dict[str, t.Any]]:
-        return self._ask("GET", "/networks") or []
+        return self._list("/networks")
 
     def network(self, ident: str) -> dict[str, t.Any]:
-        return self._ask("GET", "/networks/{0}", path=(ident,))
+        return self._object("/networks/{0}", path=(ident,))
 
     def disk_usage(self, *kinds: str) -> dict[str, t.Any]:
         """The engine's own figures, ``{}`` where its API has none (before 1.25).
@@ -121,7 +126,7 @@ class Engine:
         params: dict[str, t.Any] = {"type": list(kinds)} if self.speaks("1.42") else {}
         if self.speaks("1.52"):
             params["verbose"] = 1  # without it, sums alone
-        return _with_old_names(self._ask("GET", "/system/df", params) or {})
+        return _with_old_names(self._object("/system/df", params, patient=True, empty=True))
 
     def build_cache(self) -> list[dict[str, t.Any]]:
         """The records of the engine's BuildKit; none before API 1.39, where it cannot be pruned by record."""
@@ -159,8 +164,39 @@ class Engine:
 
     # -- the wire ----------------------------------------------------------------------------
 
+    def _object(
+        self,
+        url: str,
+        params: dict[str, t.Any] | None = None,
+        path: tuple[str, ...] = (),
+        patient: bool = False,
+        empty: bool = False,
+    ) -> dict[str, t.Any]:
+        answer = self._ask("GET", url, params, path, patient)
+        if answer is None and empty:
+            return {}  # Go's empty map
+        if not isinstance(answer, dict):
+            raise self._odd(url)
+        return answer
+
+    def _list(self, url: str, params: dict[str, t.Any] | None = None, patient: bool = False) -> list[dict[str, t.Any]]:
+        answer = self._ask("GET", url, params, patient=patient)
+        if answer is None:
+            return []  # Go's empty list
+        if not isinstance(answer, list) or not all(isinstance(entry, dict) for entry in answer):
+            raise self._odd(url)
+        return answer
+
+    def _odd(self, url: str) -> FleetcleanError:
+        return FleetcleanError(_not_an_engine(self.host, f"GET {url} answers something else than an engine does"), "not_docker")
+
     def _ask(
-        self, method: str, url: str, params: dict[str, t.Any] | None = None, path: tuple[str, ...] = ()
+        self,
+        method: str,
+        url: str,
+        params: dict[str, t.Any] | None = None,
+        path: tuple[str, ...] = (),
+        patient: bool = False,
     ) -> t.Any:
         from docker import errors
         from requests import exceptions
@@ -168,7 +204,8 @@ class Engine:
         client = self._client
         where = client._url(url.format(*(_quoted(part, url) for part in path)))
         call = f"{method} {url.format(*path)}"
-        timeout = self._timeout if method == "GET" else max(self._timeout, REMOVAL_TIMEOUT)
+        # Figures that the engine has to walk for take minutes on big hosts (moby 31951), as removals do.
+        timeout = max(self._timeout, REMOVAL_TIMEOUT) if patient or method != "GET" else self._timeout
         try:
             # No redirects: the engine sends one for a path that it had to clean, and it would be another object's.
             response = client.request(
@@ -225,6 +262,8 @@ def connect(params: dict[str, t.Any]) -> Engine:
         raise FleetcleanError(
             f'api_version: "{version}" is not a version of the engine\'s API; use auto, or one such as 1.41.', "bad_input"
         )
+    if params["timeout"] < 1:
+        raise FleetcleanError(f"timeout: {params['timeout']} is out of range; use 1 second or more.", "bad_input")
     # Releases 7.1 and newer refuse what is older than API 1.24; they speak it all the same.
     if hasattr(low_level, "MINIMUM_DOCKER_API_VERSION"):
         low_level.MINIMUM_DOCKER_API_VERSION = OLDEST_API
@@ -233,20 +272,26 @@ def connect(params: dict[str, t.Any]) -> Engine:
     try:
         client = low_level.APIClient(
             base_url=host,
-            version=version,
+            # Given a version, the client asks nothing yet: the server is asked once TLS is as it has to be.
+            version=OLDEST_API if version == "auto" else version,
             timeout=params["timeout"],
             tls=_tls(params) or False,
             # One connection for each thread of a parallel removal, and none thrown away.
             max_pool_size=32,
         )
+        # The environment's bundle of authorities would stand before ca_path.
+        client.trust_env = False
         _expect_hostname(client, params)
+        if version == "auto":
+            client._version = client._retrieve_server_version()
+            if _numbers(str(client._version)) < _numbers(OLDEST_API):
+                raise FleetcleanError(
+                    f"the engine at {host} is too old: it speaks API {client._version}; Docker 1.9 (API {OLDEST_API}) "
+                    "and newer can be cleaned.",
+                    "engine",
+                )
         return Engine(client, host, params["timeout"])
     except errors.InvalidVersion as error:
-        if version == "auto":
-            raise FleetcleanError(
-                f"the engine at {host} is too old: {_clean(str(error))} Docker 1.9 (API {OLDEST_API}) and newer can be cleaned.",
-                "engine",
-            ) from None
         raise FleetcleanError(f"api_version: {_clean(str(error))}", "bad_input") from None
     except (errors.DockerException, exceptions.RequestException) as error:
         raise _unreachable(host, error, "GET /version") from None
@@ -296,14 +341,15 @@ def _look_at_socket(host: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        if any(os.path.exists(daemon) for daemon in _DAEMONS):
+        # A socket that somebody named, or data that lies there: then something is missing, and not Docker itself.
+        if path not in _USUAL_SOCKETS or os.path.isdir(_USUAL_ROOT) or any(os.path.exists(daemon) for daemon in _DAEMONS):
             raise FleetcleanError(
                 f"engine does not answer: {path}: no such file. Start the engine (systemctl start docker), "
                 "or name its socket in docker_host.",
                 "engine_down",
             ) from None
         raise FleetcleanError(
-            f"no Docker here: {path}: no such file, and no dockerd is installed. If the engine listens "
+            f"no Docker here: {path}: no such file, no dockerd, and no /var/lib/docker. If the engine listens "
             "elsewhere, name it in docker_host.",
             "no_engine",
         ) from None
@@ -325,6 +371,8 @@ def _unreachable(host: str, error: BaseException, call: str) -> FleetcleanError:
             f"engine does not answer: {where}: {word}. Start the engine (systemctl start docker).", "engine_down"
         )
     text = _clean(str(error))
+    if isinstance(root, ssl.SSLError):
+        return FleetcleanError(f"{where}: {text}. Check tls, validate_certs, ca_path and tls_hostname.", "denied")
     if isinstance(root, (LookupError, TypeError, AttributeError, ValueError)) or " Client Error" in text:
         # What speaks HTTP and is no engine: the SDK trips over it in many ways, and wraps them all alike.
         return FleetcleanError(_not_an_engine(where, text), "not_docker")

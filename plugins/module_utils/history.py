@@ -1,14 +1,14 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What earlier runs saw: when images were last in use, in a small SQLite file on the host.
+"""What earlier runs saw: when images and volumes were last in use, in a small SQLite file on the host.
 
-An engine forgets when an image was used last: once its last container is removed, nothing tells. So
-each run notes which images it saw in use, and the next one takes that for a sign of life. The record
-only ever makes images look younger. It may be lost at any time (then they are judged by what the
+An engine forgets when an image or a volume was used last: once its last container is removed, nothing
+tells. So each run notes what it saw in use, and the next one takes that for a sign of life. The record
+only ever makes things look younger. It may be lost at any time (then they are judged by what the
 engine knows), and it is never in the way: a disk that is full or read-only, a file that is torn,
-locked or of a later release, a Python without SQLite are all no error. It holds no more than the
-images that the engine still has, by the engine's id: two engines on a host have one file.
+locked or of a later release, a Python without SQLite are all no error. It holds no more than
+what the engine still has, by the engine's id: two engines on a host have one file.
 
 Migrations are a list; a file's ``user_version`` says how many of them it has had.
 """
@@ -24,9 +24,11 @@ except ImportError:  # a Python built without it
     sqlite3 = None  # type: ignore[assignment]
 
 _FILE = "history.sqlite"
+#: Stands before a volume's name: volumes and images are in one table.
+VOLUME_PREFIX = "volume:"
 _MIGRATIONS = (
-    "CREATE TABLE image_use (engine TEXT NOT NULL, image TEXT NOT NULL, used REAL NOT NULL,"
-    " PRIMARY KEY (engine, image)) WITHOUT ROWID",
+    "CREATE TABLE last_use (engine TEXT NOT NULL, object TEXT NOT NULL, used REAL NOT NULL,"
+    " PRIMARY KEY (engine, object)) WITHOUT ROWID",
 )
 #: Seconds to wait for another run that writes.
 _PATIENCE = 2.0
@@ -35,7 +37,10 @@ _ROOM = 4 << 20
 
 
 def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
-    """Return when earlier runs saw each image in use: id -> seconds since 1970; empty if nothing is known."""
+    """Return when earlier runs saw objects in use: key -> seconds since 1970; empty if nothing is known.
+
+    A key is an image's id, or the name of a volume behind ``VOLUME_PREFIX``.
+    """
     path = _path(state_dir)
     if not path or not os.path.isfile(path):
         return {}
@@ -44,41 +49,54 @@ def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
         try:
             if connection.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
                 return {}
-            rows = connection.execute("SELECT image, used FROM image_use WHERE engine = ?", (engine_id,))
-            return {str(image): float(used) for image, used in rows}
+            rows = connection.execute("SELECT object, used FROM last_use WHERE engine = ?", (engine_id,))
+            return {str(key): float(used) for key, used in rows}
         finally:
             connection.close()
     except (sqlite3.Error, OSError, ValueError, TypeError):
         return {}
 
 
-def note_uses(state_dir: str, engine_id: str, uses: t.Mapping[str, float], present: t.Collection[str]) -> bool:
-    """Note when images were seen in use; forget images that the engine has no more.
+def note_uses(
+    state_dir: str,
+    engine_id: str,
+    uses: t.Mapping[str, float],
+    images: t.Collection[str],
+    volumes: t.Collection[str] | None = None,
+) -> bool:
+    """Note when objects were seen in use; forget those that the engine has no more.
 
-    :param uses: image id -> seconds since 1970; an earlier note that is later stands.
-    :param present: ids of all images that the engine has.
+    :param uses: key -> seconds since 1970; an earlier note that is later stands.
+    :param images: ids of all images that the engine has.
+    :param volumes: keys of all its volumes, None if this run did not ask for them.
     :returns: whether it could be noted.
     """
     path = _path(state_dir)
     if not path or not engine_id:
         return False
+
+    def here(key: str) -> bool:
+        if key.startswith(VOLUME_PREFIX):
+            return volumes is None or key in volumes
+        return key in images
+
     try:
         if not _has_room(state_dir):
             return False
         os.makedirs(state_dir, mode=0o700, exist_ok=True)
         try:
-            _write(path, engine_id, uses, present)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
+            _write(path, engine_id, uses, here)
+        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
                 return False  # locked, full, read-only: another time
-            os.unlink(path)  # torn, or no database at all: begin anew
-            _write(path, engine_id, uses, present)
-    except (sqlite3.Error, OSError):
+            os.unlink(path)  # torn, or no database of ours at all: begin anew
+            _write(path, engine_id, uses, here)
+    except (sqlite3.Error, OSError, TypeError, ValueError):
         return False
     return True
 
 
-def _write(path: str, engine_id: str, uses: t.Mapping[str, float], present: t.Collection[str]) -> None:
+def _write(path: str, engine_id: str, uses: t.Mapping[str, float], here: t.Callable[[str], bool]) -> None:
     connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -89,19 +107,15 @@ def _write(path: str, engine_id: str, uses: t.Mapping[str, float], present: t.Co
         for number, step in enumerate(_MIGRATIONS[version:], version + 1):
             connection.execute(step)
             connection.execute(f"PRAGMA user_version = {number}")
-        here = set(present)
-        known = dict(connection.execute("SELECT image, used FROM image_use WHERE engine = ?", (engine_id,)))
+        rows = connection.execute("SELECT object, used FROM last_use WHERE engine = ?", (engine_id,))
+        known = {str(key): float(used) for key, used in rows}
         connection.executemany(
-            "DELETE FROM image_use WHERE engine = ? AND image = ?",
-            [(engine_id, image) for image in known if image not in here],
+            "DELETE FROM last_use WHERE engine = ? AND object = ?",
+            [(engine_id, key) for key in known if not here(key)],
         )
         connection.executemany(
-            "INSERT OR REPLACE INTO image_use VALUES (?, ?, ?)",
-            [
-                (engine_id, image, used)
-                for image, used in uses.items()
-                if image in here and used > known.get(image, 0.0)
-            ],
+            "INSERT OR REPLACE INTO last_use VALUES (?, ?, ?)",
+            [(engine_id, key, used) for key, used in uses.items() if here(key) and used > known.get(key, 0.0)],
         )
         connection.execute("COMMIT")
     finally:

@@ -47,15 +47,15 @@ _FILLER_HEAD = b'{"log":"","stream":"stdout","fleetclean":"filler","time":"1970-
 #: Measured: `docker logs` without --tail decodes this many bytes of filler in a second.
 FILLER_BYTES_PER_SECOND = 120 * 1000 * 1000
 _ID = re.compile(r"[0-9a-f]{64}")
-_ENGINES = ("dockerd", "balenad", "balena-engine-d")
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes a log: nobody, or an engine that appends (or does not)."""
+    """Who writes a log: nobody, or an engine that appends (or does not, or whose open files we may not see)."""
 
     writes: bool
     appends: bool = True
+    seen: bool = True
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,12 @@ def cut(descriptor: int, found: Cut, keep: int, writer: Writer, engine_major: in
                 continue  # the filler wants a block; taking out blocks wants none
             raise
         return _readers(done, writer, engine_major, descriptor)
-    why = "the engine does not append to it (after a rotation of its own)" if not writer.appends else (
-        "its filesystem can neither take blocks out nor share them"
-    )
+    if not writer.seen:
+        why = "how it does so cannot be seen from here (run this in the engine's own process namespace, as root)"
+    elif not writer.appends:
+        why = "the engine does not append to it (after a rotation of its own)"
+    else:
+        why = "its filesystem can neither take blocks out nor share them"
     return replace(found, words=f"a container that runs writes it, and {why}: there is no way yet that loses no line")
 
 
@@ -244,13 +247,13 @@ def _rewrite(descriptor: int, found: Cut, start: int, size: int, filler: int, dr
     length = size - start
     if not dry_run:
         position = 0
-        while position < length:
-            piece = os.pread(descriptor, min(_CHUNK, length - position), start + position)
-            if not piece:
-                break
+        # A container may have started since: what it wrote meanwhile is copied as well.
+        while start + position < os.fstat(descriptor).st_size:
+            piece = os.pread(descriptor, _CHUNK, start + position)
             position += os.pwrite(descriptor, piece, position)
-        os.fsync(descriptor)
+        length = position
         os.ftruncate(descriptor, length)
+        os.fsync(descriptor)
     return replace(found, method="rewrite", bytes_after=length, reclaimed_bytes=_reclaimed(start, filler))
 
 
@@ -388,23 +391,24 @@ class OpenLog:
     deleted: bool
     appends: bool
     bytes: int
+    inode: tuple[int, int] = (0, 0)
 
 
 def open_logs(root: str) -> list[OpenLog]:
-    """The json-file logs below ``root`` that engine processes on this machine hold open.
+    """The json-file logs below ``root`` that processes of this machine hold open for writing.
 
-    Needs the right to look into those processes; without it, or in another process namespace, the
-    list is empty.
+    By what is held, not by a program's name: engines have many. Needs the right to look into the
+    engine's process; without it, or in another process namespace, its logs are not in the list.
     """
     prefix = f"{os.path.realpath(root)}/containers/"
     found = []
-    for pid in _engine_processes():
+    for pid in [name for name in os.listdir("/proc") if name.isdigit()]:
         try:
             descriptors = os.listdir(f"/proc/{pid}/fd")
         except OSError:
             continue
         for name in descriptors:
-            log = _open_log(pid, name, prefix)
+            log = _open_log(int(pid), name, prefix)
             if log:
                 found.append(log)
     return found
@@ -420,24 +424,12 @@ def give_back_deleted(log: OpenLog) -> int:
     descriptor = os.open(f"/proc/{log.pid}/fd/{log.descriptor}", os.O_WRONLY | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink:
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink or (found.st_dev, found.st_ino) != log.inode:
             return 0  # the number was given to another file meanwhile
         os.ftruncate(descriptor, 0)
         return found.st_blocks * 512
     finally:
         os.close(descriptor)
-
-
-def _engine_processes() -> t.Iterator[int]:
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/comm", encoding="utf-8", errors="replace") as stream:
-                if stream.read().strip() in _ENGINES:
-                    yield int(name)
-        except OSError:
-            continue
 
 
 def _open_log(pid: int, name: str, prefix: str) -> OpenLog | None:
@@ -452,8 +444,9 @@ def _open_log(pid: int, name: str, prefix: str) -> OpenLog | None:
             flags = int(next(line for line in stream if line.startswith("flags:")).split()[1], 8)
         if flags & os.O_ACCMODE == os.O_RDONLY:
             return None  # a reader: `docker logs -f`
-        blocks = os.stat(f"/proc/{pid}/fd/{name}").st_blocks * 512
-        return OpenLog(pid, int(name), path, deleted, bool(flags & os.O_APPEND), blocks)
+        held = os.stat(f"/proc/{pid}/fd/{name}")
+        inode = (held.st_dev, held.st_ino)
+        return OpenLog(pid, int(name), path, deleted, bool(flags & os.O_APPEND), held.st_blocks * 512, inode)
     except (OSError, ValueError, StopIteration):
         return None
 

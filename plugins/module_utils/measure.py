@@ -62,11 +62,11 @@ def settle(path: str, seconds: float = 5.0) -> None:
     """Wait, where a filesystem gives space back later than it is asked to, until it has.
 
     btrfs counts what was removed as used until its transaction is committed, and its cleaner takes
-    removed subvolumes apart after that. Elsewhere this returns at once.
+    removed subvolumes apart after that; zfs frees in the background. Elsewhere this returns at once.
 
     :param seconds: the longest wait.
     """
-    if _mount_of(path)[1] != "btrfs":
+    if _mount_of(path)[1] not in ("btrfs", "zfs"):
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -199,7 +199,7 @@ def read_clean(params: dict[str, t.Any]) -> tuple[policy.Wishes, Watermarks]:
     wishes = policy.Wishes(
         keep_labels=tuple(params["keep_labels"] or ()),
         orchestrated=params["orchestrated"],
-        cheapest_first=params.get("free_target") is not None or params.get("free_target_inodes") is not None,
+        cheapest_first=any(params.get(name) not in (None, "") for name in ("free_target", "free_target_inodes")),
         **sections,
     )
     marks = Watermarks(
@@ -236,7 +236,7 @@ def _values(section: str, given: dict[str, t.Any]) -> dict[str, t.Any]:
         if name.endswith("older_than"):
             values[name] = None if value is None else parse_duration(value, option)
         elif name == "keep_storage":
-            values[name] = None if value is None else parse_size(value, option)
+            values[name] = None if value in (None, "") else parse_size(value, option)
         elif name == "keep_latest":
             if value < 0:
                 raise FleetcleanError(f"{option}: {value} is less than nothing; use 0 or more.", "bad_input")
@@ -249,4 +249,5 @@ def _values(section: str, given: dict[str, t.Any]) -> dict[str, t.Any]:
 
 
 def _maybe(read: t.Callable[[object, str], Amount], params: dict[str, t.Any], name: str) -> Amount | None:
-    return None if params.get(name) is None else read(params[name], name)
+    # A play's empty variable arrives as an empty text: no watermark.
+    return None if params.get(name) in (None, "") else read(params[name], name)

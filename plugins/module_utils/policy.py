@@ -45,9 +45,13 @@ _ORCHESTRATORS = (
     ("com.hashicorp.nomad.", "Nomad"),
 )
 _SWARM = "com.docker.swarm."
-_ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
+_ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{4,64}")
 #: Records of the build cache that the engine's own plain prune leaves alone.
 _INNER_CACHE = ("internal", "frontend")
+#: Why a step was not done, or is not in the plan any more.
+NOT_REACHED = "enough is free without it"
+#: Stands before a volume's name among what was seen in use.
+VOLUME = "volume:"
 _PARENT_STAYS = "parent of an image that stays"
 
 
@@ -102,14 +106,6 @@ class Wishes:
     orchestrated: str = "keep"
     #: Order for a run that stops as soon as enough is free: the cheapest loss first.
     cheapest_first: bool = False
-
-    def needs_ages(self) -> bool:
-        sections = (self.containers, self.images, self.volumes, self.networks, self.build_cache)
-        return (
-            self.cheapest_first
-            or bool(self.images and self.images.dangling_older_than is not None)
-            or any(section and section.older_than is not None for section in sections)
-        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ class Plan:
             taken.append(step)
             sum_ += step.bytes or 0
         rest = tuple(
-            Kept(step.kind, step.id, step.name, step.bytes, "enough is free without it")
+            Kept(step.kind, step.id, step.name, step.bytes, NOT_REACHED)
             for step in self.steps[len(taken):]
         )
         return Plan(tuple(taken), self.kept + rest)
@@ -212,7 +208,8 @@ class _Draft:
 def decide(snapshot: Snapshot, wishes: Wishes, last_seen_used: t.Mapping[str, float] | None = None) -> Plan:
     """Return what goes, in which order and why, and what stays and why.
 
-    :param last_seen_used: image id -> when an earlier run saw it in use, seconds since 1970.
+    :param last_seen_used: when earlier runs saw things in use, seconds since 1970: by image id, and by
+        volume name behind ``VOLUME``.
     """
     draft = _Draft(snapshot.now, wishes)
     staying = _decide_containers(draft, snapshot)
@@ -220,7 +217,7 @@ def decide(snapshot: Snapshot, wishes: Wishes, last_seen_used: t.Mapping[str, fl
         _decide_networks(draft, snapshot.networks, staying, wishes.networks)
     if wishes.images:
         _decide_images(draft, snapshot, staying, wishes.images, last_seen_used or {})
-    _decide_volumes(draft, snapshot, staying)
+    _decide_volumes(draft, snapshot, staying, last_seen_used or {})
     if wishes.build_cache:
         _decide_cache(draft, snapshot.build_cache, wishes.build_cache)
     order = ("container", "network", "dangling", "image", "volume", "build_cache")
@@ -253,10 +250,15 @@ def _decide_containers(draft: _Draft, snapshot: Snapshot) -> list[Container]:
                 container.bytes,
                 _why_container_goes(draft, container),
                 force=container.live,
-                expects=(container.state,),
+                expects=condition(container),
             )
         )
     return staying
+
+
+def condition(container: Container) -> tuple[str, ...]:
+    """What has to be unchanged for a decision on a container to hold: it may have run again meanwhile."""
+    return (container.state, repr(container.finished))
 
 
 def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWish) -> str | None:
@@ -299,7 +301,7 @@ def _decide_images(
     wish: ImageWish,
     last_seen_used: t.Mapping[str, float],
 ) -> None:
-    users = _Users(staying)
+    users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)])
     used_at = _last_uses(snapshot.containers, last_seen_used, snapshot.now)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
     manager = _host_manager(snapshot.containers) if draft.wishes.orchestrated == "keep" else None
@@ -346,7 +348,7 @@ def _decide_images(
                 Step("image", image.id, name, image.bytes, why, force=forced, expects=image.tags[-1:])
             )
         if mine:
-            steps[0] = replace(steps[0], waits=True)
+            steps = [replace(step, waits=True) for step in steps]
         # An untagged parent of a tagged image goes after it, so among the tagged ones.
         if image.tags or any(child in with_tagged for child in mine):
             with_tagged.add(image.id)
@@ -360,20 +362,27 @@ def _decide_images(
 class _Users:
     """Which images the containers that stay need."""
 
-    def __init__(self, staying: t.Sequence[Container]) -> None:
+    def __init__(self, staying: t.Sequence[Container], wanted: t.Sequence[Container]) -> None:
         self._all = _names_of(staying)
-        self._live = _names_of([container for container in staying if container.live])
+        self._needed = _names_of([*wanted, *(container for container in staying if container.live)])
 
     def hold(self, image: Image, scope: str) -> str | None:
-        if _known_as(image) & self._live:
-            return "used by a container"
-        if scope != "all" and _known_as(image) & self._all:
+        """The reason why containers keep an image. Scope ``all`` passes over stopped ones that nobody asked to keep."""
+        if _known_as(image) & (self._needed if scope == "all" else self._all):
             return "used by a container"
         return None
 
     def stopped_use(self, image: Image) -> bool:
         """A stopped container stays and needs it: such an image goes only by force (scope ``all``)."""
         return bool(_known_as(image) & self._all)
+
+
+def _wanted_by_name(draft: _Draft, container: Container) -> bool:
+    """Whether a container stays because somebody said so, and not for its state or age alone."""
+    wish = draft.wishes.containers
+    named = wish and matches(wish.keep, container.id, container.names or (container.name,))
+    managed = draft.wishes.orchestrated == "keep" and _manager(container)
+    return bool(named or managed or draft.protected(container.labels))
 
 
 def _names_of(containers: t.Iterable[Container]) -> set[str]:
@@ -423,14 +432,23 @@ def _last_uses(
 
 
 def uses_seen(snapshot: Snapshot) -> dict[str, float]:
-    """When each image was last seen in use, by the containers that are there: what history is to remember."""
+    """When images and volumes were last seen in use, by the containers that are there: what history is to remember."""
     by_name = _last_uses(snapshot.containers, {}, snapshot.now)
     seen: dict[str, float] = {}
     for image in snapshot.images:
         moments = [by_name[name] for name in _known_as(image) if name in by_name]
         if moments:
             seen[image.id] = max(moments)
-    return seen
+    return {**seen, **_volume_uses(snapshot.containers, snapshot.now)}
+
+
+def _volume_uses(containers: t.Sequence[Container], now: float) -> dict[str, float]:
+    uses: dict[str, float] = {}
+    for container in containers:
+        moment = now if container.live else container.last_use
+        for name in container.volumes if moment else ():
+            uses[VOLUME + name] = max(uses.get(VOLUME + name, 0), moment or 0)
+    return uses
 
 
 def _why_image_stays(
@@ -461,11 +479,22 @@ def _why_tags_stay(image: Image, wish: ImageWish, newest: set[str]) -> dict[str,
     kept = {}
     for tag in image.tags:
         repository = _repository(tag)
-        if any(fnmatchcase(tag, pattern) or fnmatchcase(repository, pattern) for pattern in wish.keep):
+        if any(_fits_image(pattern, tag) or _fits_image(pattern, repository) for pattern in wish.keep):
             kept[tag] = "named in images.keep"
         elif tag in newest:
             kept[tag] = f"the newest {wish.keep_latest} of {repository}"
     return kept
+
+
+def _fits_image(pattern: str, name: str) -> bool:
+    """Whether a glob fits an image's name; Docker Hub's names are the same with and without its address."""
+    return fnmatchcase(_plain_name(name), _plain_name(pattern)) or fnmatchcase(name, pattern)
+
+
+def _plain_name(name: str) -> str:
+    for prefix in ("index.docker.io/", "docker.io/", "library/"):
+        name = name[len(prefix):] if name.startswith(prefix) else name
+    return name
 
 
 def _why_image_goes(draft: _Draft, image: Image, evidence: _Evidence, follows: bool) -> str:
@@ -478,11 +507,13 @@ def _why_image_goes(draft: _Draft, image: Image, evidence: _Evidence, follows: b
 def _newest_tags(images: t.Sequence[Image], count: int) -> set[str]:
     if count <= 0:
         return set()
-    by_repository: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    by_repository: dict[str, list[tuple[float, float, float, str]]] = defaultdict(list)
     for image in images:
         for tag in image.tags:
-            by_repository[_repository(tag)].append((image.created or 0, tag))
-    return {tag for tags in by_repository.values() for _created, tag in sorted(tags, reverse=True)[:count]}
+            # Reproducible builds have no creation of their own: then tagging and arrival tell.
+            age = (image.created or 0, image.tagged or 0, image.arrived or 0)
+            by_repository[_repository(tag)].append((*age, tag))
+    return {entry[-1] for tags in by_repository.values() for entry in sorted(tags, reverse=True)[:count]}
 
 
 def _repository(tag: str) -> str:
@@ -557,7 +588,10 @@ def _with_image_bytes(steps: tuple[Step, ...], snapshot: Snapshot) -> tuple[Step
 # -- volumes, networks, build cache ------------------------------------------------------------
 
 
-def _decide_volumes(draft: _Draft, snapshot: Snapshot, staying: list[Container]) -> None:
+def _decide_volumes(
+    draft: _Draft, snapshot: Snapshot, staying: list[Container], last_seen_used: t.Mapping[str, float]
+) -> None:
+    uses = _volume_uses(snapshot.containers, snapshot.now)
     wish = draft.wishes.volumes
     used = {name for container in staying for name in container.volumes}
     of_going: dict[str, str] = {}
@@ -567,10 +601,13 @@ def _decide_volumes(draft: _Draft, snapshot: Snapshot, staying: list[Container])
             if container.id not in stays:
                 of_going.update({name: container.name for name in container.volumes})
     for volume in sorted(snapshot.volumes, key=lambda v: (v.created or 0, v.name)):
+        # Its folder's last change says little; a container that had it says more.
+        seen = (volume.created, uses.get(VOLUME + volume.name), last_seen_used.get(VOLUME + volume.name))
+        moment = max((when for when in seen if when is not None), default=None)
         goes_along = volume.anonymous and volume.name in of_going
         if wish is None and not goes_along:
             continue
-        reason = _why_volume_stays(draft, volume, wish, used, goes_along)
+        reason = _why_volume_stays(draft, volume, wish, used, goes_along, moment)
         if reason:
             draft.keep("volume", volume.name, volume.name, volume.bytes, reason)
             continue
@@ -578,12 +615,18 @@ def _decide_volumes(draft: _Draft, snapshot: Snapshot, staying: list[Container])
             why = f"anonymous, of container {of_going[volume.name]}"
         else:
             kind = "anonymous" if volume.anonymous else "named"
-            why = f"{kind}, used by no container, changed last {draft.ago(volume.created)} ago"
+            what = "changed last" if moment == volume.created else "last container"
+            why = f"{kind}, used by no container, {what} {draft.ago(moment)} ago"
         draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why))
 
 
 def _why_volume_stays(
-    draft: _Draft, volume: Volume, wish: VolumeWish | None, used: set[str], goes_along: bool
+    draft: _Draft,
+    volume: Volume,
+    wish: VolumeWish | None,
+    used: set[str],
+    goes_along: bool,
+    moment: float | None,
 ) -> str | None:
     """``goes_along``: it is an anonymous volume of a container that goes, and takes no age of its own."""
     if volume.name in used:
@@ -599,7 +642,7 @@ def _why_volume_stays(
         return None
     if wish.scope == "anonymous" and not volume.anonymous:
         return "named (volumes.scope is anonymous)"
-    return draft.too_young(volume.created, wish.older_than)
+    return draft.too_young(moment, wish.older_than)
 
 
 def _decide_networks(
@@ -681,7 +724,8 @@ def _why_cache_stays(draft: _Draft, record: CacheRecord, wish: CacheWish) -> str
 def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bool:
     """Whether one of the user's patterns is the id, the beginning of it, or a glob of a name."""
     plain = ident.rsplit(":", 1)[-1]
-    for pattern in patterns:
+    for given in patterns:
+        pattern = given.lstrip("/")  # as `docker inspect` names containers
         if _ID_PREFIX.fullmatch(pattern) and plain.startswith(pattern.rsplit(":", 1)[-1]):
             return True
         # A name that is itself full of brackets fits as it is written, too.

@@ -34,6 +34,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     Wanted,
+    container_from,
     references,
     take,
 )
@@ -91,26 +92,31 @@ def carry_out(
     :param enough: asked before each step; True ends the work. With it, one step at a time.
     """
     steps: list[Step] = list(plan.steps)
-    while steps:
-        progress = len(outcome.removed)
-        held: list[Result] = []
-        for kind, group in groupby(steps, key=_kind_group):
-            before = available()
-            for result in _carry_out_group(engine, list(group), parallel, enough):
-                if result.later:
-                    held.append(result)
-                else:
-                    outcome.add(result)
-            after = available()
-            if before is not None and after is not None:
-                outcome.by_kind[kind] = outcome.by_kind.get(kind, 0) + max(0, after - before)
-            if enough and enough():
+    held: list[Result] = []
+    try:
+        while steps:
+            progress = len(outcome.removed)
+            for kind, group in groupby(list(steps), key=_kind_group):
+                before = available()
+                for result in _carry_out_group(engine, list(group), parallel, enough):
+                    steps.remove(result.step)
+                    if result.later:
+                        held.append(result)
+                    else:
+                        outcome.add(result)
+                after = available()
+                if before is not None and after is not None:
+                    outcome.by_kind[kind] = outcome.by_kind.get(kind, 0) + max(0, after - before)
+                if enough and enough():
+                    return
+            if len(outcome.removed) == progress:
                 return
-        if len(outcome.removed) == progress:
-            for result in held:
-                outcome.add(result)
-            return
-        steps = [result.step for result in held]
+            steps, held = [result.step for result in held], []
+    finally:
+        for result in held:
+            outcome.add(result)
+        for step in steps:
+            outcome.kept.append(Kept(step.kind, step.id, step.name, step.bytes, NOT_REACHED))
 
 
 def _kind_group(step: Step) -> str:
@@ -139,7 +145,7 @@ def _batches(steps: list[Step]) -> list[list[list[Step]]]:
     batches: list[list[list[Step]]] = [[]]
     for _ident, unit in groupby(steps, key=lambda step: step.id):
         unit_steps = list(unit)
-        if unit_steps[0].waits and batches[-1]:
+        if any(step.waits for step in unit_steps) and batches[-1]:
             batches.append([])
         batches[-1].append(unit_steps)
     return batches
@@ -166,22 +172,23 @@ class _Actor:
             if error.conflict:
                 if "already in progress" in error.answer:
                     return Result(step, _GONE)
-                return Result(step, _KEPT, f'the engine says "{error.answer}"')
+                # A child, or a container, that had to wait may hold it: then it is tried once more.
+                return Result(step, _KEPT, f'the engine says "{error.answer}"', later=True)
             return Result(step, _FAILED, str(error), later=error.disk_full)
         except FleetcleanError as error:
             return Result(step, _FAILED, str(error))
 
     def _container(self, step: Step) -> Result:
-        state = str((self._engine.container(step.id).get("State") or {}).get("Status") or step.expects[0])
-        if state.lower() not in step.expects and not step.force:
-            return Result(step, _KEPT, f"it is {state} now")
+        now = container_from({"Id": step.id}, self._engine.container(step.id))
+        if not step.force and condition(now) != step.expects:
+            return Result(step, _KEPT, f"it ran meanwhile, and is {now.state} now")
         self._engine.remove_container(step.id, force=step.force)
         return Result(step, _DONE)
 
     def _tag(self, step: Step) -> Result:
         if str(self._engine.image(step.name).get("Id")) != step.id:
             return Result(step, _KEPT, "the tag names another image now")
-        if not step.force and self._in_use(step.id):
+        if self._in_use(step.id, running=step.force):
             return Result(step, _KEPT, "it came into use")
         self._engine.remove_image(step.name)
         return Result(step, _DONE)
@@ -222,5 +229,7 @@ class _Actor:
             return Result(step, _KEPT, "the engine kept it: in use by a build, or gone", later=True)
         return Result(step, _DONE)
 
-    def _in_use(self, image_id: str) -> bool:
-        return any(str(raw.get("ImageID")) == image_id for raw in self._engine.containers())
+    def _in_use(self, image_id: str, running: bool) -> bool:
+        """Whether a container has the image; with ``running``, only those that have processes count."""
+        found = [container_from(raw) for raw in self._engine.containers()]
+        return any(container.image_id == image_id and (container.live or not running) for container in found)

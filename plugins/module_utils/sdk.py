@@ -72,8 +72,11 @@ def _host_sdk() -> tuple[str, str]:
         problem = f"docker {version} is older than {'.'.join(map(str, OLDEST_HOST_SDK))}"
     elif version and _numbers(version) < (7, 1):
         requests = str(getattr(sys.modules["requests"], "__version__", "0"))
+        urllib3 = str(getattr(sys.modules.get("urllib3"), "__version__", "0"))
         if _numbers(requests) >= (2, 32):
             problem = f"docker {version} does not work with requests {requests} (docker-py issue 3256)"
+        elif _numbers(version) < (6, 1) and _numbers(urllib3) >= (2,):
+            problem = f"docker {version} does not work with urllib3 {urllib3} (docker-py issue 3113)"
     if problem:
         _forget()
         return "", problem
@@ -92,7 +95,7 @@ def _carried_sdk(archive: str | None, about: dict[str, str]) -> tuple[str, str]:
     # certifi unpacks its bundle into the temporary folder when it is imported.
     if not os.environ.get("TMPDIR") and os.access("/dev/shm", os.W_OK | os.X_OK):
         tempfile.tempdir = "/dev/shm"
-    descriptor = os.memfd_create("fleetclean-sdk")
+    descriptor = _memory_file()
     with os.fdopen(os.dup(descriptor), "wb") as stream:
         stream.write(base64.b64decode(archive))
     # The descriptor stays open for as long as the module runs: imports come later, too.
@@ -102,6 +105,16 @@ def _carried_sdk(archive: str | None, about: dict[str, str]) -> tuple[str, str]:
         sys.path.pop(0)
         os.close(descriptor)
     return version, problem
+
+
+def _memory_file() -> int:
+    """An open file that is on no disk."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("fleetclean-sdk")
+    # A Python built against an old C library: a nameless file on a tmpfs is the same.
+    descriptor, path = tempfile.mkstemp(dir="/dev/shm")
+    os.unlink(path)
+    return descriptor
 
 
 def _import() -> tuple[str, str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -68,6 +69,14 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
         module.fail_json(msg=f"{name}: {path}{error.strerror or error}", failure="disk", **result)
+    # What is not foreseen must not lose what was done. The traceback goes to Ansible's -vvv.
+    except Exception as error:  # pylint: disable=broad-except
+        module.fail_json(
+            msg=f"{name}: this is a defect of the module: {type(error).__name__}: {error}. What was done until then is in the result.",
+            failure="defect",
+            exception=traceback.format_exc(),
+            **result,
+        )
     if result.get("failure"):
         module.fail_json(**{**result, "msg": f"{name}: {result['msg']}"})
     module.exit_json(**result)

@@ -20,6 +20,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     snapshot,
     words,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -37,18 +38,16 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         )
     root = site.own_storage.root
     containers = snapshot.take(site.engine, snapshot.Wanted(), None).containers
-    held = logs.open_logs(root)
-    appends = {log.path: log.appends for log in held if not log.deleted}
     major = _major(site.engine.info.get("ServerVersion"))
     cuts: list[logs.Cut] = []
     try:
         for container in containers:
             if _wanted(container, wish):
-                cuts += _cut_one(root, container, wish, appends, major, module.check_mode)
+                cuts += _cut_one(site.engine, root, container, wish, major, module.check_mode)
         if wish.deleted:
             chosen = {container.id: container for container in containers if _wanted(container, wish)}
             gone = {container.id for container in containers}
-            for log in held:
+            for log in logs.open_logs(root):
                 ident = os.path.basename(os.path.dirname(log.path))
                 if log.deleted and (ident in chosen or ident not in gone):
                     cuts += _give_back(log, chosen.get(ident), ident, module.check_mode)
@@ -75,11 +74,26 @@ def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:
     )
 
 
+def _writer(engine: Engine, root: str, ident: str, descriptor: int) -> logs.Writer:
+    """Who writes this log at this moment: the list of containers is as old as all the cuts before this one."""
+    found = os.fstat(descriptor)
+    held = [log for log in logs.open_logs(root) if log.inode == (found.st_dev, found.st_ino)]
+    if held:
+        return logs.Writer(True, all(log.appends for log in held))
+    try:
+        live = snapshot.container_from({"Id": ident}, engine.container(ident)).live
+    except EngineError as error:
+        if not error.gone:
+            raise
+        live = False
+    return logs.Writer(live, appends=not live, seen=not live)
+
+
 def _cut_one(
+    engine: Engine,
     root: str,
     container: snapshot.Container,
     wish: options.LogWish,
-    appends: dict[str, bool],
     major: int,
     dry_run: bool,
 ) -> list[logs.Cut]:
@@ -92,8 +106,7 @@ def _cut_one(
             if size <= wish.larger_than:
                 return []
             found = replace(found, bytes_before=size, bytes_after=size)
-            real = os.path.realpath(path)
-            writer = logs.Writer(container.live or real in appends, appends.get(real, True))
+            writer = _writer(engine, root, container.id, descriptor)
             done = logs.cut(descriptor, found, wish.keep, writer, major, dry_run)
     except FileNotFoundError:
         return _local_driver(folder, container, wish)

@@ -39,6 +39,7 @@ _CATEGORIES = (
 _ITEM_WORDS = {"images": "image", "containers": "container", "volumes": "volume", "logs": "log of", "build_cache": "cache"}
 #: The widest column of names: with it a line has a hundred columns.
 _LONGEST = 15
+_OURS = tuple(f"cleanup_{section}_" for section in (*options.SECTIONS, "logs", "keep", "free", "only_below"))
 _PREFIX = re.compile(r"^docker_(disk_report|clean|log_truncate): ")
 
 
@@ -61,14 +62,20 @@ def cleanup_problem(
     :param known: names that mean something.
     """
     for name in sorted(set(given) - set(known)):
-        near = difflib.get_close_matches(name, list(known), n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        return f"{name}: there is no such variable{hint}"
+        # Other roles have variables of their own that begin alike; only what looks like one of ours is refused.
+        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
+        if near or name.startswith(_OURS):
+            hint = f"; did you mean {near[0]}?" if near else "."
+            return f"{name}: there is no such variable{hint}"
     if profile == "full" and not confirmed:
         return (
             "cleanup_profile: full removes all that can be had, running containers and named volumes too; "
             "set cleanup_full_confirmed: true if that is meant."
         )
+    for section in options.SECTIONS:
+        for name, value in (clean.get(section) or {}).items():
+            if name.endswith("older_than") and value in (None, ""):
+                return f"cleanup_{section}_{name}: has no value; give a duration such as 7d, or 0 for any age."
     clean = {name: value for name, value in clean.items() if value not in (None, "")}
     try:
         if asks_for_something(clean):
@@ -112,15 +119,15 @@ def _variable_name(match: re.Match[str]) -> str:
 def host_record(hostvars: t.Mapping[str, t.Any]) -> Record:
     """Return what is known of a host after the role ran: plain values, ready for JSON.
 
-    ``status`` is ok, trouble, no_docker or unreachable; ``error`` the reason, in the engine's or SSH's own words.
+    ``status`` is ok, trouble, no_docker, unreachable or not_asked; ``error`` the reason, in the engine's or SSH's own words.
     """
     engine = _result(hostvars, "_cleanup_engine")
     logs = _both(_result(hostvars, "_cleanup_logs"), _result(hostvars, "_cleanup_logs_again"))
     clean = _result(hostvars, "_cleanup_clean")
     record: Record = {
         "host": str(hostvars.get("inventory_hostname")),
-        "status": "ok",
-        "error": "",
+        "status": "ok" if engine else "not_asked",
+        "error": "" if engine else "was not asked: its variables were refused, or its turn is later",
         "engine": engine.get("engine"),
         "filesystem": next(iter(engine.get("filesystems") or []), None),
         "usage": engine.get("usage") or {},
@@ -199,7 +206,7 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
     came = "would free" if check else "came free"
     titles = "".join(f"{title:>{max(7, len(title) + 1)}}" for title, _kinds in _KINDS)
     lines = [f"{'host':<{width}} {'free before':>15} {'after':>15} {came:>11} {titles}"]
-    total, cleaned, idle, without, look = 0, 0, 0, 0, 0
+    total, cleaned, idle, without, look, unasked = 0, 0, 0, 0, 0, 0
     for record in records:
         name = printable(record["host"], width)
         row = _clean_row(record, check)
@@ -214,6 +221,8 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
             lines += wrapped(f"{name:<{width}} ", record["error"]).split("\n")
         if record["status"] == "no_docker":
             without += 1
+        elif record["status"] == "not_asked":
+            unasked += 1
         elif record["status"] != "ok":
             look += 1
         elif row and row["changed"]:
@@ -222,6 +231,7 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
             idle += 1
     parts = [f"{cleaned} {'to clean' if check else 'cleaned'}", f"{idle} had nothing to do"]
     parts += [f"{without} without Docker"] if without else []
+    parts += [f"{unasked} not asked"] if unasked else []
     parts += [f"{look} need{'s' if look == 1 else ''} a look"]
     count = f"{len(records)} host{'' if len(records) == 1 else 's'}"
     came_free = f"{say_size(total)} {'would come' if check else 'came'} free"

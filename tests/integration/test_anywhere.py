@@ -145,13 +145,13 @@ def test_hosts_in_trouble_are_told_apart_and_stop_nobody(fleet: Fleet, ansible: 
     host = fleet["deb13"]
     host.stop_engine()
     # An overlay needs room to take a file away.
-    host.exec(["sh", "-ec", "rm -f /.filler /usr/sbin/dockerd /var/run/docker.sock"])
+    host.exec(["sh", "-ec", "rm -f /.filler /usr/sbin/dockerd /var/run/docker.sock; umount /var/lib/docker; rmdir /var/lib/docker"])
     run = ansible.play("clean")
     assert run.code != 0
     table = " ".join(" ".join(run.table).split())
     assert "gone" in table and "unreachable: " in table
     assert "engine does not answer: /var/run/docker.sock: " in table
-    assert "no Docker here: /var/run/docker.sock: no such file, and no dockerd is installed." in table
+    assert "no Docker here: /var/run/docker.sock: no such file, no dockerd, and no /var/lib/docker." in table
     assert run.table[-1].startswith("fleet") and "1 without Docker, 2 need a look" in run.table[-1]
     assert run.outcome("Remove what the profile allows")["deb11"] == "ok"
     assert run.outcome("Say which hosts need a look") == {

@@ -192,7 +192,7 @@ def test_what_an_image_was_used_for_is_remembered_when_its_container_is_gone(hos
     wishes = {"containers": {}, "images": {"scope": "unused", "older_than": "7d"}}
     check = ansible.module("docker_clean", wishes, hosts=host.name, check=True)[host.name]
     assert check["changed"]
-    query = "import sqlite3; print(*sqlite3.connect('/var/lib/fleetclean/history.sqlite').execute('select image from image_use'))"
+    query = "import sqlite3; print(*sqlite3.connect('/var/lib/fleetclean/history.sqlite').execute('select object from last_use'))"
     host.exec(["rm", "-rf", "/var/lib/fleetclean"])
     assert ansible.module("docker_clean", wishes, hosts=host.name)[host.name]["changed"]
     assert dirt.stopped_new not in state(host)["containers"]

@@ -151,10 +151,15 @@ def engine_that(
 
 def test_without_a_socket_and_without_a_daemon_there_is_no_docker(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_DAEMONS", ())
+    assert site.trouble().code == "engine_down", "somebody named this socket"
+    monkeypatch.setattr(engines, "_USUAL_SOCKETS", (str(site.path),))
+    monkeypatch.setattr(engines, "_USUAL_ROOT", site.folder)
+    assert site.trouble().code == "engine_down", "an engine's data lies there"
+    monkeypatch.setattr(engines, "_USUAL_ROOT", f"{site.folder}/nothing")
     error = site.trouble()
     assert error.code == "no_engine"
     assert str(error) == (
-        f"no Docker here: {site.path}: no such file, and no dockerd is installed. If the engine listens elsewhere, "
+        f"no Docker here: {site.path}: no such file, no dockerd, and no /var/lib/docker. If the engine listens elsewhere, "
         "name it in docker_host."
     )
 

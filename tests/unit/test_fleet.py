@@ -74,8 +74,15 @@ def test_a_misspelt_variable_is_refused_with_what_was_meant(name: str, meant: st
     assert problem(given=["cleanup_profile", name]) == f"{name}: there is no such variable; did you mean {meant}?"
 
 
-def test_a_variable_like_no_other_is_refused_without_a_guess() -> None:
-    assert problem(given=["cleanup_zzzzzzzzzzzzzz"]) == "cleanup_zzzzzzzzzzzzzz: there is no such variable."
+def test_a_variable_like_none_of_ours_is_somebody_elses() -> None:
+    assert problem(given=["cleanup_zzzzzzzzzzzzzz", "cleanup_tmp_days"]) == ""
+    assert problem(given=["cleanup_images_zzzzzzzz"]) == "cleanup_images_zzzzzzzz: there is no such variable."
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_an_age_without_a_value_is_not_any_age(value: object) -> None:
+    wishes = {"containers": {"states": ["exited"], "older_than": value, "keep": [], "volumes": False}}
+    assert problem(clean=wishes) == "cleanup_containers_older_than: has no value; give a duration such as 7d, or 0 for any age."
 
 
 def test_the_full_profile_needs_to_be_confirmed() -> None:

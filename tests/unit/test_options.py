@@ -49,7 +49,6 @@ def test_empty_sections_take_the_documented_defaults() -> None:
     assert wishes.keep_labels == ("fleetclean.keep",)
     assert wishes.orchestrated == "keep"
     assert not wishes.cheapest_first
-    assert not wishes.needs_ages()
 
 
 def test_none_given_is_an_error_that_names_the_sections() -> None:
@@ -96,7 +95,6 @@ def test_every_wish_arrives_in_the_policys_own_types() -> None:
     assert marks == options.Watermarks(Share(15), 20 * GIB, Share(10), 100000)
     assert marks.any
     assert marks.target
-    assert wishes.needs_ages()
 
 
 def test_a_watermark_to_begin_at_is_no_target_to_stop_at() -> None:
@@ -107,27 +105,10 @@ def test_a_watermark_to_begin_at_is_no_target_to_stop_at() -> None:
 
 
 @pytest.mark.parametrize("target", [{"free_target": "30%"}, {"free_target_inodes": "5%"}])
-def test_a_target_asks_for_the_cheapest_loss_first_and_so_for_ages(target: dict[str, str]) -> None:
+def test_a_target_asks_for_the_cheapest_loss_first(target: dict[str, str]) -> None:
     wishes, marks = clean(images={}, **target)
     assert marks.target
     assert wishes.cheapest_first
-    assert wishes.needs_ages()
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        {"containers": {"older_than": "7d"}},
-        {"images": {"older_than": "7d"}},
-        {"images": {"dangling_older_than": "1h"}},
-        {"volumes": {"older_than": "7d"}},
-        {"networks": {"older_than": "7d"}},
-        {"build_cache": {"older_than": "7d"}},
-    ],
-    ids=lambda section: str(section),
-)
-def test_each_age_makes_ages_be_asked_for(section: dict[str, t.Any]) -> None:
-    assert clean(**section)[0].needs_ages()
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_stopped_containers_go_and_say_since_when(state: str, reason: str) -> No
     plan = plan_of(world(container("c", state=state)), containers=ContainerWish())
     (step,) = plan.steps
     assert (step.kind, step.name, step.bytes, step.reason) == ("container", "c", 1000, reason)
-    assert step.expects == (state,)
+    assert step.expects[0] == state
     assert not step.force
 
 
@@ -501,7 +501,7 @@ def test_images_keep_takes_tags_repositories_digests_and_ids(pattern: str) -> No
     assert stays(plan, "host:5000/team/app:1") == "named in images.keep"
 
 
-@pytest.mark.parametrize("pattern", ["app", "host", "host:5000", "5000/team/app", hexadecimal("i")[:8], "team/app:1"])
+@pytest.mark.parametrize("pattern", ["app", "host", "host:5000", "5000/team/app", hexadecimal("i")[:3], "team/app:1"])
 def test_images_keep_does_not_take_parts_of_names_or_too_little_of_an_id(pattern: str) -> None:
     here = world(image("i", "host:5000/team/app:1"))
     assert goes(plan_of(here, images=ImageWish("unused", keep=(pattern,)))) == ["host:5000/team/app:1"]
@@ -601,7 +601,7 @@ def test_a_tagged_parent_waits_for_its_tags_too(cheapest_first: bool) -> None:
     here = world(image("base", "base:1", "base:2"), image("child", "app:1", parent="base", created=DAY))
     plan = plan_of(here, images=ImageWish("unused"), cheapest_first=cheapest_first)
     assert goes(plan) == ["app:1", "base:1", "base:2"]
-    assert [step.waits for step in plan.steps] == [False, True, False]
+    assert [step.waits for step in plan.steps] == [False, True, True]
     fake_carry_out(here, plan)
 
 
@@ -1062,13 +1062,14 @@ def test_a_hostile_name_is_planned_and_kept_as_it_is(name: str) -> None:
     [
         ("0123456789ab", True),
         ("sha256:0123456789ab", True),
-        ("0123456789a", False),
+        ("0123", True),
+        ("012", False),
         ("123456789abc", False),
         ("0123456789AB", False),
         ("md5:0123456789ab", False),
     ],
 )
-def test_twelve_digits_of_an_id_are_enough_and_fewer_are_not(pattern: str, fits: bool) -> None:
+def test_four_digits_of_an_id_are_enough_and_fewer_are_not(pattern: str, fits: bool) -> None:
     ident = "0123456789ab" + "c" * 52
     assert matches((pattern,), ident, ()) is fits
     assert matches((pattern,), f"sha256:{ident}", ()) is fits
