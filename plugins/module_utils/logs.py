@@ -402,7 +402,8 @@ def open_logs(root: str) -> list[OpenLog]:
     """
     prefix = f"{os.path.realpath(root)}/containers/"
     found = []
-    for pid in [name for name in os.listdir("/proc") if name.isdigit()]:
+    others = [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+    for pid in others:
         try:
             descriptors = os.listdir(f"/proc/{pid}/fd")
         except OSError:

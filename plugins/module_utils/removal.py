@@ -28,9 +28,11 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
+    NOT_REACHED,
     Kept,
     Plan,
     Step,
+    condition,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     Wanted,

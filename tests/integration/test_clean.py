@@ -17,8 +17,8 @@ from tests.integration.support import REPOSITORY, Ansible, start, state
 
 sys.path.insert(0, str(REPOSITORY / "playbooks/collections"))
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines  # noqa: E402
-from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot  # noqa: E402
+from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
+from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
 
 EVERYTHING = policy.Wishes(
     containers=policy.ContainerWish(volumes=True),

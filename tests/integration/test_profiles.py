@@ -14,7 +14,6 @@ import pytest
 
 from tests.fleet import Dirt, Fleet, HostSpec, dirty
 from tests.fleet.dirty import load_image
-
 from tests.integration.support import Ansible, on_all, start, state
 
 SPECS = [

@@ -10,7 +10,6 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-
 from ansible_collections.fleetclean.docker.plugins.module_utils import history
 
 ENGINE, IMAGE, OTHER = "ENGINE:ID", "sha256:aa", "sha256:bb"
