@@ -174,7 +174,7 @@ def cut(descriptor: int, found: Cut, keep: int, writer: Writer, engine_major: in
             os.ftruncate(descriptor, 0)
         return replace(found, method="truncate", bytes_after=0, reclaimed_bytes=found.bytes_before)
     start = _line_start(descriptor, size - keep, size)
-    ways: list[t.Callable[..., Cut | None]]
+    ways: list[t.Callable[..., Cut]]
     if not writer.writes:
         ways = [_collapse, _rewrite]
     elif not writer.appends:

@@ -694,10 +694,10 @@ def _decide_cache(draft: _Draft, records: t.Sequence[CacheRecord], wish: CacheWi
         draft.steps["build_cache"].append(
             Step("build_cache", record.id, record.id, record.bytes, why, waits=bool(children[record.id]))
         )
-        for ident in set(record.parents):
-            parent = by_id.get(ident)
-            if parent and ident not in reasons and children[ident] <= going:
-                heappush(ready, (_cache_moment(parent) or 0, ident))
+        for above in set(record.parents):
+            holder = by_id.get(above)
+            if holder and above not in reasons and children[above] <= going:
+                heappush(ready, (_cache_moment(holder) or 0, above))
     rest = "within build_cache.keep_storage" if total <= enough else "parent of a record that stays"
     for record in records:
         if record.id not in going:

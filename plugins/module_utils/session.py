@@ -11,9 +11,15 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, sdk, storage
+from ansible_collections.fleetclean.docker.plugins.module_utils import options, sdk
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import (
+    Proof,
+    Storage,
+    from_info,
+    prove,
 )
 
 
@@ -22,11 +28,11 @@ class Site(t.NamedTuple):
 
     engine: engines.Engine
     sdk: sdk.Sdk
-    storage: storage.Storage
-    proof: storage.Proof
+    storage: Storage
+    proof: Proof
 
     @property
-    def own_storage(self) -> storage.Storage | None:
+    def own_storage(self) -> Storage | None:
         """The storage, if it may be read here."""
         return self.storage if self.proof.proven else None
 
@@ -86,10 +92,10 @@ def open_site(params: dict[str, t.Any]) -> Site:
     """Connect to the engine of the module's shared options and find out whether its disk is here."""
     used_sdk = sdk.provide(params["sdk"], params["_sdk_archive"], params["_sdk_about"])
     engine = engines.connect(params)
-    where = storage.from_info(engine.info)
+    where = from_info(engine.info)
     containers: list[str] = []
     volumes: list[str] = []
     if not os.path.exists(f"{where.root}/engine-id"):
         containers = [str(raw.get("Id")) for raw in engine.containers()]
         volumes = [] if containers else [str(raw.get("Name")) for raw in engine.volumes()]
-    return Site(engine, used_sdk, where, storage.prove(where, engine.info, engine.host, containers, volumes))
+    return Site(engine, used_sdk, where, prove(where, engine.info, engine.host, containers, volumes))

@@ -209,7 +209,8 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
     # A container that is linked to has names like /other/alias besides its own.
     own = next((name for name in names if "/" not in name), None)
     state = str(summary.get("State") or "") or _state_from_status(str(summary.get("Status") or ""))
-    moments = details.get("State") if isinstance(details.get("State"), dict) else {}
+    inner = details.get("State")
+    moments: dict[str, t.Any] = inner if isinstance(inner, dict) else {}
     mounts = summary.get("Mounts") or details.get("Mounts") or []
     return Container(
         id=ident,

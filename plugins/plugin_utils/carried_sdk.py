@@ -109,9 +109,9 @@ def _keep(path: str, text: str) -> None:
 
 def _oldest_python(found: t.Iterable[metadata.Distribution]) -> str:
     """The oldest Python that all of them say they run on, as in 3.8."""
-    oldest = (3, 8)
+    oldest: tuple[int, ...] = (3, 8)
     for dist in found:
-        for bound in re.findall(r">=\s*([0-9.]+)", dist.metadata.get("Requires-Python") or ""):
+        for bound in re.findall(r">=\s*([0-9.]+)", str(dist.metadata["Requires-Python"] or "")):
             oldest = max(oldest, _numbers(bound)[:2])
     return ".".join(str(number) for number in oldest)
 

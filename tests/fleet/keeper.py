@@ -168,7 +168,7 @@ def processes(state: dict[str, Any]) -> list[Process]:
 
 def cgroups_processes(token: str) -> list[int]:
     """All processes in the fleet's control groups."""
-    found = set()
+    found: set[int] = set()
     for hierarchy in cgroups.hierarchies():
         for folder, _, _ in os.walk(hierarchy.where / token):
             try:
