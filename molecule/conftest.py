@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.fleet import Dirt, Fleet
 
-# Debian's own client comes before another that the machine may have.
-CLIENT = "PATH=/usr/bin:$PATH docker"
+# Debian's own client comes before another that the machine may have; no answer of the engine's takes long.
+CLIENT = "PATH=/usr/bin:$PATH timeout 30 docker"
 
 
 def _name(host: Host) -> str:

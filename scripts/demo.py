@@ -85,7 +85,7 @@ class Commands:
         shown = [match[0] for match in re.finditer(only, done.stdout, re.MULTILINE)] if only else said_by(lines, task)
         for line in shown or lines:
             # Whitespace within a line is what aligns a table.
-            for part in textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="      ", drop_whitespace=False, break_on_hyphens=False):
+            for part in textwrap.wrap(line, WIDTH, subsequent_indent="    ", drop_whitespace=False, break_on_hyphens=False):
                 print(part.rstrip())
         sys.stdout.flush()
         return done.returncode, done.stdout

@@ -16,6 +16,8 @@ options:
       - The engine's socket or address, V(unix://PATH) or V(tcp://HOST:PORT).
       - An engine on another machine can be asked and cleaned; what lies on its disk can not be read from here,
         so figures are the engine's own then, and what needs the disk refuses.
+      - Without it, the environment variable E(DOCKER_HOST) on the host counts, as for the other options E(DOCKER_API_VERSION),
+        E(DOCKER_TIMEOUT), E(DOCKER_TLS), E(DOCKER_TLS_VERIFY) and E(DOCKER_TLS_HOSTNAME).
     type: str
     default: unix:///var/run/docker.sock
     aliases: [docker_url]
@@ -70,8 +72,8 @@ options:
     default: auto
   state_dir:
     description:
-      - Folder on the host where M(fleetclean.docker.docker_clean) remembers when images were last in use; empty for none.
-      - An engine forgets that with an image's last container. What is remembered only ever makes images look younger, and losing
+      - Folder on the host where M(fleetclean.docker.docker_clean) remembers when images and volumes were last in use; empty for none.
+      - An engine forgets that with their last container. What is remembered only ever makes things look younger, and losing
         it is no harm. On a full or read-only disk nothing is written.
     type: path
     default: /var/lib/fleetclean

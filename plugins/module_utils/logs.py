@@ -450,4 +450,3 @@ def _open_log(pid: int, name: str, prefix: str) -> OpenLog | None:
         return OpenLog(pid, int(name), path, deleted, bool(flags & os.O_APPEND), held.st_blocks * 512, inode)
     except (OSError, ValueError, StopIteration):
         return None
-

@@ -62,8 +62,8 @@ options:
       scope:
         description:
           - V(dangling) are those without a tag; V(unused) those that no container has, tagged or not.
-          - V(all) also takes images of containers that are stopped and stay; those can not be started again.
-            Images of running containers stay always.
+          - V(all) also takes images of containers that are stopped and stay for their state or age alone; nobody can make those
+            containers again. Images of running containers, and of those that a label or O(containers.keep) keeps, stay always.
         type: str
         choices: [dangling, unused, all]
         default: dangling
@@ -104,7 +104,9 @@ options:
         choices: [anonymous, unused]
         default: anonymous
       older_than:
-        description: Only those whose folder was changed last longer ago. Engines do not know when a volume was used last.
+        description:
+          - Only those not used for longer. The latest sign of use counts, a container that has or had it, or the last change of its folder.
+          - An engine does not know when a volume was used last; O(state_dir) remembers what earlier runs saw.
         type: str
       keep:
         description: Names (globs) of volumes that stay.
@@ -128,7 +130,9 @@ options:
     type: dict
     suboptions:
       scope:
-        description: V(unused) leaves what images share and what the builder keeps for itself; V(all) takes that as well.
+        description:
+          - V(unused) leaves what images share and what the builder keeps for itself; V(all) takes that as well.
+          - What only images share that go in the same run is found out once they are gone, so it is not in check mode's plan.
         type: str
         choices: [unused, all]
         default: unused
@@ -277,7 +281,9 @@ target_met:
   type: bool
   sample: true
 failure:
-  description: What kind of failure it was, as in M(fleetclean.docker.docker_disk_report).
+  description: >-
+    What kind of failure it was, as in M(fleetclean.docker.docker_disk_report); V(foreign_root) if a watermark was given and the
+    data root is not this host's.
   returned: on failure
   type: str
   sample: engine

@@ -139,7 +139,7 @@ totals:
 failure:
   description: >-
     What kind of failure it was: V(bad_input), V(no_sdk), V(no_engine) (nothing is installed), V(engine_down),
-    V(denied), V(not_docker), V(not_yet), V(engine) or V(disk).
+    V(denied), V(not_docker), V(not_yet), V(engine), V(disk) or V(defect) (of the module itself).
   returned: on failure
   type: str
   sample: engine_down

@@ -308,7 +308,7 @@ def _largest(record: Record) -> list[str]:
     ]
     words = []
     for size, category, item in sorted(found, key=lambda entry: -entry[0])[:3]:
-        name = printable(str(item["name"]).split(", ")[0], 40)
+        name = printable(str(item["name"]).partition(", ")[0], 40)
         age = f" (made {say_duration(item['age'])} ago)" if category == "images" and item["age"] else ""
         words.append(f"{_ITEM_WORDS[category]} {name} {say_size(size)}{age}")
     return words

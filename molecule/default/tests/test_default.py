@@ -46,14 +46,15 @@ def test_networks_that_are_used_or_predefined_stay(dirt, there):
         assert there("network", name), name
 
 
-def test_the_big_log_is_short_and_ends_as_before(dirt, host, docker):
+def test_the_big_log_is_short_and_ends_as_before(dirt, docker):
     size = int(docker(f"logs {dirt.big_log} | wc -c"))
     assert 5 * MB < size <= 11 * MB
-    last = docker(f"logs --tail 2 {dirt.big_log}").split()
-    assert "started" in last or "noisy" in last
+    # Not `--tail`: engines from 23 on lose their place in a log that became shorter (moby 45728), until the container is started again.
+    last = docker(f"logs {dirt.big_log} | tail -n 2 | cut -c 1-40").splitlines()
+    assert last[0].startswith("noisy line") and last[1] == "started"
 
 
 def test_a_running_container_still_writes_its_log(dirt, docker, host):
-    before = docker(f"logs --tail 1 {dirt.chatty}")
+    before = docker(f"logs {dirt.chatty} | wc -l")
     host.run("sleep 0.3")
-    assert docker(f"logs --tail 1 {dirt.chatty}") != before
+    assert int(docker(f"logs {dirt.chatty} | wc -l")) > int(before)
