@@ -33,6 +33,8 @@ HOSTS = (
 FULL, STOPPED = "build1", "web2"
 CLEAN = ("ansible-playbook", "playbooks/clean.yml", "-e", "cleanup_profile=standard")
 WIDTH = 100
+# A line of what --diff prints, and what is left of one that was too long.
+PLAN = r"^[-+ ] +(log|container|image|tag|volume|stays|free) .*|^ {30,}\S.*"
 # Ansible's exit code when a host failed but the run went through.
 A_HOST_FAILED = 2
 STARTED = time.monotonic()
@@ -154,7 +156,7 @@ def show(fleet: Fleet) -> None:
     expect(code == A_HOST_FAILED and FULL in output, f"report.yml ended with {code}")
 
     say(f"What would go on {FULL}, and why? (changes nothing)")
-    code, output = commands.run(*CLEAN, "--check", "--diff", "--limit", FULL, only=r"^[-+ ] +(log|container|image|tag|volume|stays|free) .*")
+    code, output = commands.run(*CLEAN, "--check", "--diff", "--limit", FULL, only=PLAN)
     expect(code == 0, f"clean.yml --check ended with {code}")
 
     say("Clean: the profile standard takes what is older than a day")

@@ -179,6 +179,9 @@ class _Actor:
             return Result(step, _FAILED, str(error), later=error.disk_full)
         except FleetcleanError as error:
             return Result(step, _FAILED, str(error))
+        # In a thread of its own an exception would take the results of its neighbours along.
+        except Exception as error:  # pylint: disable=broad-except
+            return Result(step, _FAILED, f"{type(error).__name__}: {error}")
 
     def _container(self, step: Step) -> Result:
         now = container_from({"Id": step.id}, self._engine.container(step.id))
