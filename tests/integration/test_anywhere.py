@@ -101,12 +101,12 @@ def test_a_module_runs_on_a_full_host_and_writes_nothing(fleet: Fleet, ansible: 
 
 
 def test_a_local_connection_on_a_full_host(fleet: Fleet) -> None:
-    """As ansible-pull does it: the controller is the full host itself."""
+    """As ansible-pull does it: the controller is the full host itself, and has its own files on a tmpfs."""
     host = fleet["deb12"]
     if not host.path(sys.executable).exists():
         pytest.skip("not here: this Python lies where hosts have a folder of their own")
     command = [
-        "env", "HOME=/dev/shm", "ANSIBLE_LOCAL_TEMP=/dev/shm/controller", f"ANSIBLE_CONFIG={REPOSITORY}/ansible.cfg",
+        "env", "HOME=/dev/shm", "TMPDIR=/dev/shm", "ANSIBLE_LOCAL_TEMP=/dev/shm/controller", f"ANSIBLE_CONFIG={REPOSITORY}/ansible.cfg",
         sys.executable, "-m", "ansible", "adhoc", "localhost", "-c", "local", "-m", "fleetclean.docker.docker_disk_report",
         "-a", json.dumps({"include": []}), "-e", "ansible_python_interpreter=/usr/bin/python3",
     ]
