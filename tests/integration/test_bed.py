@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -322,8 +323,23 @@ def wait_until_gone(marker: str) -> None:
         time.sleep(0.05)
 
 
-def contained(script: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*CLI, "contained", "--", "sh", "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True)
+def wait_until_running(marker: str) -> None:
+    deadline = time.monotonic() + WAITED
+    while not running(marker):
+        assert time.monotonic() < deadline, f"{marker} does not run"
+        time.sleep(0.05)
+
+
+@contextmanager
+def contained(script: str) -> Iterator[subprocess.Popen[str]]:
+    """A script in a namespace of its own; ended in any case, so that a test that fails does not wait for it."""
+    command = [*CLI, "contained", "--", "sh", "-c", script]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_contained_passes_the_exit_code_on_and_leaves_no_daemon() -> None:
@@ -343,7 +359,7 @@ def test_contained_passes_signals_on(signum: int) -> None:
 def test_sigkill_to_contained_ends_its_daemons() -> None:
     with contained("setsid sleep 60602 & sleep 60603 & echo ready; wait") as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        assert running("60602")
+        wait_until_running("60602")
         process.kill()
         wait_until_gone("60602")
         wait_until_gone("60603")
@@ -351,10 +367,7 @@ def test_sigkill_to_contained_ends_its_daemons() -> None:
 
 def test_contained_ends_with_its_parent() -> None:
     parent = subprocess.Popen(["sh", "-c", f"cd {REPOSITORY}; {' '.join(CLI)} contained -- sh -c 'setsid sleep 60604 & wait'; true"])
-    deadline = time.monotonic() + WAITED
-    while not running("60604"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_running("60604")
     parent.kill()
     parent.wait()
     wait_until_gone("60604")
