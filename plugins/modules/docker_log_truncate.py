@@ -106,7 +106,8 @@ logs:
     readers:
       description: >-
         What C(docker logs) does afterwards. V(ok); V(slow), without C(--tail) it reads through fillers for
-        C(slow_seconds); V(stale), C(--tail) and C(-f) stay silent until the container is started again.
+        C(slow_seconds); V(stale), C(--tail) and C(-f) stay silent, or hang and keep
+          the engine busy, until the container is started again.
       type: str
       returned: always
     slow_seconds: {description: Seconds that fillers cost C(docker logs)., type: float, returned: always}
