@@ -127,7 +127,7 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         images_went = any(entry["kind"] == "image" for entry in result["removed"])
         if wishes.build_cache and (images_went or ("build_cache" in looked.unreadable and result["removed"])):
             # What images shared is nobody's now; and a cache that could not be listed for want of space can be.
-            looked = snapshot.take(site.engine, replace(wanted, images=False, volumes=False, networks=False), own)
+            looked = snapshot.take(site.engine, replace(wanted, images=False, volumes=False, networks=False, ages=False), own)
             only = policy.Wishes(build_cache=wishes.build_cache, keep_labels=wishes.keep_labels)
             worker.forget_kept("build_cache")
             worker.carry_out(policy.decide(looked, only))

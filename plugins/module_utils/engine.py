@@ -112,9 +112,6 @@ class Engine:
     def networks(self) -> list[dict[str, t.Any]]:
         return self._list("/networks")
 
-    def network(self, ident: str) -> dict[str, t.Any]:
-        return self._object("/networks/{0}", path=(ident,))
-
     def disk_usage(self, *kinds: str) -> dict[str, t.Any]:
         """The engine's own figures, ``{}`` where its API has none (before 1.25).
 

@@ -18,14 +18,14 @@ from __future__ import annotations
 import os
 import typing as t
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import VOLUME
+
 try:
     import sqlite3
 except ImportError:  # a Python built without it
     sqlite3 = None  # type: ignore[assignment]
 
 _FILE = "history.sqlite"
-#: Stands before a volume's name: volumes and images are in one table.
-VOLUME_PREFIX = "volume:"
 _MIGRATIONS = (
     "CREATE TABLE last_use (engine TEXT NOT NULL, object TEXT NOT NULL, used REAL NOT NULL,"
     " PRIMARY KEY (engine, object)) WITHOUT ROWID",
@@ -39,7 +39,7 @@ _ROOM = 4 << 20
 def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
     """Return when earlier runs saw objects in use: key -> seconds since 1970; empty if nothing is known.
 
-    A key is an image's id, or the name of a volume behind ``VOLUME_PREFIX``.
+    A key is an image's id, or the name of a volume behind ``VOLUME``.
     """
     path = _path(state_dir)
     if not path or not os.path.isfile(path):
@@ -76,7 +76,7 @@ def note_uses(
         return False
 
     def here(key: str) -> bool:
-        if key.startswith(VOLUME_PREFIX):
+        if key.startswith(VOLUME):
             return volumes is None or key in volumes
         return key in images
 

@@ -1,11 +1,7 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bytes on disk: what a filesystem has, and what a tree has allocated.
-
-``disk`` bytes are blocks allocated (``st_blocks * 512``), a hard-linked file once. Links are not
-followed, and other filesystems below are not entered.
-"""
+"""Bytes on disk: what the filesystem of a data root has, and when it has what was given back."""
 
 from __future__ import annotations
 
@@ -28,15 +24,6 @@ class Filesystem:
     available: int
     inodes: int
     inodes_available: int
-
-
-@dataclass
-class Measured:
-    """What a walk found. ``unreadable`` counts what vanished or could not be read meanwhile."""
-
-    disk_bytes: int = 0
-    files: int = 0
-    unreadable: int = 0
 
 
 def filesystem(path: str) -> Filesystem:
@@ -80,45 +67,6 @@ def settle(path: str, seconds: float = 5.0) -> None:
             time.sleep(0.5)
     finally:
         os.close(descriptor)
-
-
-def allocated(path: str) -> Measured:
-    """Return the allocated bytes of the tree at ``path``; a path that is not there has none."""
-    found = Measured()
-    linked: set[int] = set()
-    try:
-        top = os.lstat(path)
-    except OSError:
-        return found
-    found.disk_bytes += top.st_blocks * 512
-    found.files += 1
-    folders = [path] if os.path.isdir(path) and not os.path.islink(path) else []
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    folders += _count(entry, top.st_dev, linked, found)
-        except OSError:
-            found.unreadable += 1
-    return found
-
-
-def _count(entry: os.DirEntry[str], device: int, linked: set[int], found: Measured) -> list[str]:
-    """Add one entry; return it as a list if it is a folder to be entered."""
-    try:
-        stat = entry.stat(follow_symlinks=False)
-    except OSError:
-        found.unreadable += 1
-        return []
-    if stat.st_dev != device:
-        return []
-    if stat.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
-        if stat.st_ino in linked:
-            return []
-        linked.add(stat.st_ino)
-    found.disk_bytes += stat.st_blocks * 512
-    found.files += 1
-    return [entry.path] if entry.is_dir(follow_symlinks=False) else []
 
 
 def _mount_of(path: str) -> tuple[str, str]:

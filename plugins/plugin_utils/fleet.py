@@ -85,7 +85,7 @@ def cleanup_problem(
                 f"cleanup_{name}" for name in options.SECTIONS
             ) + "."
         if logs is not None:
-            options.read_truncate(_validated(options.truncate_spec(), logs, "logs."))
+            _read_logs(logs)
     except FleetcleanError as error:
         return re.sub(r"^([a-z_]+)(?:\.([a-z_]+))?(?=:)", _variable_name, str(error)).replace("cleanup_cleanup", "cleanup")
     return ""
@@ -96,17 +96,20 @@ def asks_for_something(clean: dict[str, t.Any]) -> bool:
     return any(clean.get(name) for name in options.SECTIONS)
 
 
-def _validated(spec: dict[str, t.Any], values: dict[str, t.Any], prefix: str = "") -> dict[str, t.Any]:
+def _validated(spec: dict[str, t.Any], values: dict[str, t.Any]) -> dict[str, t.Any]:
     result = ArgumentSpecValidator(spec).validate({name: value for name, value in values.items() if value is not None})
     if result.error_messages:
         raise FleetcleanError("; ".join(result.error_messages), "bad_input")
-    if not prefix:
-        return dict(result.validated_parameters)
-    try:
-        options.read_truncate(result.validated_parameters)
-    except FleetcleanError as error:
-        raise FleetcleanError(f"{prefix}{error}", error.code) from None
     return dict(result.validated_parameters)
+
+
+def _read_logs(values: dict[str, t.Any]) -> None:
+    """Read the wishes for logs as the module does; its options are the role's variables cleanup_logs_*."""
+    given = _validated(options.truncate_spec(), values)
+    try:
+        options.read_truncate(given)
+    except FleetcleanError as error:
+        raise FleetcleanError(f"logs.{error}", error.code) from None
 
 
 def _variable_name(match: re.Match[str]) -> str:
