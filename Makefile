@@ -28,7 +28,7 @@ SCENARIO ?= default full full_disk
 
 .PHONY: help
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## prepare this machine: Debian packages (as root) and .venv; quick when all is there
@@ -74,6 +74,10 @@ demo: setup ## a throwaway fleet gets dirty, full, and clean again (root, 2 minu
 .PHONY: roots
 roots: .venv/made-from ## root file systems with other engines for the integration tests (root, 1 minute each, once)
 	@$(as_root) $(bound) bash scripts/roots.sh
+
+.PHONY: bench-report
+bench-report: .venv/made-from ## docker_disk_report beside du and docker system df: ratios (root, 10 minutes, 8 GB of disk)
+	@$(as_root) $(bound) python benchmarks/report.py $(ARGS)
 
 .PHONY: test
 test: setup lint docs build unit sanity roots molecule demo integration ## all of it, the quick ones first (under 15 minutes)
