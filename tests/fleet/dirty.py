@@ -21,7 +21,7 @@ from typing import Any, Optional
 from urllib.parse import quote, urlencode
 
 from .errors import FleetError
-from .host import Host
+from .host import Engine, Host
 
 KEEP_LABEL = "fleetclean.keep"
 DAY = 86400
@@ -151,7 +151,7 @@ def rewrite_containers(host: Host, names: Iterable[str], change: Callable[[str, 
         host.must("POST", f"/containers/{identifier}/start")
 
 
-def load_image(host: Host, tag: str, files: Mapping[str, bytes], *, created: Optional[datetime] = None, labels: Optional[Mapping[str, str]] = None,
+def load_image(host: Engine, tag: str, files: Mapping[str, bytes], *, created: Optional[datetime] = None, labels: Optional[Mapping[str, str]] = None,
                command: Iterable[str] = tuple(_IDLE), base: bool = True) -> str:
     """Load an image of one or two layers (busybox, unless ``base`` is False; ``files``), created at ``created`` (now); its id."""
     layers = ([_layer(_busybox(host))] if base else []) + ([_layer(files)] if files else [])
@@ -172,7 +172,7 @@ def load_image(host: Host, tag: str, files: Mapping[str, bytes], *, created: Opt
     return host.must("GET", f"/images/{quote(tag)}/json")["Id"]
 
 
-def build_image(host: Host, tag: str, dockerfile: str, files: Mapping[str, bytes], buildkit: bool = False) -> str:
+def build_image(host: Engine, tag: str, dockerfile: str, files: Mapping[str, bytes], buildkit: bool = False) -> str:
     """Build an image with the classic builder, or with BuildKit; its id. Raises :class:`FleetError` with the builder's error."""
     query = {"t": tag, "networkmode": "none", "rm": "1", "forcerm": "1", "version": "2" if buildkit else "1"}
     host.must("POST", f"/build?{urlencode(query)}", tar({"Dockerfile": dockerfile.encode(), **files}))
@@ -425,8 +425,9 @@ class _Maker:
         path.write_bytes(content)
 
 
-def _busybox(host: Host) -> dict[str, bytes]:
-    for path in (host.path("/bin/busybox"), Path("/bin/busybox")):
+def _busybox(host: Engine) -> dict[str, bytes]:
+    own = [host.path("/bin/busybox")] if isinstance(host, Host) else []
+    for path in (*own, Path("/bin/busybox")):
         if path.exists():
             content = path.read_bytes()
             # A program that is linked dynamically names its interpreter, and could not run alone in an image.

@@ -120,7 +120,60 @@ class CommandFailed(FleetError):
         super().__init__(f"{host}: {' '.join(map(str, result.args))} ended with {result.returncode}: {said[-2000:]}")
 
 
-class Host:
+class Engine:
+    """An engine by its API, wherever it runs."""
+
+    @property
+    def name(self) -> str:
+        """The host that it runs on, for messages."""
+        raise NotImplementedError
+
+    @property
+    def socket(self) -> Path:
+        """Its socket, as this machine sees it."""
+        raise NotImplementedError
+
+    def api(self, method: str, path: str, body: Union[bytes, str, dict, list, None] = None, headers: Optional[Mapping[str, str]] = None,
+            timeout: Optional[float] = 300) -> tuple[int, Any]:
+        """One request to the engine: (HTTP status, parsed JSON or bytes).
+
+        ``body``: bytes as they are, anything else as JSON. A path without ``/v1.NN`` in front gets the engine's newest API. An answer of
+        many JSON objects (build, load) comes as a list. Raises OSError when the engine does not answer within ``timeout`` seconds.
+        """
+        sent = dict(headers or {})
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        if isinstance(body, bytes):
+            sent.setdefault("Content-Type", "application/x-tar")
+        connection = _UnixConnection(str(self.socket), timeout)
+        try:
+            connection.request(method, path, body=body, headers=sent)
+            response = connection.getresponse()
+            answer = response.read()
+        except http.client.HTTPException as error:
+            raise OSError(f"{self.name}: {method} {path}: {error!r}") from error
+        finally:
+            connection.close()
+        return response.status, _parsed(answer, response.headers.get_content_type())
+
+    def must(self, method: str, path: str, body: Union[bytes, str, dict, list, None] = None, headers: Optional[Mapping[str, str]] = None) -> Any:
+        """As :meth:`api`, the answer only; raises :class:`FleetError` for a status of 400 and more or an error within a stream."""
+        status, answer = self.api(method, path, body, headers)
+        said = [item["error"] for item in answer if isinstance(item, dict) and "error" in item] if isinstance(answer, list) else []
+        if isinstance(answer, dict) and "error" in answer:
+            said.append(answer["error"])
+        if status >= 400 or said:
+            raise FleetError(f"{self.name}: {method} {path}: {status} {said or answer}")
+        return answer
+
+    @property
+    def api_version(self) -> str:
+        """The newest API that the engine speaks, such as 1.41."""
+        return self.must("GET", "/version")["ApiVersion"]
+
+
+class Host(Engine):
     """A running host. Any process of the machine's root may hold one; the host lives as long as its fleet."""
 
     def __init__(self, spec: HostSpec, process: Process, address: Optional[str], directory: Path) -> None:
@@ -156,6 +209,11 @@ class Host:
     def alive(self) -> bool:
         """Whether the host still runs."""
         return self.process.alive()
+
+    @property
+    def socket(self) -> Path:
+        """The engine's socket, as the machine sees it."""
+        return Path(f"/proc/{self.pid}/root{SOCKET}")
 
     # Commands and files
 
@@ -344,45 +402,6 @@ class Host:
             if self.path(client).exists():
                 return self.exec([client, *args], check=check, timeout=timeout, input=input, env=env)
         raise FleetError(f"{self.name}: no Docker client in this root ({self.spec.root})")
-
-    def api(self, method: str, path: str, body: Union[bytes, str, dict, list, None] = None, headers: Optional[Mapping[str, str]] = None,
-            timeout: Optional[float] = 300) -> tuple[int, Any]:
-        """One request to the engine: (HTTP status, parsed JSON or bytes).
-
-        ``body``: bytes as they are, anything else as JSON. A path without ``/v1.NN`` in front gets the engine's newest API. An answer of
-        many JSON objects (build, load) comes as a list. Raises OSError when the engine does not answer within ``timeout`` seconds.
-        """
-        sent = dict(headers or {})
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-            sent.setdefault("Content-Type", "application/json")
-        if isinstance(body, bytes):
-            sent.setdefault("Content-Type", "application/x-tar")
-        connection = _UnixConnection(str(Path(f"/proc/{self.pid}/root{SOCKET}")), timeout)
-        try:
-            connection.request(method, path, body=body, headers=sent)
-            response = connection.getresponse()
-            answer = response.read()
-        except http.client.HTTPException as error:
-            raise OSError(f"{self.name}: {method} {path}: {error!r}") from error
-        finally:
-            connection.close()
-        return response.status, _parsed(answer, response.headers.get_content_type())
-
-    def must(self, method: str, path: str, body: Union[bytes, str, dict, list, None] = None, headers: Optional[Mapping[str, str]] = None) -> Any:
-        """As :meth:`api`, the answer only; raises :class:`FleetError` for a status of 400 and more or an error within a stream."""
-        status, answer = self.api(method, path, body, headers)
-        said = [item["error"] for item in answer if isinstance(item, dict) and "error" in item] if isinstance(answer, list) else []
-        if isinstance(answer, dict) and "error" in answer:
-            said.append(answer["error"])
-        if status >= 400 or said:
-            raise FleetError(f"{self.name}: {method} {path}: {status} {said or answer}")
-        return answer
-
-    @property
-    def api_version(self) -> str:
-        """The newest API that the engine speaks, such as 1.41."""
-        return self.must("GET", "/version")["ApiVersion"]
 
     def _must_live(self) -> None:
         if not self.alive:

@@ -43,7 +43,7 @@ _LONGEST_DIRECTORY = 64
 _INIT = Path(__file__).with_name("init.sh")
 _NEEDED = ("unshare", "nsenter", "setpriv", "ip", "mount", "losetup")
 
-_SSHD_CONFIG = """\
+SSHD_CONFIG = """\
 HostKey /etc/ssh/ssh_host_ed25519_key
 AuthorizedKeysFile /etc/ssh/authorized_keys
 PermitRootLogin prohibit-password
@@ -273,7 +273,7 @@ class _Keeper:
             "environment": "",
         }
         if spec.ssh:
-            files["ssh/sshd_config"] = _SSHD_CONFIG
+            files["ssh/sshd_config"] = SSHD_CONFIG
             files["ssh/authorized_keys"] = (self.directory / "id_ed25519.pub").read_text()
             files["ssh/ssh_host_ed25519_key"] = (self.directory / "host_ed25519").read_text()
             files["sudoers.d/ops"] = "ops ALL=(ALL) NOPASSWD: ALL\n"

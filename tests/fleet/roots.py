@@ -72,7 +72,7 @@ def make(suite: str, log: Optional[Path] = None) -> Path:
         raise FleetError(reason)
     roots = cache() / "roots"
     roots.mkdir(parents=True, exist_ok=True)
-    with _locked(roots / f".{suite}.lock"):
+    with locked(roots / f".{suite}.lock"):
         if made(suite):
             return path(suite)
         for stale in roots.glob(f".{suite}.making-*"):
@@ -122,7 +122,7 @@ def _slim(target: Path) -> None:
 
 
 @contextmanager
-def _locked(lock: Path) -> Iterator[None]:
+def locked(lock: Path) -> Iterator[None]:
     with open(lock, "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
