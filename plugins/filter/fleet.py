@@ -1,13 +1,13 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filters that the role cleanup uses on the controller: see plugin_utils/fleet.py."""
+"""The filters that the role cleanup uses on the controller: see plugin_utils/fleet.py and page.py."""
 
 from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.fleetclean.docker.plugins.plugin_utils import fleet
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import fleet, page
 
 
 class FilterModule:
@@ -17,6 +17,7 @@ class FilterModule:
         return {
             "asks_for_something": fleet.asks_for_something,
             "cleanup_problem": fleet.cleanup_problem,
+            "fleet_page": page.fleet_page,
             "fleet_table": fleet.fleet_table,
             "host_record": fleet.host_record,
             "host_trouble": fleet.host_trouble,

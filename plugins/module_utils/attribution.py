@@ -1,228 +1,363 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whose bytes they are: usage by category, and the largest items, from the cheapest source of each figure.
+"""Whose bytes they are: every path below the data root goes on one account, every account into one category.
 
-``logical`` is the engine's figure (a sum of file lengths, which may be half of what a disk allocates),
-``disk`` are allocated blocks. A figure that nobody gave is None.
+The order matters. First what is there is listed, then the engine is asked for its objects, then its records are
+read, and only then the folders are walked: so what comes or goes meanwhile is never taken for nobody's.
+
+``exact`` walks everything, but layers that ``history`` knows; ``fast`` walks what nobody else has a figure
+for (logs, containers' folders, the engine's own files, leftovers) and takes the engine's figures for the rest.
 """
 
 from __future__ import annotations
 
+import os
+import time
 import typing as t
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import logs
-from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
-from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
-    Snapshot,
-    Wanted,
-    take,
+from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    history,
+    layers,
+    leftovers,
+    logs,
+    measure,
+    snapshot,
+    walk,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
+from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
+    CACHE,
+    CONTAINER,
+    IMAGE,
+    VOLUME,
+    Account,
+    Ledger,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import pool as outside
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
-
-@dataclass(frozen=True)
-class Item:
-    """One object. ``used_by`` names what holds it; ``reclaimable`` bytes come free if it goes alone."""
-
-    id: str
-    name: str
-    logical: int | None
-    disk: int | None
-    reclaimable: int | None
-    moment: float | None
-    active: bool
-    used_by: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        return self.disk if self.disk is not None else self.logical or 0
+#: Categories that a report has, in the order in which people read them.
+CATEGORIES = (
+    "images", "containers", "volumes", "build_cache", "logs", "container_metadata", "engine_metadata", "tmp", "leftovers",
+    "unattributed",
+)
 
 
 @dataclass
-class Category:
-    """All items of a kind; the sums differ from the items' where items share bytes."""
+class Survey:
+    """All that is known of an engine's disk at one moment.
 
-    items: list[Item] = field(default_factory=list)
-    logical: int | None = None
-    reclaimable: int | None = None
-
-    def usage(self) -> dict[str, t.Any]:
-        return {
-            "count": len(self.items),
-            "active": sum(1 for item in self.items if item.active),
-            "logical_bytes": self.logical if self.logical is not None else _sum(item.logical for item in self.items),
-            "disk_bytes": _sum(item.disk for item in self.items),
-            "reclaimable_bytes": (
-                self.reclaimable if self.reclaimable is not None else _sum(item.reclaimable for item in self.items)
-            ),
-        }
-
-    def largest(self, top: int, now: float) -> list[dict[str, t.Any]]:
-        found = sorted(self.items, key=lambda item: (-item.size, item.name))
-        return [
-            {
-                "id": item.id,
-                "name": item.name,
-                "size": item.size,
-                "age": int(now - item.moment) if item.moment else None,
-                "used_by": list(item.used_by),
-            }
-            for item in (found if top < 0 else found[:top])
-        ]
-
-
-def attribute(
-    engine: Engine, storage: Storage | None, include: t.Collection[str]
-) -> tuple[dict[str, Category], Snapshot]:
-    """Return the categories asked for, and the snapshot behind them.
-
-    :param storage: the engine's own storage if it is proven to be here; without it there are no logs.
-    :param include: images, containers, volumes, build_cache, logs.
+    ``ledger`` has what was measured, and the engine's figures where nothing was; ``measured`` says which
+    categories have nothing but measured figures. ``found`` is None where there was no disk to look at.
     """
-    snapshot = take(
-        engine,
-        Wanted(
-            images="images" in include,
-            volumes="volumes" in include,
-            build_cache="build_cache" in include,
-            # One walk by the engine for the writable layers and the volumes.
-            sizes=bool({"containers", "volumes", "images"} & set(include)),
-        ),
-        storage,
+
+    snapshot: snapshot.Snapshot
+    ledger: Ledger
+    accounts: dict[str, Account] = field(default_factory=dict)
+    measured: frozenset[str] = frozenset()
+    found: walk.Found | None = None
+    roots: dict[str, int] = field(default_factory=dict)
+    leftovers: list[leftovers.Leftover] = field(default_factory=list)
+    paths: dict[str, str] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    processes: int = 0
+    remembered: int = 0
+    remembered_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class How:
+    """``exact``: walk everything. ``state_dir`` and ``engine_id``: where what was measured is remembered."""
+
+    exact: bool
+    gentle: bool
+    state_dir: str
+    engine_id: str
+
+
+def survey(engine: Engine, storage: Storage | None, how: How) -> Survey:
+    """Ask the engine for everything, and its disk, and bring both together.
+
+    :param storage: the engine's storage if it is proven to be here; else the engine's figures are all there is.
+    """
+    begun = time.monotonic()
+    # The engine may name its root by a link. Below it none is followed.
+    own = replace(storage, root=os.path.realpath(storage.root)) if storage else None
+    listed = leftovers.listing(own) if own else []
+    looked = snapshot.take(
+        engine, snapshot.Wanted(images=True, volumes=True, build_cache=True, sizes=True, volume_sizes=not (own and how.exact)), own
     )
-    found: dict[str, Category] = {}
-    if "images" in include:
-        usage = {} if snapshot.layer_bytes or snapshot.unreadable else engine.disk_usage("image")
-        found["images"] = _images(snapshot, usage)
-    if "containers" in include:
-        found["containers"] = _containers(snapshot)
-    if "volumes" in include:
-        found["volumes"] = _volumes(snapshot)
-    if "build_cache" in include and "build_cache" not in snapshot.unreadable:
-        found["build_cache"] = _cache(snapshot)
-    if "logs" in include and storage:
-        found["logs"] = _logs(snapshot, storage)
-    return found, snapshot
+    if own is None:
+        accounts, estimates = _by_the_engine(looked)
+        return Survey(looked, Ledger(accounts, estimates), accounts, seconds=time.monotonic() - begun)
+    result = _Surveyor(own, looked, how, listed).look()
+    result.seconds = time.monotonic() - begun
+    return result
 
 
-def _images(snapshot: Snapshot, usage: dict[str, t.Any]) -> Category:
-    used_by: dict[str, list[str]] = defaultdict(list)
-    for container in snapshot.containers:
-        used_by[container.image_id].append(container.name)
-    parents = {image.parent for image in snapshot.images}
-    shown = [image for image in snapshot.images if image.tags or image.id not in parents]
-    holders = Counter(layer for image in shown for layer in image.layers)
-    used_layers = {layer for image in shown if used_by[image.id] for layer in image.layers}
-    category = Category()
-    if snapshot.layer_bytes:
-        category.logical = sum(snapshot.layer_bytes.get(layer, 0) for layer in holders)
-        category.reclaimable = sum(
-            snapshot.layer_bytes.get(layer, 0) for layer in holders if layer not in used_layers
+class _Surveyor:
+    """The disk's side of a survey."""
+
+    def __init__(self, storage: Storage, looked: snapshot.Snapshot, how: How, listed: list[leftovers.Entry]) -> None:
+        self._storage = storage
+        self._looked = looked
+        self._how = how
+        self._listed = listed
+        self._accounts: dict[str, Account] = {}
+        self._owners: dict[str, str] = {}
+        self._heavy: dict[str, int] = {}
+        self._remembered_bytes = 0
+        self._identities: dict[str, str] = {}
+        self._plain: dict[str, bool] = {}
+
+    def look(self) -> Survey:
+        """Find the owners, walk, and sum up."""
+        self._engines_own()
+        holdings = layers.read(self._storage, self._looked)
+        self._layers(holdings)
+        self._containers()
+        self._volumes()
+        nobodys = self._leftovers(holdings)
+        estimates = self._estimates(holdings)
+        sizes, remembered = self._remembered() if self._how.exact or self._how.state_dir else ({}, {})
+        found, processes = self._walk(set(sizes))
+        for account, figures in found.sizes.items():
+            if account in sizes:
+                sizes[account].add(figures)  # what lies beside a layer's folder
+            else:
+                sizes[account] = figures
+        self._pooled(sizes, estimates)
+        if self._how.exact:
+            self._remember(found, sizes, remembered)
+        missing = {self._accounts[self._owners[path]].category for path in self._heavy if self._owners[path] not in sizes}
+        measured = frozenset(CATEGORIES) - (frozenset() if self._how.exact else missing)
+        ledger = Ledger(self._accounts, {**estimates, **sizes})
+        return Survey(
+            self._looked, ledger, self._accounts, measured, found, self._roots(sizes), nobodys, dict(self._owners),
+            holdings.doubts + self._links(), processes=processes, remembered=len(remembered),
+            remembered_bytes=self._remembered_bytes,
         )
-        shared = {}
-    else:
-        category.logical = usage.get("LayersSize")
-        shared = {str(raw.get("Id")): max(0, raw.get("SharedSize") or 0) for raw in usage.get("Images") or []}
-    for image in shown:
-        if snapshot.layer_bytes:
-            alone = sum(snapshot.layer_bytes.get(layer, 0) for layer in image.layers if holders[layer] == 1)
-        else:
-            alone = max(0, (image.bytes or 0) - shared.get(image.id, 0))
-        category.items.append(
-            Item(
-                id=image.id,
-                name=", ".join(image.tags) or "<none>",
-                logical=image.bytes,
-                disk=None,
-                reclaimable=0 if used_by[image.id] else alone,
-                moment=image.created,
-                active=bool(used_by[image.id]),
-                used_by=tuple(used_by[image.id]),
-            )
-        )
-    return category
+
+    # -- owners --------------------------------------------------------------------------------
+
+    def _own(self, path: str, account: str, category: str, holders: t.Iterable[str] = (), words: str = "") -> None:
+        self._owners[path] = account
+        self._accounts.setdefault(account, Account(category, frozenset(holders), words=words))
+
+    def _engines_own(self) -> None:
+        """Places by their name alone. What stands at the top and is not known to be the engine's is nobody's we know."""
+        storage = self._storage
+        for root in storage.roots:
+            self._own(root, "engine", "engine_metadata")
+        ours = {*storage.engines_own(), *storage.layer_folders(), *storage.pools}
+        ours |= {os.path.dirname(path) for path in ours}
+        for path in leftovers.children(storage.root):
+            if path not in ours and path not in storage.temporary():
+                self._own(path, f"unattributed {path}", "unattributed", words=path)
+        for path in storage.temporary():
+            self._own(path, "temporary", "tmp")
+            for child in leftovers.children(path):
+                self._own(child, f"temporary {child}", "tmp", words=child)
+        for path in storage.pools:
+            for child in leftovers.children(path):
+                self._own(child, f"pool {os.path.basename(child)}", "images", words="the storage driver's pool of all layers")
+
+    def _layers(self, holdings: layers.Holdings) -> None:
+        storage = self._storage
+        for folder in storage.layer_folders():
+            # A layer that comes while we look is in no record that we read.
+            self._own(folder, "layers in the making", "images")
+            for child in leftovers.children(folder):
+                if storage.is_drivers_own(os.path.basename(child)):
+                    self._own(child, "engine", "engine_metadata")
+        self._accounts.update(holdings.accounts)
+        folders = set(storage.layer_folders())
+        for path, account in holdings.paths.items():
+            self._owners[path] = account
+            if os.path.dirname(path) in folders and os.path.lexists(path):
+                self._heavy[path] = holdings.depth.get(path, 0)
+
+    def _containers(self) -> None:
+        for container in self._looked.containers:
+            holder = {CONTAINER + container.id}
+            folder = f"{self._storage.root}/containers/{container.id}"
+            self._own(folder, f"folder of {container.id}", "container_metadata", holder)
+            for path in logs.files(folder, container.id):
+                self._own(path, f"log of {container.id}", "logs", holder)
+
+    def _volumes(self) -> None:
+        for volume in self._looked.volumes:
+            path = f"{self._storage.root}/volumes/{volume.name}"
+            if volume.driver == "local" and leftovers.is_name(volume.name):
+                self._own(path, f"volume {volume.name}", "volumes", {VOLUME + volume.name})
+                if os.path.lexists(path):
+                    self._heavy[path] = 0
+
+    def _leftovers(self, holdings: layers.Holdings) -> list[leftovers.Leftover]:
+        nobodys, making = leftovers.find(self._storage, self._listed, self._owners, time.time())
+        if holdings.doubts:
+            # Without the records nobody can say what is nobody's.
+            for entry in nobodys:
+                self._own(entry.path, f"unattributed {entry.path}", "unattributed", words=f"{entry.path}: its records could not be read")
+                self._heavy[entry.path] = _LAST
+            nobodys = []
+        for entry in making:
+            self._own(entry.path, "layers in the making", "images")
+            self._heavy[entry.path] = _LAST
+        nobodys += leftovers.others(self._storage)
+        # Registered layers that nobody has are in the records: their account says so.
+        registered = {name for name, account in self._accounts.items() if account.category == "leftovers"}
+        for path, account in list(self._owners.items()):
+            if account in registered and os.path.lexists(path):
+                nobodys.append(leftovers.registered(path, self._accounts[account].words))
+        for entry in nobodys:
+            self._own(entry.path, f"leftover {entry.path}", "leftovers", words=entry.reason)
+            if entry.path not in self._heavy:
+                self._heavy[entry.path] = _LAST
+        return nobodys
+
+    # -- sizes ---------------------------------------------------------------------------------
+
+    def _estimates(self, holdings: layers.Holdings) -> dict[str, Sizes]:
+        """The engine's own figures, where nothing is measured."""
+        found = {name: _estimate(size) for name, size in holdings.logical.items()}
+        for container in self._looked.containers:
+            found[f"writable layer of {container.id}"] = _estimate(container.bytes)
+        for volume in self._looked.volumes:
+            found[f"volume {volume.name}"] = _estimate(volume.bytes)
+        by_record = {CACHE + record.id: record.bytes for record in self._looked.build_cache}
+        for name, account in self._accounts.items():
+            if account.category == "build_cache" and name not in found:
+                known = [by_record[holder] for holder in account.holders if holder in by_record]
+                found[name] = _estimate(known[0] if len(known) == 1 else 0)
+        return found
+
+    def _remembered(self) -> tuple[dict[str, Sizes], dict[str, history.Measured]]:
+        """What earlier runs measured of layers whose folders are still the same ones."""
+        known = history.measured(self._how.state_dir, self._how.engine_id)
+        sizes, still = {}, {}
+        for path, account in self._owners.items():
+            old = known.get(account)
+            if old and path in self._heavy and self._accounts[account].final and old.identity == leftovers.identity(path):
+                sizes[account] = Sizes(disk=old.disk, apparent=old.apparent, frees=old.frees, inodes=old.inodes)
+                still[account] = old
+                self._remembered_bytes += old.disk
+        return sizes, still
+
+    def _walk(self, known: t.Collection[str]) -> tuple[walk.Found, int]:
+        storage = self._storage
+        if self._how.gentle:
+            walk.give_way()
+        models = {}
+        for root in storage.roots:
+            models[os.stat(root).st_dev] = walk.model_of(root, measure.filesystem(root).type)
+        sharing = storage.sharing
+        if sharing == COPIES and not any(model.reflinks for model in models.values()):
+            sharing = ""
+        barred = [path for path in self._heavy if self._owners.get(path) in known or not self._is_plain(path)]
+        todo = [path for path in self._heavy if path not in barred]
+        if not self._how.exact:
+            lightly = ("leftovers", "tmp", "unattributed")
+            walked = [path for path in todo if self._accounts[self._owners[path]].category in lightly]
+            barred += [path for path in todo if path not in walked]
+            todo = walked
+        count: dict[str, int] = defaultdict(int)
+        for path in self._heavy:
+            count[self._owners[path]] += 1
+        # An account of several folders has no one identity.
+        once = [path for path in todo if self._accounts[self._owners[path]].final and count[self._owners[path]] == 1]
+        self._identities = {path: leftovers.identity(path) for path in once}
+        units = [walk.Unit(tuple(storage.roots))]
+        of_layers = tuple(f"{folder}/" for folder in storage.layer_folders())
+        together = sorted((path for path in todo if sharing and path.startswith(of_layers)), key=lambda p: (self._heavy[p], p))
+        if together:
+            units.append(walk.Unit(tuple(together), sharing))
+        apart = set(together)
+        units += [walk.Unit((path,)) for path in todo if path not in apart]
+        processes = walk.spare_processors()
+        return walk.walk(units, self._owners, models, processes, barred), processes
+
+    def _pooled(self, sizes: dict[str, Sizes], estimates: t.Mapping[str, Sizes]) -> None:
+        """Bytes of layers that a driver keeps outside plain folders: no walk sees them."""
+        pool = outside(self._storage)
+        for ident, size in pool.layers.items():
+            account = next((self._owners[path] for path in self._storage.layer_paths(ident) if path in self._owners), "")
+            if not account:
+                account = f"pool {ident}"
+                self._accounts.setdefault(account, Account("images", words="in the storage driver's pool"))
+            mine = sizes.setdefault(account, Sizes())
+            mine.disk += size
+            mine.frees += size
+        if self._storage.pools or (pool.layers and not pool.by_layer):
+            # Which layer takes what is known to the pool alone; the engine's figures say what would come free.
+            for name, guess in estimates.items():
+                if self._accounts.get(name) and self._accounts[name].category in ("images", "containers"):
+                    sizes.setdefault(name, Sizes()).frees = guess.frees
+
+    def _remember(self, found: walk.Found, sizes: dict[str, Sizes], still: dict[str, history.Measured]) -> None:
+        if found.unread or not self._how.state_dir:
+            return
+        notes = dict(still)
+        for path, identity in self._identities.items():
+            account = self._owners[path]
+            if account in found.self_contained and identity == leftovers.identity(path):
+                figures = sizes[account]
+                notes[account] = history.Measured(identity, figures.disk, figures.apparent, figures.frees, figures.inodes)
+        if notes != history.measured(self._how.state_dir, self._how.engine_id):
+            history.note_measured(self._how.state_dir, self._how.engine_id, notes)
+
+    def _roots(self, sizes: t.Mapping[str, Sizes]) -> dict[str, int]:
+        """Bytes below each data root."""
+        roots = sorted(self._storage.roots, key=len, reverse=True)
+        total = sum(figures.disk for figures in sizes.values())
+        found = {}
+        for root in roots[:-1]:
+            inside = {account for path, account in self._owners.items() if path.startswith(f"{root}/")}
+            found[root] = sum(sizes[name].disk for name in inside if name in sizes)
+        found[roots[-1]] = total - sum(found.values())
+        return found
+
+    def _links(self) -> list[str]:
+        places = {os.path.dirname(path) for path in self._heavy if not self._is_plain(path)}
+        return [f"{place} leads elsewhere by a link; what is there is not counted" for place in sorted(places)]
+
+    def _is_plain(self, path: str) -> bool:
+        """Whether a path is reached without a link below the data root."""
+        folder = os.path.dirname(path)
+        if folder not in self._plain:
+            self._plain[folder] = os.path.realpath(folder) == folder
+        return self._plain[folder]
 
 
-def _containers(snapshot: Snapshot) -> Category:
-    return Category(
-        [
-            Item(
-                id=container.id,
-                name=container.name,
-                logical=container.bytes,
-                disk=None,
-                reclaimable=0 if container.live else container.bytes,
-                moment=container.created,
-                active=container.live,
-                used_by=(container.state,),
-            )
-            for container in snapshot.containers
-        ]
-    )
+#: Behind all layers: what a leftover shares with one of them is the layer's.
+_LAST = 1 << 20
 
 
-def _volumes(snapshot: Snapshot) -> Category:
-    used_by: dict[str, list[str]] = defaultdict(list)
-    for container in snapshot.containers:
-        for name in container.volumes:
-            used_by[name].append(container.name)
-    return Category(
-        [
-            Item(
-                id=volume.name,
-                name=volume.name,
-                logical=volume.bytes,
-                disk=None,
-                reclaimable=0 if used_by[volume.name] else volume.bytes,
-                moment=volume.created,
-                active=bool(used_by[volume.name]),
-                used_by=tuple(used_by[volume.name]),
-            )
-            for volume in snapshot.volumes
-        ]
-    )
+def _estimate(size: int | None) -> Sizes:
+    return Sizes(apparent=size or 0, frees=size or 0)
 
 
-def _cache(snapshot: Snapshot) -> Category:
-    return Category(
-        [
-            Item(
-                id=record.id,
-                name=f"{record.type or 'record'} {record.id}",
-                logical=record.bytes,
-                disk=None,
-                reclaimable=0 if record.in_use or record.shared else record.bytes,
-                moment=record.last_used or record.created,
-                active=record.in_use,
-            )
-            for record in snapshot.build_cache
-        ]
-    )
+def _by_the_engine(looked: snapshot.Snapshot) -> tuple[dict[str, Account], dict[str, Sizes]]:
+    """Accounts by the engine's figures alone: an image's own bytes, and what it shares, which goes with the last."""
+    accounts: dict[str, Account] = {}
+    sizes: dict[str, Sizes] = {}
 
+    def note(name: str, category: str, holders: t.Iterable[str], size: int | None) -> None:
+        accounts[name] = Account(category, frozenset(holders))
+        sizes[name] = _estimate(size)
 
-def _logs(snapshot: Snapshot, storage: Storage) -> Category:
-    category = Category()
-    for container in snapshot.containers:
-        length, blocks = logs.sizes(storage.root, container.id)
-        if blocks is not None:
-            category.items.append(
-                Item(
-                    id=container.id,
-                    name=container.name,
-                    logical=length,
-                    disk=blocks,
-                    reclaimable=blocks,
-                    moment=container.created,
-                    active=container.live,
-                    used_by=(container.name,),
-                )
-            )
-    return category
-
-
-def _sum(sizes: t.Iterable[int | None]) -> int | None:
-    known = [size for size in sizes if size is not None]
-    return sum(known) if known else None
+    for image in looked.images:
+        shared = looked.shared_bytes.get(image.id, 0)
+        note(f"image {image.id}", "images", {IMAGE + image.id}, max(0, (image.bytes or 0) - shared))
+    for container in looked.containers:
+        note(f"writable layer of {container.id}", "containers", {CONTAINER + container.id}, container.bytes)
+    for volume in looked.volumes:
+        note(f"volume {volume.name}", "volumes", {VOLUME + volume.name}, volume.bytes)
+    for record in looked.build_cache:
+        note(f"build cache {record.id}", "build_cache", {CACHE + record.id}, 0 if record.shared else record.bytes)
+    return accounts, sizes

@@ -125,12 +125,6 @@ class Engine:
             params["verbose"] = 1  # without it, sums alone
         return _with_old_names(self._object("/system/df", params, patient=True, empty=True))
 
-    def build_cache(self) -> list[dict[str, t.Any]]:
-        """The records of the engine's BuildKit; none before API 1.39, where it cannot be pruned by record."""
-        if not self.speaks("1.39"):
-            return []
-        return self.disk_usage("build-cache").get("BuildCache") or []
-
     # -- removing ----------------------------------------------------------------------------
 
     def remove_container(self, ident: str, force: bool = False) -> None:

@@ -1,11 +1,12 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What earlier runs saw: when images and volumes were last in use, in a small SQLite file on the host.
+"""What earlier runs saw: when images and volumes were last in use, what layers take, in a small SQLite file on the host.
 
 An engine forgets when an image or a volume was used last: once its last container is removed, nothing
 tells. So each run notes what it saw in use, and the next one takes that for a sign of life. The record
-only ever makes things look younger. It may be lost at any time (then they are judged by what the
+only ever makes things look younger. And a layer that is registered never changes again, so what it was found to take
+holds as long as its folder is the same one. The record may be lost at any time (then they are judged by what the
 engine knows), and it is never in the way: a disk that is full or read-only, a file that is torn,
 locked or of a later release, a Python without SQLite are all no error. It holds no more than
 what the engine still has, by the engine's id: two engines on a host have one file.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import os
 import typing as t
+import zlib
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import VOLUME
 
@@ -29,6 +31,9 @@ _FILE = "history.sqlite"
 _MIGRATIONS = (
     "CREATE TABLE last_use (engine TEXT NOT NULL, object TEXT NOT NULL, used REAL NOT NULL,"
     " PRIMARY KEY (engine, object)) WITHOUT ROWID",
+    "CREATE TABLE measured (engine TEXT NOT NULL, account TEXT NOT NULL, identity TEXT NOT NULL, disk INTEGER NOT NULL,"
+    " apparent INTEGER NOT NULL, frees INTEGER NOT NULL, inodes INTEGER NOT NULL, sum INTEGER NOT NULL,"
+    " PRIMARY KEY (engine, account)) WITHOUT ROWID",
 )
 #: Seconds to wait for another run that writes.
 _PATIENCE = 2.0
@@ -41,19 +46,10 @@ def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
 
     A key is an image's id, or the name of a volume behind ``VOLUME``.
     """
-    path = _path(state_dir)
-    if not path or not os.path.isfile(path):
-        return {}
+    rows = _rows(state_dir, "SELECT object, used FROM last_use WHERE engine = ?", engine_id)
     try:
-        connection = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=_PATIENCE)
-        try:
-            if connection.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
-                return {}
-            rows = connection.execute("SELECT object, used FROM last_use WHERE engine = ?", (engine_id,))
-            return {str(key): float(used) for key, used in rows}
-        finally:
-            connection.close()
-    except (sqlite3.Error, OSError, ValueError, TypeError):
+        return {str(key): float(used) for key, used in rows}
+    except (TypeError, ValueError):
         return {}
 
 
@@ -71,42 +67,13 @@ def note_uses(
     :param volumes: keys of all its volumes, None if this run did not ask for them.
     :returns: whether it could be noted.
     """
-    path = _path(state_dir)
-    if not path or not engine_id:
-        return False
 
     def here(key: str) -> bool:
         if key.startswith(VOLUME):
             return volumes is None or key in volumes
         return key in images
 
-    try:
-        if not _has_room(state_dir):
-            return False
-        os.makedirs(state_dir, mode=0o700, exist_ok=True)
-        try:
-            _write(path, engine_id, uses, here)
-        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
-            if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
-                return False  # locked, full, read-only: another time
-            os.unlink(path)  # torn, or no database of ours at all: begin anew
-            _write(path, engine_id, uses, here)
-    except (sqlite3.Error, OSError, TypeError, ValueError):
-        return False
-    return True
-
-
-def _write(path: str, engine_id: str, uses: t.Mapping[str, float], here: t.Callable[[str], bool]) -> None:
-    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_MIGRATIONS):
-            connection.execute("ROLLBACK")  # a later release's: it knows more than we do
-            return
-        for number, step in enumerate(_MIGRATIONS[version:], version + 1):
-            connection.execute(step)
-            connection.execute(f"PRAGMA user_version = {number}")
+    def write(connection: sqlite3.Connection) -> None:
         rows = connection.execute("SELECT object, used FROM last_use WHERE engine = ?", (engine_id,))
         known = {str(key): float(used) for key, used in rows}
         connection.executemany(
@@ -117,6 +84,99 @@ def _write(path: str, engine_id: str, uses: t.Mapping[str, float], here: t.Calla
             "INSERT OR REPLACE INTO last_use VALUES (?, ?, ?)",
             [(engine_id, key, used) for key, used in uses.items() if here(key) and used > known.get(key, 0.0)],
         )
+
+    return _note(state_dir, engine_id, write)
+
+
+class Measured(t.NamedTuple):
+    """What a layer was found to take, in bytes; ``identity`` is that of the folder in which it was found."""
+
+    identity: str
+    disk: int
+    apparent: int
+    frees: int
+    inodes: int
+
+
+def measured(state_dir: str, engine_id: str) -> dict[str, Measured]:
+    """Return what earlier runs measured of layers that never change: account -> figures; empty if nothing is known."""
+    rows = _rows(
+        state_dir, "SELECT account, identity, disk, apparent, frees, inodes, sum FROM measured WHERE engine = ?", engine_id
+    )
+    # SQLite does not notice a flipped bit in a figure, and a wrong figure is worse than none.
+    return {account: Measured(*figures) for account, *figures, sum_ in rows if sum_ == _sum(account, *figures)}
+
+
+def note_measured(state_dir: str, engine_id: str, layers: t.Mapping[str, Measured]) -> bool:
+    """Note what layers take, and forget all others; return whether it could be noted."""
+
+    def write(connection: sqlite3.Connection) -> None:
+        rows = connection.execute("SELECT account FROM measured WHERE engine = ?", (engine_id,))
+        connection.executemany(
+            "DELETE FROM measured WHERE engine = ? AND account = ?",
+            [(engine_id, account) for (account,) in rows.fetchall() if account not in layers],
+        )
+        connection.executemany(
+            "INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(engine_id, account, *figures, _sum(account, *figures)) for account, figures in layers.items()],
+        )
+
+    return _note(state_dir, engine_id, write)
+
+
+def _sum(*values: object) -> int:
+    return zlib.crc32(repr(values).encode("utf-8", "replace"))
+
+
+def _rows(state_dir: str, query: str, engine_id: str) -> list[t.Any]:
+    """What a query gives; nothing if there is no file, or none that can be read."""
+    path = _path(state_dir)
+    if not path or not engine_id or not os.path.isfile(path):
+        return []
+    try:
+        connection = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=_PATIENCE)
+        try:
+            if connection.execute("PRAGMA user_version").fetchone()[0] > len(_MIGRATIONS):
+                return []  # a later release's
+            return connection.execute(query, (engine_id,)).fetchall()
+        finally:
+            connection.close()
+    except (sqlite3.Error, OSError, ValueError, TypeError):
+        return []
+
+
+def _note(state_dir: str, engine_id: str, write: t.Callable[[sqlite3.Connection], None]) -> bool:
+    path = _path(state_dir)
+    if not path or not engine_id:
+        return False
+    try:
+        if not _has_room(state_dir):
+            return False
+        os.makedirs(state_dir, mode=0o700, exist_ok=True)
+        try:
+            _write(path, write)
+        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
+                return False  # locked, full, read-only: another time
+            os.unlink(path)  # torn, or no database of ours at all: begin anew
+            _write(path, write)
+    except (sqlite3.Error, OSError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _write(path: str, write: t.Callable[[sqlite3.Connection], None]) -> None:
+    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            connection.execute("ROLLBACK")  # a later release's: it knows more than we do
+            return
+        for number, step in enumerate(_MIGRATIONS[version:], version + 1):
+            connection.execute(step)
+            connection.execute(f"PRAGMA user_version = {number}")
+        write(connection)
         connection.execute("COMMIT")
     finally:
         connection.close()

@@ -127,29 +127,19 @@ def open_log(root: str, ident: str, write: bool) -> t.Iterator[int]:
             os.close(descriptor)
 
 
-def sizes(root: str, ident: str) -> tuple[int, int | None]:
-    """Length and allocated bytes of a container's logs, rotated ones too; None if it has no log on disk.
+def files(folder: str, ident: str) -> list[str]:
+    """The log files in a container's folder, rotated ones too, by name alone.
 
-    Blocks that fillers share are not counted: the filesystem says them once for each reference.
+    json-file and ``local`` write there, and the engine itself for drivers that cannot be read back
+    (``container-cached.log``, engine 20.10 and newer).
     """
-    length, blocks = 0, None
-    folder = f"{root}/containers/{ident}"
-    for place, prefix in ((folder, f"{ident}-json.log"), (f"{folder}/local-logs", "container.log")):
+    found = []
+    for place, prefixes in ((folder, (f"{ident}-json.log", "container-cached.log")), (f"{folder}/local-logs", ("container.log",))):
         try:
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False):
-                        found = entry.stat(follow_symlinks=False)
-                        length += found.st_size
-                        blocks = (blocks or 0) + found.st_blocks * 512
+            found += [f"{place}/{name}" for name in os.listdir(place) if name.startswith(prefixes)]
         except OSError:
             continue
-    try:
-        with open_log(root, ident, write=False) as descriptor:
-            shared = _filler_end(descriptor)
-    except (OSError, LogRefused):
-        shared = 0
-    return length - shared, max(0, blocks - shared) if blocks is not None else None
+    return found
 
 
 def content_bytes(descriptor: int) -> int:

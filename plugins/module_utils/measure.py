@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import time
 import typing as t
 from dataclasses import dataclass
@@ -69,22 +70,71 @@ def settle(path: str, seconds: float = 5.0) -> None:
         os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Mount:
+    """Something mounted. ``own``: a folder mounted over itself, as engines do with their layers; still the same place."""
+
+    path: str
+    type: str
+    own: bool
+
+
+def mounts_below(paths: t.Collection[str]) -> list[Mount]:
+    """What is mounted below these paths; not what is mounted on them."""
+    beneath = tuple(f"{path.rstrip('/')}/" for path in paths)
+    by_point = {entry.point: entry for entry in _mounts()}  # of several on one place the last is the one on top
+    found = []
+    for point, entry in by_point.items():
+        if not point.startswith(beneath) or point in paths:
+            continue
+        above: _Entry | None = None
+        upper = point
+        while above is None and upper != "/":
+            upper = os.path.dirname(upper)
+            above = by_point.get(upper)
+        own = bool(
+            above
+            and above.device == entry.device
+            and entry.root == f"{above.root.rstrip('/')}{point[len(above.point.rstrip('/')):]}"
+        )
+        found.append(Mount(point, entry.type, own))
+    return found
+
+
+class _Entry(t.NamedTuple):
+    """One line of the mount table: the device, what of it is mounted (``root``), and where."""
+
+    device: str
+    root: str
+    point: str
+    type: str
+
+
+def _holds(point: str, path: str) -> bool:
+    return path == point or path.startswith(point.rstrip("/") + "/")
+
+
 def _mount_of(path: str) -> tuple[str, str]:
     """Mount point and type of the filesystem at ``path``, by the longest mount that holds it."""
     real = os.path.realpath(path)
     best, kind = "/", ""
-    for point, type_ in _mounts():
-        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-            best, kind = point, type_
+    for entry in _mounts():
+        if _holds(entry.point, real) and len(entry.point) >= len(best):
+            best, kind = entry.point, entry.type
     return best, kind
 
 
-def _mounts() -> t.Iterator[tuple[str, str]]:
+def _mounts() -> t.Iterator[_Entry]:
     # Format: proc_pid_mountinfo(5). Spaces in paths are octal escapes there.
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
             for line in stream:
                 left, _dash, right = line.partition(" - ")
-                yield left.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape"), right.split()[0]
+                parts = left.split()
+                yield _Entry(parts[2], _plain(parts[3]), _plain(parts[4]), right.split()[0])
     except (OSError, IndexError):
         return
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -72,7 +72,7 @@ def report_spec() -> dict[str, t.Any]:
             "type": "list",
             "elements": "str",
             "choices": list(INCLUDES),
-            "default": [name for name in INCLUDES if name != "leftovers"],
+            "default": list(INCLUDES),
         },
         "measure": {"type": "str", "choices": ["fast", "exact"], "default": "fast"},
         "top": {"type": "int", "default": 20},

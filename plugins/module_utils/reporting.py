@@ -1,63 +1,333 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""docker_disk_report from its options to its result."""
+"""docker_disk_report from its options to its result: categories, their largest items, and what could be had back.
+
+``logical`` is the engine's figure (a sum of file lengths, which may be half of what a disk allocates), ``disk`` are
+allocated blocks. A figure that nobody has is None.
+"""
 
 from __future__ import annotations
 
-import os
 import typing as t
+from collections import defaultdict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
     attribution,
     measure,
+    policy,
     session,
-    snapshot,
+    words,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import not_yet
+from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
+    CACHE,
+    CONTAINER,
+    IMAGE,
+    VOLUME,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+
+Item = t.Dict[str, t.Any]
+
+#: What else is reported with what was asked for: a container's folder with the containers, and so on.
+_ALONG = {"containers": ("container_metadata",), "leftovers": ("tmp", "engine_metadata", "unattributed")}
+#: Ways to have space back: docker_clean's own policies, without any age.
+_WAYS: tuple[tuple[str, policy.Wishes, str], ...] = (
+    ("stopped_containers", policy.Wishes(containers=policy.ContainerWish()), "docker_clean: containers: {}"),
+    ("dangling_images", policy.Wishes(images=policy.ImageWish()), "docker_clean: images: {scope: dangling}"),
+    ("unused_images", policy.Wishes(images=policy.ImageWish(scope="unused")), "docker_clean: images: {scope: unused}"),
+    ("anonymous_volumes", policy.Wishes(volumes=policy.VolumeWish()), "docker_clean: volumes: {scope: anonymous}"),
+    ("unused_volumes", policy.Wishes(volumes=policy.VolumeWish(scope="unused")), "docker_clean: volumes: {scope: unused}"),
+    ("unused_build_cache", policy.Wishes(build_cache=policy.CacheWish()), "docker_clean: build_cache: {scope: unused}"),
+    (
+        "everything_unused",
+        policy.Wishes(
+            containers=policy.ContainerWish(),
+            images=policy.ImageWish(scope="unused"),
+            volumes=policy.VolumeWish(scope="unused"),
+            build_cache=policy.CacheWish(),
+        ),
+        "docker_clean: containers: {}, images: {scope: unused}, volumes: {scope: unused}, build_cache: {scope: unused}",
+    ),
+)
+_WAY_OF = {
+    "containers": "stopped_containers", "images": "unused_images", "volumes": "unused_volumes",
+    "build_cache": "unused_build_cache", "logs": "logs", "leftovers": "leftovers",
+}
+_HOLDER = {"container": CONTAINER, "image": IMAGE, "volume": VOLUME, "build_cache": CACHE}
 
 
 def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     """Fill ``result`` with the report that the module's options ask for."""
     params = module.params
     include = params["include"] or []
-    if "leftovers" in include:
-        raise not_yet("include: leftovers", "leave it out")
-    if params["measure"] == "exact":
-        raise not_yet("measure: exact", "use measure: fast")
     site = session.open_site(params)
     own = site.own_storage
     result["engine"] = site.facts()
     result["paths"] = own.paths() if own else {}
     result["filesystems"] = []
-    if params["gentle"]:
-        _give_way()
+    result["warnings"] = [] if own else [f"{site.proof.words}; figures are the engine's own."]
     if own and "filesystem" in include:
-        result["filesystems"] = [vars(measure.filesystem(own.root))]
-    categories: dict[str, attribution.Category] = {}
-    looked = snapshot.Snapshot(0.0)
-    if set(include) - {"filesystem"}:
-        categories, looked = attribution.attribute(site.engine, own, include)
-    result["usage"] = {name: category.usage() for name, category in categories.items()}
-    result["items"] = {name: category.largest(params["top"], looked.now) for name, category in categories.items()}
-    reclaimable = [usage["reclaimable_bytes"] for usage in result["usage"].values()]
-    result["totals"] = {
-        "disk_bytes": None,
-        "attributed_bytes": None,
-        "unattributed_bytes": None,
-        "reclaimable_bytes": sum(size or 0 for size in reclaimable) if reclaimable else None,
-    }
-    result["warnings"] = [
-        f'{what} could not be listed: the engine says "{answer}".' for what, answer in looked.unreadable.items()
-    ]
-    if not own:
-        result["warnings"].append(f"{site.proof.words}; figures are the engine's own.")
+        result["filesystems"] = [vars(measure.filesystem(root)) for root in own.roots]
+    result.update(usage={}, items={}, reclaimable={}, roots=[], mounts=[], unread=_unread(None))
+    result["totals"] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes", "reclaimable_bytes"))
+    if not set(include) - {"filesystem"}:
+        return
+    exact = params["measure"] == "exact" and own is not None
+    how = attribution.How(exact, params["gentle"], params["state_dir"] or "", str(site.engine.info.get("ID") or ""))
+    survey = attribution.survey(site.engine, own, how)
+    _Report(survey, own, exact, params["top"]).fill(result, include)
+    for what, answer in survey.snapshot.unreadable.items():
+        result["warnings"].append(f'{what} could not be listed: the engine says "{answer}".')
+    result["warnings"] += [words.printable(doubt) for doubt in survey.doubts]
 
 
-def _give_way() -> None:
-    """Lowest CPU priority; Linux derives an idle-like I/O priority from it (ioprio_set(2))."""
-    try:
-        os.nice(19)
-    except OSError:
-        pass
+class _Report:
+    """The result's parts, out of one survey."""
+
+    def __init__(self, survey: attribution.Survey, storage: Storage | None, exact: bool, top: int) -> None:
+        self._survey = survey
+        self._storage = storage
+        self._exact = exact
+        self._top = top
+        self._ledger = survey.ledger
+        self._now = survey.snapshot.now
+        self._used_by: dict[str, list[str]] = defaultdict(list)
+        for container in survey.snapshot.containers:
+            self._used_by[IMAGE + container.image_id].append(container.name)
+            for name in container.volumes:
+                self._used_by[VOLUME + name].append(container.name)
+
+    def fill(self, result: dict[str, t.Any], include: t.Collection[str]) -> None:
+        survey = self._survey
+        ways = self._ways()
+        asked = [name for name in attribution.CATEGORIES if name in include or any(name in _ALONG.get(i, ()) for i in include)]
+        here = self._storage is not None
+        for category in asked:
+            if not here and category not in ("images", "containers", "volumes", "build_cache"):
+                continue  # of another machine's disk nothing is known
+            if category == "unattributed" and not self._exact:
+                continue
+            if category in survey.snapshot.unreadable:
+                continue
+            items = self._items(category)
+            result["usage"][category] = self._usage(category, items, ways)
+            if self._top:
+                items.sort(key=lambda item: (-item["size"], item["name"]))
+                result["items"][category] = items if self._top < 0 else items[: self._top]
+            else:
+                result["items"][category] = []
+        result["reclaimable"] = ways
+        result["totals"] = self._totals(ways)
+        result["roots"] = [{"path": words.printable(path), "disk_bytes": size} for path, size in survey.roots.items() if self._exact]
+        result["unread"] = _unread(survey)
+        found = survey.found
+        result["mounts"] = [{"path": words.printable(mount.path), "type": mount.type} for mount in found.mounts] if found else []
+        result["measured"] = {
+            "mode": "exact" if self._exact else "fast",
+            "seconds": round(survey.seconds, 3),
+            "processes": survey.processes,
+            "files": sum(sizes.inodes for sizes in found.sizes.values()) if found else 0,
+            "walked_bytes": sum(sizes.disk for sizes in found.sizes.values()) if found else 0,
+            "remembered_layers": survey.remembered,
+            "remembered_bytes": survey.remembered_bytes,
+        }
+
+    # -- sums ----------------------------------------------------------------------------------
+
+    def _usage(self, category: str, items: list[Item], ways: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        sizes = self._ledger.in_category(category)
+        measured = category in self._survey.measured
+        way = _WAY_OF.get(category)
+        return {
+            "count": len(items),
+            "active": sum(1 for item in items if item["active"]),
+            "logical_bytes": self._logical(category, items),
+            "disk_bytes": sizes.disk if measured else None,
+            "apparent_bytes": sizes.apparent if measured else None,
+            "shared_bytes": sizes.shared if measured else None,
+            "reclaimable_bytes": ways[way]["bytes"] if way else 0,
+        }
+
+    def _logical(self, category: str, items: list[Item]) -> int | None:
+        if category == "images":
+            snapshot = self._survey.snapshot
+            if snapshot.layer_bytes:
+                held = {layer for image in snapshot.images for layer in image.layers}
+                return sum(snapshot.layer_bytes.get(layer, 0) for layer in held)
+            return snapshot.layers_bytes
+        known = [item["logical_bytes"] for item in items if item["logical_bytes"] is not None]
+        return sum(known) if known else None
+
+    def _totals(self, ways: t.Mapping[str, t.Any]) -> dict[str, int | None]:
+        totals: dict[str, int | None] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes"))
+        if self._exact:
+            sums = {category: self._ledger.in_category(category) for category in attribution.CATEGORIES}
+            disk = sum(sizes.disk for sizes in sums.values())
+            totals = {
+                "disk_bytes": disk,
+                "attributed_bytes": disk - sums["unattributed"].disk,
+                "unattributed_bytes": sums["unattributed"].disk,
+                "shared_bytes": sum(sizes.shared for sizes in sums.values()),
+            }
+        # A log that goes with its container is counted with it.
+        staying = ways["logs"]["bytes"] - self._gone_logs
+        return {**totals, "reclaimable_bytes": ways["everything_unused"]["bytes"] + max(0, staying) + ways["leftovers"]["bytes"]}
+
+    def _ways(self) -> dict[str, dict[str, t.Any]]:
+        """What each way of cleaning would give back, by the very policy that docker_clean goes by."""
+        found: dict[str, dict[str, t.Any]] = {}
+        for name, wishes, means in _WAYS:
+            plan = policy.decide(self._survey.snapshot, wishes)
+            gone = [_HOLDER[step.kind] + step.id for step in plan.steps if step.kind in _HOLDER]
+            found[name] = {"bytes": self._ledger.freed(gone), "count": len(gone), "means": means}
+            if name == "everything_unused":
+                self._gone_logs = sum(self._log_bytes(who[len(CONTAINER):]) for who in gone if who.startswith(CONTAINER))
+        logs = [self._log_bytes(container.id) for container in self._survey.snapshot.containers]
+        found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": "docker_log_truncate: keep: 0"}
+        sizes = self._ledger.in_category("leftovers")
+        found["leftovers"] = {
+            "bytes": sizes.frees, "count": len(self._survey.leftovers),
+            "means": "a restart of the engine takes what it knows itself; the rest has to be looked at",
+        }
+        return found
+
+    def _log_bytes(self, ident: str) -> int:
+        return self._ledger.size(f"log of {ident}").frees
+
+    # -- items ---------------------------------------------------------------------------------
+
+    def _items(self, category: str) -> list[Item]:
+        return getattr(self, f"_{category}", self._accounts_of)(category)
+
+    def _item(
+        self, category: str, ident: str, name: str, logical: int | None, account: str = "", holder: str = "",
+        moment: float | None = None, active: bool = False, used_by: t.Sequence[str] = (), **more: t.Any,
+    ) -> Item:
+        """One entry: by its own account, or by all accounts of its holder."""
+        sizes = self._ledger.of(holder) if holder and not account else self._ledger.size(account)
+        measured = category in self._survey.measured and self._storage is not None
+        alone = self._ledger.alone(holder) if holder and not account else sizes.frees
+        if holder and not account and category == "containers":
+            sizes = self._ledger.size(f"writable layer of {ident}")
+        disk = sizes.disk if measured else None
+        return {
+            "id": ident,
+            "name": words.printable(name),
+            "size": (sizes.disk - sizes.shared if category != "images" else sizes.disk) if measured else logical or 0,
+            "logical_bytes": logical,
+            "disk_bytes": disk,
+            "shared_bytes": sizes.shared if measured else None,
+            "reclaimable_bytes": 0 if active else alone,
+            "age": int(self._now - moment) if moment else None,
+            "active": active,
+            "used_by": [words.printable(user) for user in used_by],
+            **more,
+        }
+
+    def _images(self, category: str) -> list[Item]:
+        parents = {image.parent for image in self._survey.snapshot.images}
+        found = []
+        for image in self._survey.snapshot.images:
+            if not image.tags and image.id in parents:
+                continue  # a step of a build, with its image's layers
+            used_by = self._used_by.get(IMAGE + image.id, [])
+            found.append(
+                self._item(
+                    category, image.id, ", ".join(image.tags) or (image.digests[0] if image.digests else "<none>"), image.bytes,
+                    holder=IMAGE + image.id, moment=image.created, active=bool(used_by), used_by=used_by,
+                    tags=[words.printable(tag) for tag in image.tags],
+                    digests=[words.printable(digest) for digest in image.digests],
+                    dangling=not image.tags, layers=len(image.layers),
+                )
+            )
+        return found
+
+    def _containers(self, category: str) -> list[Item]:
+        return [
+            self._item(
+                category, container.id, container.name, container.bytes, holder=CONTAINER + container.id,
+                moment=container.created, active=container.live, used_by=[container.name] if container.live else [],
+                state=container.state, image=words.printable(container.image_name), virtual_bytes=container.virtual_bytes,
+            )
+            for container in self._survey.snapshot.containers
+        ]
+
+    def _volumes(self, category: str) -> list[Item]:
+        found = []
+        for volume in self._survey.snapshot.volumes:
+            used_by = self._used_by.get(VOLUME + volume.name, [])
+            account = f"volume {volume.name}"
+            # Of another driver's volume nobody here knows a size.
+            there = account in self._survey.accounts
+            logical = volume.bytes
+            if logical is None and there and category in self._survey.measured and self._storage:
+                logical = self._ledger.size(account).apparent
+            item = self._item(
+                category, volume.name, volume.name, logical, account=account, moment=volume.created, active=bool(used_by),
+                used_by=used_by, driver=volume.driver, anonymous=volume.anonymous, dangling=not used_by,
+                path=words.printable(f"{self._storage.root}/volumes/{volume.name}/_data") if self._storage and there else None,
+            )
+            found.append(item if there else {**item, "size": 0, "disk_bytes": None, "shared_bytes": None})
+        return found
+
+    def _build_cache(self, category: str) -> list[Item]:
+        found = []
+        for record in self._survey.snapshot.build_cache:
+            holder = CACHE + record.id
+            item = self._item(
+                category, record.id, f"{record.type or 'record'} {record.id}", record.bytes, holder=holder,
+                moment=record.created, active=record.in_use, type=record.type, in_use=record.in_use, shared=record.shared,
+                last_used=int(self._now - record.last_used) if record.last_used else None,
+            )
+            if item["disk_bytes"] is not None:
+                own = self._ledger.of_category(holder, category)
+                item.update(size=own.disk - own.shared, disk_bytes=own.disk, shared_bytes=own.shared)
+            found.append(item)
+        return found
+
+    def _logs(self, category: str) -> list[Item]:
+        found = []
+        paths: dict[str, list[str]] = defaultdict(list)
+        for path, owner in self._survey.paths.items():
+            paths[owner].append(path)
+        for container in self._survey.snapshot.containers:
+            account = f"log of {container.id}"
+            if account not in self._survey.accounts:
+                continue
+            sizes = self._ledger.size(account)
+            found.append(
+                self._item(
+                    category, container.id, container.name, sizes.apparent, account=account, moment=container.created,
+                    active=container.live, used_by=[container.name],
+                    path=words.printable(min(paths[account], key=len)), files=len(paths[account]),
+                )
+            )
+            found[-1]["reclaimable_bytes"] = sizes.frees  # also while its container runs: it is cut in place
+        return found
+
+    def _leftovers(self, category: str) -> list[Item]:
+        return [
+            self._item(
+                category, left.path, left.path, None, account=f"leftover {left.path}",
+                moment=left.changed or None, kind=left.kind, reason=left.reason, path=words.printable(left.path),
+            )
+            for left in self._survey.leftovers
+        ]
+
+    def _accounts_of(self, category: str) -> list[Item]:
+        """Categories that no object of the engine stands for: by account."""
+        return [
+            self._item(category, name, account.words or name, None, account=name)
+            for name, account in self._survey.accounts.items()
+            if account.category == category and self._ledger.size(name).inodes
+        ]
+
+
+def _unread(survey: attribution.Survey | None) -> dict[str, t.Any]:
+    found = survey.found if survey else None
+    if found is None:
+        return {"count": 0, "vanished": 0, "examples": []}
+    examples = [{"path": words.printable(path), "error": error} for path, error in found.examples]
+    return {"count": found.unread, "vanished": found.vanished, "examples": examples}

@@ -28,7 +28,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import par
 LIVE_STATES = ("running", "paused", "restarting")
 #: Networks that every engine makes for itself, and swarm's own.
 PREDEFINED_NETWORKS = ("bridge", "host", "none", "ingress", "docker_gwbridge", "default", "nat")
-_Answer = t.TypeVar("_Answer")
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,6 +51,7 @@ class Container:
     volumes: tuple[str, ...]
     networks: tuple[str, ...]
     bytes: int | None
+    virtual_bytes: int | None = None
 
     @property
     def live(self) -> bool:
@@ -127,6 +127,9 @@ class CacheRecord:
 class Snapshot:
     """``now`` is the engine's clock. ``layer_bytes`` are the layer store's figures by chain id.
 
+    ``shared_bytes`` (by image, with others) and ``layers_bytes`` (of all images) are the engine's, where the layer
+    store's are not at hand.
+
     ``unreadable`` says what the engine could not list for want of space, with its own words: BuildKit
     writes down the sizes that it is asked for, so on a full disk its list fails.
     """
@@ -138,6 +141,8 @@ class Snapshot:
     networks: tuple[Network, ...] = ()
     build_cache: tuple[CacheRecord, ...] = ()
     layer_bytes: dict[str, int] = field(default_factory=dict, hash=False)
+    shared_bytes: dict[str, int] = field(default_factory=dict, hash=False)
+    layers_bytes: int | None = None
     unreadable: dict[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -146,7 +151,7 @@ class Wanted:
     """What to ask the engine for. Containers are always asked for: they hold everything else.
 
     ``ages`` needs a call for each container and each image; ``sizes`` lets the engine walk the
-    containers' writable layers and the volumes.
+    containers' writable layers and, unless ``volume_sizes`` is off, the volumes.
     """
 
     images: bool = False
@@ -155,6 +160,7 @@ class Wanted:
     build_cache: bool = False
     ages: bool = False
     sizes: bool = False
+    volume_sizes: bool = True
     parallel: int = 4
 
 
@@ -169,36 +175,59 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
     :param storage: the engine's own storage, if it is proven to be on this machine: then the
         arrival of images and the sizes of their layers are read there.
     """
-    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel)) as pool:
-        containers = _containers(engine, wanted, pool)
-        images = _images(engine, wanted, storage, pool) if wanted.images else ()
     unreadable: dict[str, str] = {}
-    usage: dict[str, t.Any] = {}
-    if wanted.sizes and wanted.volumes:
-        usage = _unless_full(lambda: engine.disk_usage("volume"), {}, "volumes' sizes", unreadable)
-    cache: list[dict[str, t.Any]] = []
-    if wanted.build_cache:
-        cache = _unless_full(engine.build_cache, [], "build_cache", unreadable)
+    usage = _usage(engine, wanted, storage, unreadable)
+    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel)) as pool:
+        containers = _containers(engine, wanted, pool, usage)
+        images = _images(engine, wanted, storage, pool) if wanted.images else ()
     return Snapshot(
         now=engine_clock(engine.info),
         containers=containers,
         images=images,
         volumes=_volumes(engine, usage) if wanted.volumes else (),
         networks=tuple(_network(raw) for raw in engine.networks()) if wanted.networks else (),
-        build_cache=tuple(_cache_record(raw) for raw in cache),
+        build_cache=tuple(_cache_record(raw) for raw in usage.get("BuildCache") or ()) if engine.speaks("1.39") else (),
         layer_bytes=storage.layer_sizes() if storage and wanted.images and wanted.sizes else {},
+        shared_bytes={
+            str(raw.get("Id")): max(0, raw.get("SharedSize") or 0) for raw in usage.get("Images") or () if wanted.sizes
+        },
+        layers_bytes=_size(usage.get("LayersSize")) if wanted.sizes else None,
         unreadable=unreadable,
     )
 
 
-def _unless_full(ask: t.Callable[[], _Answer], nothing: _Answer, what: str, unreadable: dict[str, str]) -> _Answer:
+def _usage(
+    engine: Engine, wanted: Wanted, storage: Storage | None, unreadable: dict[str, str]
+) -> dict[str, t.Any]:
+    """All that has to come out of the engine's ``/system/df``, asked once: before API 1.42 it always computes everything."""
+    kinds = [("build-cache", "build_cache")] if wanted.build_cache else []
+    if wanted.sizes:
+        kinds += [("container", "")]  # the list of containers has them as well
+        kinds += [("volume", "volumes' sizes")] if wanted.volumes and wanted.volume_sizes else []
+        # The layer store on the disk knows better, where there is one.
+        there = storage and storage.image_store == "graphdriver"
+        kinds += [("image", "images' sizes")] if wanted.images and not there else []
+    if not kinds or not engine.speaks("1.25"):
+        return {}
     try:
-        return ask()
+        return engine.disk_usage(*(kind for kind, _what in kinds))
     except EngineError as error:
         if not error.disk_full:
             raise
-        unreadable[what] = error.answer
-        return nothing
+        failed = error
+    usage: dict[str, t.Any] = {}
+    for kind, what in kinds:
+        # BuildKit writes while it is asked, so on a full disk it is the one that fails, and the rest with it.
+        try:
+            if not engine.speaks("1.42"):
+                raise failed
+            usage.update({name: part for name, part in engine.disk_usage(kind).items() if part})
+        except EngineError as error:
+            if not error.disk_full:
+                raise
+            if what:
+                unreadable[what] = error.answer
+    return usage
 
 
 def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None = None) -> Container:
@@ -228,6 +257,7 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
         networks=tuple(dict.fromkeys(_attached(summary) + _attached(details))),
         # Asked for sizes, the list leaves out those that are 0 and still has SizeRootFs.
         bytes=_size(summary.get("SizeRw", 0 if "SizeRootFs" in summary else None)),
+        virtual_bytes=_size(summary.get("SizeRootFs")),
     )
 
 
@@ -240,11 +270,16 @@ def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
     return tuple(found + ([str(mode)] if mode else []))
 
 
-def _containers(engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor) -> tuple[Container, ...]:
+def _containers(
+    engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor, usage: dict[str, t.Any]
+) -> tuple[Container, ...]:
+    sizes = {str(raw.get("Id")): raw for raw in usage.get("Containers") or ()}
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
     inspect = wanted.ages or not engine.speaks("1.22")
 
     def read(summary: dict[str, t.Any]) -> Container | None:
+        known = sizes.get(str(summary["Id"])) or {}
+        summary = {**{key: known[key] for key in ("SizeRw", "SizeRootFs") if key in known}, **summary}
         if not inspect:
             return container_from(summary)
         try:
@@ -253,7 +288,7 @@ def _containers(engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor) -> tup
             # Gone between the list and the look: it holds nothing any more.
             return None if error.gone else container_from(summary)
 
-    return tuple(found for found in pool.map(read, engine.containers(size=wanted.sizes)) if found)
+    return tuple(found for found in pool.map(read, engine.containers(size=wanted.sizes and not sizes)) if found)
 
 
 def _images(
@@ -261,11 +296,15 @@ def _images(
 ) -> tuple[Image, ...]:
     def read(raw: dict[str, t.Any]) -> Image:
         details: dict[str, t.Any] = {}
-        if wanted.ages or wanted.sizes:
+        # What the image's record here says needs no call.
+        digests = storage.image_layers(str(raw["Id"])) if storage and wanted.sizes else None
+        if wanted.ages or (wanted.sizes and digests is None):
             try:
                 details = engine.image(str(raw["Id"]))
             except EngineError:
                 details = {}  # gone, or broken: its summary is all there is
+        if digests is not None:
+            details = {**details, "RootFS": {"Layers": digests}}
         return image_from(raw, details, _arrival(storage, str(raw["Id"])), graphdriver)
 
     graphdriver = from_info(engine.info).image_store == "graphdriver"

@@ -5,7 +5,7 @@
 
 The one place that knows drivers by name. Sources: the engine's ``daemon/graphdriver/*`` and
 ``layer/filestore.go`` for the layer stores, ``container/container.go`` for the containers' folder,
-containerd's ``docs/PLUGINS.md`` and ``plugins/snapshots/*`` for the snapshotters.
+containerd's ``docs/PLUGINS.md`` and ``plugins/snapshots/*`` for the snapshotters; ``zfs(8)`` and ``zfsprops(7)``.
 
 Nothing below a data root may be read before ``prove`` has shown that it belongs to the engine that
 was asked: an engine on another machine names a path that exists here as well.
@@ -16,23 +16,57 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import subprocess
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-#: What the classic drivers keep of layers, relative to the data root. Docker 1.9 had the same folders
-#: and kept its records in ``graph``.
-_LAYERS: dict[str, tuple[str, ...]] = {
-    "aufs": ("aufs/diff", "aufs/layers", "aufs/mnt"),
-    "btrfs": ("btrfs/subvolumes",),
-    "devicemapper": ("devicemapper/devicemapper", "devicemapper/metadata", "devicemapper/mnt"),
-    "fuse-overlayfs": ("fuse-overlayfs",),
-    "overlay": ("overlay",),
-    "overlay2": ("overlay2",),
-    "vfs": ("vfs/dir",),
-    "zfs": ("zfs/graph",),
+#: How the folders of layers have something in common on the disk: by hard links, as snapshots of a filesystem,
+#: or as copies, which share their blocks where the filesystem can (reflinks).
+LINKS, SNAPSHOTS, COPIES = "links", "snapshots", "copies"
+
+
+@dataclass(frozen=True)
+class _Driver:
+    """Where a driver keeps layers, relative to its root.
+
+    ``layers`` hold one entry for each layer, by the layer's id, the first of them its files; ``own`` are entries
+    there that are the driver's. ``pool`` is one store of all layers, which no folder shows.
+    """
+
+    layers: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    sharing: str = ""
+    pool: tuple[str, ...] = ()
+
+
+#: The graph drivers, relative to the data root. Docker 1.9 had the same folders and kept its records in ``graph``.
+_DRIVERS: dict[str, _Driver] = {
+    "aufs": _Driver(("aufs/diff", "aufs/layers", "aufs/mnt")),
+    "btrfs": _Driver(("btrfs/subvolumes",), sharing=SNAPSHOTS),
+    "devicemapper": _Driver(
+        ("devicemapper/metadata", "devicemapper/mnt"),
+        own=("base", "deviceset-metadata", "transaction-metadata"),
+        pool=("devicemapper/devicemapper",),
+    ),
+    "fuse-overlayfs": _Driver(("fuse-overlayfs",), own=("l",)),
+    "overlay": _Driver(("overlay",), sharing=LINKS),
+    "overlay2": _Driver(("overlay2",), own=("l",)),
+    "vfs": _Driver(("vfs/dir",), sharing=COPIES),
+    "zfs": _Driver(("zfs/graph",)),
+}
+#: containerd's snapshotters, relative to the snapshotter's own folder; a layer is called by a number there.
+_SNAPSHOTTERS: dict[str, _Driver] = {
+    "blockfile": _Driver(("snapshots",), sharing=COPIES),
+    "btrfs": _Driver(("active", "snapshots", "view"), sharing=SNAPSHOTS),
+    "devmapper": _Driver(()),
+    "fuse-overlayfs": _Driver(("snapshots",)),
+    "native": _Driver(("snapshots",), sharing=COPIES),
+    "overlayfs": _Driver(("snapshots",)),
+    "zfs": _Driver(()),
 }
 #: Where containerd keeps its data: its own below the data root, or the system's. Each snapshotter
-#: (overlayfs, native, btrfs, zfs, blockfile, ...) has a folder of its name there.
+#: has a folder of its name there.
 _CONTAINERD = ("{root}/containerd/daemon", "/var/lib/containerd")
 #: The same for every driver, relative to the data root.
 _COMMON: dict[str, tuple[str, ...]] = {
@@ -45,7 +79,24 @@ _COMMON: dict[str, tuple[str, ...]] = {
     "swarm": ("swarm",),
     "networks": ("network",),
 }
+#: What lies at these places, unless somebody owns it, is the engine's own; the rest at the root is nobody we know.
+_ENGINES_OWN = (
+    "builder", "buildkit", "containerd", "engine-id", "image", "graph", "network", "nuke-graph-directory.sh", "plugins",
+    "runtimes", "swarm", "trust", "volumes", "linkgraph.db", "init", "execdriver", "rootfs", "containers",
+    "lost+found",  # the filesystem's
+)
+#: Half-made things: of pulls, builds and loads that are under way, or were when the engine was killed.
+_TEMPORARY = ("tmp", "containerd/daemon/tmpmounts", "buildkit/executor")
+_TOOL_PLACES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
+#: Seconds; a pool that has lost its disks answers never.
+_PATIENCE = 60
+_DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "p": 1000**5}
+
+
 _ID = re.compile(r"[0-9a-f]{64}")
+#: A layer's id for its driver: of a pulled layer 64 digits, of a writable one perhaps with ``-init``, of BuildKit's
+#: 25 letters, of containerd's a number.
+_LAYER_NAME = re.compile(r"[0-9a-z]{1,64}(-init|-removing)?")
 
 
 @dataclass(frozen=True)
@@ -65,12 +116,13 @@ class Storage:
         """Every path that this driver may use, by category, whether it exists or not."""
         paths: dict[str, list[str]] = {"layers": [], "image_metadata": []}
         if self.image_store == "containerd":
-            for base in (place.format(root=self.root) for place in _CONTAINERD):
+            for base in self._containerd_places():
                 paths["layers"].append(f"{base}/io.containerd.snapshotter.v1.{self.driver}")
                 paths["image_metadata"].append(f"{base}/io.containerd.content.v1.content")
                 paths["image_metadata"].append(f"{base}/io.containerd.metadata.v1.bolt")
         else:
-            paths["layers"] = [f"{self.root}/{part}" for part in _LAYERS.get(self.driver, (self.driver,))]
+            driver = _DRIVERS.get(self.driver, _Driver((self.driver,)))
+            paths["layers"] = [f"{self.root}/{part}" for part in (*driver.pool, *driver.layers)]
             paths["image_metadata"] = [
                 f"{self.root}/image/{self.driver}",
                 f"{self.root}/graph",
@@ -94,8 +146,8 @@ class Storage:
         """Layer folders of drivers that were in use before: they stay on disk and out of sight."""
         own = set(self.candidates()["layers"])
         found = []
-        for parts in _LAYERS.values():
-            path = f"{self.root}/{parts[0]}"
+        for driver in _DRIVERS.values():
+            path = f"{self.root}/{(*driver.pool, *driver.layers)[0]}"
             if path not in own and os.path.isdir(path) and not os.path.islink(path) and os.listdir(path):
                 found.append(path)
         return sorted(found)
@@ -107,10 +159,20 @@ class Storage:
             return None
         return f"{self.root}/image/{self.driver}/imagedb/content/sha256/{ident}"
 
+    def image_layers(self, image_id: str) -> tuple[str, ...] | None:
+        """The digests of an image's layers, lowest first, out of its record; None if it has none here."""
+        path = self.image_record(image_id)
+        try:
+            with open(path or "", encoding="utf-8") as stream:
+                layers = json.load(stream)["rootfs"].get("diff_ids")
+            return tuple(str(layer) for layer in layers or ())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
     def layer_sizes(self) -> dict[str, int]:
         """Bytes of every layer that the layer store knows, by chain id (the engine's figure: file lengths)."""
         sizes: dict[str, int] = {}
-        folder = f"{self.root}/image/{self.driver}/layerdb/sha256"
+        folder = f"{self.layer_records}/sha256"
         try:
             names = os.listdir(folder)
         except OSError:
@@ -122,6 +184,89 @@ class Storage:
             except (OSError, ValueError):
                 continue
         return sizes
+
+    # -- where layers lie ----------------------------------------------------------------------
+
+    @property
+    def layer_records(self) -> str:
+        """The layer store of the graph drivers: a folder for each layer, by chain id, and one for each writable layer."""
+        return f"{self.root}/image/{self.driver}/layerdb"
+
+    @property
+    def old_records(self) -> str | None:
+        """The records of Docker 1.9 and older, a folder for each image; None if there are none."""
+        path = f"{self.root}/graph"
+        return path if os.path.isdir(path) and not os.path.isdir(self.layer_records) else None
+
+    @property
+    def containerd(self) -> str | None:
+        """The folder of the containerd that has the images; None with a graph driver, or where it is not found."""
+        if self.image_store != "containerd":
+            return None
+        places = [place for place in self._containerd_places() if os.path.isdir(self._snapshotter(place))]
+        return places[0] if places else None
+
+    @property
+    def snapshotter(self) -> str | None:
+        """The folder of the snapshotter that has the layers of containerd's image store."""
+        base = self.containerd
+        return self._snapshotter(base) if base else None
+
+    @property
+    def roots(self) -> list[str]:
+        """The data roots: the engine's, and its containerd's where that lies elsewhere. Links are resolved."""
+        found = [os.path.realpath(self.root)]
+        base = self.containerd
+        if base and not os.path.realpath(base).startswith(f"{found[0]}/"):
+            found.append(os.path.realpath(base))
+        return found
+
+    @property
+    def sharing(self) -> str:
+        """How layers share what they have in common: LINKS, SNAPSHOTS, COPIES, or not at all ("")."""
+        return self._kind().sharing
+
+    @property
+    def pools(self) -> list[str]:
+        """Files and folders that hold all layers together."""
+        return [f"{self.root}/{part}" for part in self._kind().pool]
+
+    def layer_folders(self) -> list[str]:
+        """The folders in which each entry is a layer's."""
+        base = self.snapshotter if self.image_store == "containerd" else self.root
+        return [f"{base}/{part}" for part in self._kind().layers] if base else []
+
+    def layer_paths(self, ident: str) -> list[str]:
+        """Where a layer may lie, by the id that the driver knows it by."""
+        if not _LAYER_NAME.fullmatch(ident):
+            return []
+        return [f"{folder}/{ident}" for folder in self.layer_folders()]
+
+    def is_drivers_own(self, name: str) -> bool:
+        """Whether an entry beside the layers belongs to the driver."""
+        return name in self._kind().own or not _LAYER_NAME.fullmatch(name) or name == "backingFsBlockDev"
+
+    def engines_own(self) -> list[str]:
+        """Places of which the engine has no object: its databases, records and keys."""
+        return [f"{self.root}/{part}" for part in _ENGINES_OWN] + ([self.containerd] if self.containerd else [])
+
+    def temporary(self) -> list[str]:
+        """Places for what is half made."""
+        found = [f"{self.root}/{part}" for part in _TEMPORARY]
+        if self.containerd:
+            found += [f"{self.containerd}/tmpmounts", f"{self.containerd}/io.containerd.content.v1.content/ingest"]
+        return found
+
+    def _containerd_places(self) -> list[str]:
+        return [place.format(root=self.root) for place in _CONTAINERD]
+
+    def _snapshotter(self, base: str) -> str:
+        return f"{base}/io.containerd.snapshotter.v1.{self.driver}"
+
+    def _kind(self) -> _Driver:
+        if self.image_store == "containerd":
+            return _SNAPSHOTTERS.get(self.driver, _Driver(("snapshots",)))
+        return _DRIVERS.get(self.driver, _Driver((self.driver,)))
 
 
 @dataclass(frozen=True)
@@ -218,3 +363,59 @@ def _key_id(path: str) -> str | None:
             return str(json.load(stream).get("kid"))
     except (OSError, ValueError, AttributeError):
         return None
+
+
+# -- outside plain folders -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Layers that no folder shows: ZFS datasets, thin pools on block devices. ``layers``: bytes by the id that the driver knows a layer by; one entry for all if only the sum is known."""
+
+    layers: dict[str, int] = field(default_factory=dict)
+    by_layer: bool = False
+
+
+def pool(storage: Storage) -> Pool:
+    """Return what lies outside the data root's folders; nothing for drivers that keep all in folders."""
+    status = storage.driver_status
+    dataset = status.get("Parent Dataset")
+    if dataset:
+        found = _datasets(dataset)
+        if found:
+            return Pool(found, True)
+        used = status.get("Space Used By Parent")
+        return Pool({"all": int(used)}) if used and used.isdigit() else Pool()
+    if status.get("Pool Name") and not status.get("Data loop file"):
+        used_bytes = _human(status.get("Data Space Used", ""))
+        return Pool({"all": used_bytes}) if used_bytes else Pool()
+    return Pool()
+
+
+def _datasets(parent: str) -> dict[str, int]:
+    """Bytes that each dataset below ``parent`` has of its own, with its snapshots."""
+    tool = shutil.which("zfs", path=_TOOL_PLACES)
+    if not tool or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/ -]*", parent):
+        return {}
+    columns = "name,usedbydataset,usedbysnapshots,usedbyrefreservation"
+    try:
+        done = subprocess.run(
+            [tool, "list", "-H", "-p", "-r", "-t", "filesystem,volume", "-o", columns, parent],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE, check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    found = {}
+    for line in done.stdout.splitlines() if done.returncode == 0 else ():
+        name, *figures = line.split("\t")
+        if name != parent and all(figure.isdigit() for figure in figures):
+            # The parent itself is the data root, whose files are walked.
+            found[name.rpartition("/")[2]] = sum(int(figure) for figure in figures)
+    return found
+
+
+def _human(text: str) -> int | None:
+    """The engine's way to write sizes, decimal: ``240.1MB``."""
+    match = re.fullmatch(r"([0-9.]+) ?([kKMGTP]?)B", text.strip())
+    return int(float(match[1]) * _DECIMAL[match[2].lower()]) if match else None

@@ -31,7 +31,7 @@ options:
     type: list
     elements: str
     choices: [filesystem, images, containers, volumes, build_cache, logs, leftovers]
-    default: [filesystem, images, containers, volumes, build_cache, logs]
+    default: [filesystem, images, containers, volumes, build_cache, logs, leftovers]
   measure:
     description:
       - V(fast) takes the engine's and the layer store's own figures and reads the disk only where there are none (logs).

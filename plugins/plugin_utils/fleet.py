@@ -17,7 +17,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.fleetclean.docker.plugins.module_utils import options
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_size
-from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable, wrapped
+from ansible_collections.fleetclean.docker.plugins.module_utils.words import COLUMNS, printable, wrapped
 
 Record = t.Dict[str, t.Any]
 
@@ -34,9 +34,18 @@ _CATEGORIES = (
     ("volumes", "volumes"),
     ("cache", "build_cache"),
     ("logs", "logs"),
+    ("leftovers", "leftovers"),
 )
 #: How an item of each category is called in "largest: ...".
-_ITEM_WORDS = {"images": "image", "containers": "container", "volumes": "volume", "logs": "log of", "build_cache": "cache"}
+_ITEM_WORDS = {
+    "images": "image",
+    "containers": "container",
+    "volumes": "volume",
+    "logs": "log of",
+    "build_cache": "cache",
+    "leftovers": "leftover",
+    "container_metadata": "metadata of",
+}
 #: The widest column of names: with it a line has a hundred columns.
 _LONGEST = 15
 _OURS = tuple(f"cleanup_{section}_" for section in (*options.SECTIONS, "logs", "keep", "free", "only_below"))
@@ -127,14 +136,16 @@ def host_record(hostvars: t.Mapping[str, t.Any]) -> Record:
     engine = _result(hostvars, "_cleanup_engine")
     logs = _both(_result(hostvars, "_cleanup_logs"), _result(hostvars, "_cleanup_logs_again"))
     clean = _result(hostvars, "_cleanup_clean")
+    if not _believable(engine, logs, clean):
+        engine, logs, clean = {"msg": "the answers of this host are none of this collection's modules'"}, {}, {}
     record: Record = {
         "host": str(hostvars.get("inventory_hostname")),
         "status": "ok" if engine else "not_asked",
         "error": "" if engine else "was not asked: its variables were refused, or its turn is later",
         "engine": engine.get("engine"),
         "filesystem": next(iter(engine.get("filesystems") or []), None),
-        "usage": engine.get("usage") or {},
-        "items": engine.get("items") or {},
+        **{name: engine.get(name) or {} for name in ("usage", "items", "totals", "reclaimable", "measured", "unread")},
+        **{name: engine.get(name) or [] for name in ("filesystems", "roots", "mounts", "warnings")},
         "logs": _without_noise(logs),
         "clean": _without_noise(clean),
     }
@@ -161,6 +172,41 @@ def host_trouble(record: Record) -> str:
 def _result(hostvars: t.Mapping[str, t.Any], name: str) -> dict[str, t.Any]:
     value = hostvars.get(name)
     return dict(value) if isinstance(value, t.Mapping) else {}
+
+
+def _believable(engine: dict[str, t.Any], logs: dict[str, t.Any], clean: dict[str, t.Any]) -> bool:
+    """Whether the parts that are counted with have the shape that modules give them.
+
+    A host that was taken over may answer anything, and must not take the whole fleet's report with it.
+    """
+    usage, items, totals = (engine.get(name) or {} for name in ("usage", "items", "totals"))
+    unread, by_kind = engine.get("unread") or {}, clean.get("reclaimed_by_kind") or {}
+    if not all(isinstance(part, t.Mapping) for part in (usage, items, totals, unread, by_kind, engine.get("engine") or {})):
+        return False
+    return (
+        _counted(engine.get("filesystems") or [], "size", "used", "available", needed=True)
+        and _counted([*usage.values()], "count", "active", "logical_bytes", "disk_bytes", "reclaimable_bytes")
+        and all(_counted(listed, "size", "age") for listed in items.values())
+        and _counted([totals], "disk_bytes", "unattributed_bytes", "reclaimable_bytes")
+        and _counted([unread], "count")
+        and _counted(unread.get("examples") or [])
+        and _counted([by_kind], *by_kind)
+        and _counted([clean], "planned_bytes", "reclaimed_bytes", "free_after")
+        and _counted(clean.get("removed") or [], "bytes")
+        and _counted([logs], "reclaimed_bytes")
+        and _counted(logs.get("logs") or [], "bytes_before", "bytes_after", "reclaimed_bytes")
+    )
+
+
+def _counted(entries: object, *names: str, needed: bool = False) -> bool:
+    """Whether it is a list of mappings with numbers under these names; without ``needed`` they may be null or absent."""
+    return isinstance(entries, (list, tuple)) and all(
+        isinstance(entry, t.Mapping)
+        and all(
+            (isinstance(entry[name], int) and abs(entry[name]) < 2**60) if entry.get(name) is not None else not needed for name in names
+        )
+        for entry in entries
+    )
 
 
 def _both(first: dict[str, t.Any], again: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -212,14 +258,15 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
     total, cleaned, idle, without, look, unasked = 0, 0, 0, 0, 0, 0
     for record in records:
         name = printable(record["host"], width)
-        row = _clean_row(record, check)
+        row = clean_figures(record, check)
         if row:
             total += row["freed"] or 0
+            before, after = (_free(row[name], record["filesystem"]) for name in ("before", "after"))
             cells = "".join(
                 f"{_gigabytes(row['kinds'].get(title)):>{max(7, len(title) + 1)}}" for title, _kinds in _KINDS
             )
             freed = say_size(row["freed"])
-            lines.append(f"{name:<{width}} {row['before']:>15} {row['after']:>15} {freed:>11} {cells}".rstrip())
+            lines.append(f"{name:<{width}} {before:>15} {after:>15} {freed:>11} {cells}".rstrip())
         if record["error"]:
             lines += wrapped(f"{name:<{width}} ", record["error"]).split("\n")
         if record["status"] == "no_docker":
@@ -241,8 +288,12 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
     return lines + wrapped(f"{'fleet':<{width}} ", f"{count}: {', '.join(parts)}; {came_free}").split("\n")
 
 
-def _clean_row(record: Record, check: bool) -> dict[str, t.Any] | None:
-    """The figures of one host, None if nothing is known of it."""
+def clean_figures(record: Record, check: bool) -> dict[str, t.Any] | None:
+    """What a clean run did on one host; None if nothing is known of it.
+
+    ``before`` and ``after`` are the bytes available, ``freed`` what came free (in check mode: would), each None where
+    nobody saw it; ``kinds`` the same by the table's columns; ``changed`` whether anything was done.
+    """
     filesystem, logs, clean = record["filesystem"], record["logs"] or {}, record["clean"] or {}
     if not record["engine"]:
         return None
@@ -267,8 +318,8 @@ def _clean_row(record: Record, check: bool) -> dict[str, t.Any] | None:
     elif clean and not check:
         freed = None  # another machine's disk: nobody saw what came free there
     return {
-        "before": _free(before, filesystem),
-        "after": _free(after, filesystem),
+        "before": before,
+        "after": after,
         "freed": freed,
         "kinds": {title: sum(by_kind.get(kind, 0) for kind in kinds) for title, kinds in _KINDS},
         "changed": bool(logs.get("changed") or clean.get("changed")),
@@ -276,51 +327,122 @@ def _clean_row(record: Record, check: bool) -> dict[str, t.Any] | None:
 
 
 def _report_lines(records: t.Sequence[Record], width: int) -> list[str]:
-    roots = [str(record["engine"]["root_dir"]) for record in records if record["engine"]]
+    asked = [record for record in records if record["engine"]]
+    heads = ["size", "used", "could be had", *(title for title, _category in _CATEGORIES)]
+    rows = [_report_cells(record) for record in asked]
+    widths = [1 + max(len(cell) for cell in column) for column in zip(heads, *rows)]
+    # The names get what the figures leave: first the data root is cut, then the host.
+    room = COLUMNS - sum(widths) - 1
+    roots = [str(record["engine"]["root_dir"]) for record in asked]
     root_width = max([len("data root")] + [min(len(root), _LONGEST) for root in roots])
-    titles = "".join(f"{title:>{max(7, len(title) + 1)}}" for title, _category in _CATEGORIES)
-    lines = [f"{'host':<{width}} {'data root':<{root_width}} {'size':>8} {'used':>6}{'could be had':>13}{titles}"]
-    largest = []
+    root_width = max(len("data root"), min(root_width, room - width))
+    width = min(width, room - root_width)
+    lines = [f"{'host':<{width}} {'data root':<{root_width}}{_aligned(heads, widths)}"]
+    more = []
+    cells = iter(rows)
     for record in records:
         name = printable(record["host"], width)
         if not record["engine"]:
             lines += wrapped(f"{name:<{width}} {'-':<{root_width}} ", record["error"]).split("\n")
             continue
-        filesystem = record["filesystem"]
-        size = say_size(filesystem["size"]) if filesystem else "-"
-        used = f"{100 * filesystem['used'] // filesystem['size']} %" if filesystem and filesystem["size"] else "-"
-        had = sum(usage.get("reclaimable_bytes") or 0 for usage in record["usage"].values())
-        cells = "".join(
-            f"{_gigabytes(_bytes(record['usage'].get(category))):>{max(7, len(title) + 1)}}"
-            for title, category in _CATEGORIES
-        )
         root = printable(record["engine"]["root_dir"], root_width)
-        lines.append(f"{name:<{width}} {root:<{root_width}} {size:>8} {used:>6}{say_size(had):>13}{cells}".rstrip())
+        lines.append(f"{name:<{width}} {root:<{root_width}}{_aligned(next(cells), widths)}"[:COLUMNS])
         if record["error"]:
             lines += wrapped(f"{name:<{width}} ", record["error"]).split("\n")
-        items = _largest(record)
+        items = largest_items(record, 3)
         if items:
-            largest += wrapped(f"{name}, largest: ", " · ".join(items)).split("\n")
-    lines.append("Columns are GB by the engine's figures; logs on disk.")
-    return lines + largest
+            words = " · ".join(_item_line(category, item) for category, item in items)
+            more += wrapped(f"{name}, largest: ", words).split("\n")
+        for note in notes(record):
+            more += wrapped(f"{name}: ", note).split("\n")
+    guessed = any("~" in text for text in (*(cell for row in rows for cell in row), *more))
+    lines.append("Columns are GB on disk." + (" ~ is the engine's own figure, not measured." if guessed else ""))
+    return lines + more
 
 
-def _largest(record: Record) -> list[str]:
-    found = [
-        (item["size"], category, item) for category, items in record["items"].items() for item in items if item["size"]
-    ]
-    words = []
-    for size, category, item in sorted(found, key=lambda entry: -entry[0])[:3]:
-        name = printable(str(item["name"]).partition(", ")[0], 40)
-        age = f" (made {say_duration(item['age'])} ago)" if category == "images" and item["age"] else ""
-        words.append(f"{_ITEM_WORDS[category]} {name} {say_size(size)}{age}")
-    return words
+def _aligned(cells: t.Sequence[str], widths: t.Sequence[int]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
 
 
-def _bytes(usage: dict[str, t.Any] | None) -> int | None:
+def _report_cells(record: Record) -> list[str]:
+    """Size and use of a host's filesystem, what could be had, and its categories in GB."""
+    filesystem = record["filesystem"]
+    cells = [say_size(filesystem["size"]) if filesystem else "-"]
+    cells.append(f"{100 * filesystem['used'] // filesystem['size']} %" if filesystem and filesystem["size"] else "-")
+    cells.append(say_size(could_be_had(record)))
+    for _title, category in _CATEGORIES:
+        size, measured = category_bytes(record, category)
+        cells.append(_gigabytes(size) if measured or not size else f"~{_gigabytes(size)}")
+    return cells
+
+
+def category_bytes(record: Record, category: str) -> tuple[int | None, bool]:
+    """The bytes of a category on a host, and whether they were measured on its disk; if not, they are the engine's."""
+    usage = record["usage"].get(category)
     if not usage:
-        return None
-    return usage["disk_bytes"] if usage["disk_bytes"] is not None else usage["logical_bytes"]
+        return None, False
+    disk = usage.get("disk_bytes")
+    return (disk, True) if disk is not None else (usage.get("logical_bytes"), False)
+
+
+def could_be_had(record: Record) -> int | None:
+    """The bytes that could come free on a host; None if that is not known."""
+    total = record["totals"].get("reclaimable_bytes")
+    if total is not None or not record["usage"]:
+        return total
+    return sum(usage.get("reclaimable_bytes") or 0 for usage in record["usage"].values())
+
+
+def largest_items(record: Record, count: int) -> list[tuple[str, dict[str, t.Any]]]:
+    """The largest items of all categories of a host, each with its category."""
+    found = [(category, item) for category, items in record["items"].items() for item in items if item.get("size")]
+    return sorted(found, key=lambda entry: (-entry[1]["size"], entry[0], str(entry[1].get("name"))))[:count]
+
+
+def item_words(category: str, item: dict[str, t.Any]) -> str:
+    """What is worth knowing of an item besides its size: who uses it, its state, its age; often nothing."""
+    words = []
+    users = [str(user) for user in item.get("used_by") or []]
+    if category in ("images", "volumes"):
+        if users:
+            more = f" and {len(users) - 2} more" if len(users) > 2 else ""
+            words.append(f"used by {', '.join(printable(user, 40) for user in users[:2])}{more}")
+        else:
+            words.append("unused")
+    if item.get("state") and item["state"] != "running":
+        words.append(printable(item["state"], 20))
+    if item.get("reason"):
+        words.append(printable(item["reason"], 80))
+    if category == "images" and item.get("age"):
+        words.append(f"made {say_duration(item['age'])} ago")
+    return ", ".join(words)
+
+
+def notes(record: Record) -> list[str]:
+    """Where a host's figures are not the whole truth, one sentence each."""
+    found = []
+    totals, unread = record["totals"], record["unread"]
+    nobodys, disk = totals.get("unattributed_bytes"), totals.get("disk_bytes")
+    if nobodys and disk and nobodys * 100 > disk:
+        found.append(f"{say_size(nobodys)} ({100 * nobodys // disk} %) below the data root is nobody's that is known here")
+    if unread.get("count"):
+        first = next(iter(unread.get("examples") or []), None)
+        example = f", such as {printable(first.get('path'), 100)}: {printable(first.get('error'), 100)}" if first else ""
+        count = unread["count"]
+        found.append(f"{count} file{'' if count == 1 else 's'} could not be read and {'is' if count == 1 else 'are'} missing here{example}")
+    return found
+
+
+def kind_words(category: str) -> str:
+    """How an item of a category is called before its name: ``image``, ``log of``."""
+    return _ITEM_WORDS.get(category, category.replace("_", " "))
+
+
+def _item_line(category: str, item: dict[str, t.Any]) -> str:
+    name = printable(str(item["name"]).partition(", ")[0], 40)
+    words = item_words(category, item)
+    size = say_size(item["size"]) if item.get("disk_bytes") is not None else f"~{say_size(item['size'])}"
+    return f"{kind_words(category)} {name} {size}" + (f" ({words})" if words else "")
 
 
 def _free(available: int | None, filesystem: dict[str, t.Any] | None) -> str:
@@ -333,4 +455,6 @@ def _gigabytes(size: int | None) -> str:
     if not size:
         return "-"
     amount = size / 1024**3
+    if amount >= 1000:
+        return f"{amount:.0f}"
     return f"{amount:.1f}" if amount >= 0.095 else f"{max(amount, 0.01):.2f}"

@@ -1,0 +1,168 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reads bbolt databases, in which containerd and BuildKit keep which snapshot lies in which folder.
+
+Only reading, and only from a copy in memory: the engine has the file open and mapped. Its pages are
+copy-on-write, so what the newer of the two meta pages describes stays whole until the second
+commit after it. If that page is still the newest once all is read, what was read is one moment's.
+
+The format is that of go.etcd.io/bbolt: ``internal/common/{page,meta,bucket}.go``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import typing as t
+
+_MAGIC, _VERSION = 0xED0CDAED, 2
+_BRANCH, _LEAF = 0x01, 0x02
+_IS_BUCKET = 0x01
+_PAGE = struct.Struct("<QHHI")  # id, flags, count, overflow
+_META = struct.Struct("<IIIIQQQQQQ")  # magic, version, page size, flags, root, sequence, freelist, pages, txid, checksum
+_BRANCH_ELEMENT = struct.Struct("<IIQ")  # position, key size, page
+_LEAF_ELEMENT = struct.Struct("<IIII")  # flags, position, key size, value size
+_HEADER = struct.Struct("<QQ")  # a bucket's root page and sequence
+#: A tree is a few pages deep; a damaged file may have circles.
+_DEEPEST = 40
+#: A larger file is not read: memory on the host is not ours.
+_LARGEST = 64 << 20
+_TRIES = 8
+
+
+class BoltError(Exception):
+    """The file is no database, damaged, or changed faster than it could be read; the message has its path."""
+
+
+class Bucket:
+    """A bucket of the tree: keys with values, and buckets within it."""
+
+    def __init__(self, data: bytes, page_size: int, root: int, inline: bytes = b"") -> None:
+        self._data = data
+        self._page_size = page_size
+        self._root = root
+        self._inline = inline
+
+    def items(self) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
+        """Keys in order, each with its value or the bucket of that name."""
+        if self._root:
+            yield from self._page(self._root, 0)
+        else:
+            yield from self._leaf(self._inline, 0)
+
+    def values(self) -> dict[bytes, bytes]:
+        """The plain values, without the buckets."""
+        return {key: value for key, value in self.items() if isinstance(value, bytes)}
+
+    def buckets(self) -> t.Iterator[tuple[bytes, Bucket]]:
+        """The buckets within this one."""
+        for key, value in self.items():
+            if isinstance(value, Bucket):
+                yield key, value
+
+    def bucket(self, *path: bytes) -> Bucket | None:
+        """The bucket at the end of ``path``, None if it is not there."""
+        found: Bucket | None = self
+        for name in path:
+            found = next((value for key, value in found.buckets() if key == name), None) if found else None
+        return found
+
+    def _page(self, number: int, depth: int) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
+        begin = number * self._page_size
+        if depth > _DEEPEST or begin + _PAGE.size > len(self._data):
+            raise ValueError("a page leads nowhere")
+        _ident, flags, count, _overflow = _PAGE.unpack_from(self._data, begin)
+        if flags & _LEAF:
+            yield from self._leaf(self._data, begin)
+        elif flags & _BRANCH:
+            for index in range(count):
+                at = begin + _PAGE.size + index * _BRANCH_ELEMENT.size
+                yield from self._page(_BRANCH_ELEMENT.unpack_from(self._data, at)[2], depth + 1)
+        else:
+            raise ValueError("a page of the wrong kind")
+
+    def _leaf(self, data: bytes, begin: int) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
+        count = _PAGE.unpack_from(data, begin)[2]
+        for index in range(count):
+            at = begin + _PAGE.size + index * _LEAF_ELEMENT.size
+            flags, position, key_size, value_size = _LEAF_ELEMENT.unpack_from(data, at)
+            key_at = at + position
+            value_at = key_at + key_size
+            if value_at + value_size > len(data):
+                raise ValueError("a value leads out of the file")
+            key, value = bytes(data[key_at:value_at]), bytes(data[value_at:value_at + value_size])
+            if flags & _IS_BUCKET:
+                root, _sequence = _HEADER.unpack_from(value)
+                yield key, Bucket(self._data, self._page_size, root, value[_HEADER.size:])
+            else:
+                yield key, value
+
+
+_Answer = t.TypeVar("_Answer")
+
+
+def read(path: str, look: t.Callable[[Bucket], _Answer]) -> _Answer:
+    """Return what ``look`` makes of the database's top bucket.
+
+    :raises BoltError: no database, damaged, or it never stood still.
+    :raises OSError: it is not there, or may not be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BoltError(f"{path} is not a file")
+        for _attempt in range(_TRIES):
+            size = os.fstat(descriptor).st_size
+            if size > _LARGEST:
+                raise BoltError(f"{path} is too large to be read ({size} bytes)")
+            page_size, before, root = _newest(os.pread(descriptor, 1 << 18, 0), path)
+            data = _all(descriptor, size)
+            if _newest(os.pread(descriptor, 1 << 18, 0), path)[1] != before:
+                continue
+            return look(Bucket(data, page_size, root))
+        raise BoltError(f"{path} changes faster than it can be read")
+    except (ValueError, struct.error, IndexError) as error:
+        raise BoltError(f"{path} is damaged: {error}") from None
+    finally:
+        os.close(descriptor)
+
+
+def _all(descriptor: int, size: int) -> bytes:
+    parts, at = [], 0
+    while at < size:
+        part = os.pread(descriptor, size - at, at)
+        if not part:
+            break
+        parts.append(part)
+        at += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _newest(head: bytes, path: str) -> tuple[int, int, int]:
+    """Page size, transaction and root page of the newer meta page that is whole."""
+    found = []
+    # The second meta page is one page further, and a page is as large as the machine's that made it.
+    for at in (0, 4096, 8192, 16384, 32768, 65536):
+        try:
+            meta = _META.unpack_from(head, at + _PAGE.size)
+        except struct.error:
+            break
+        whole = head[at + _PAGE.size: at + _PAGE.size + _META.size - 8]
+        if meta[0] == _MAGIC and meta[1] == _VERSION and meta[9] == _checksum(whole) and at in (0, meta[2]):
+            found.append((meta[8], meta[2], meta[4]))
+    if not found:
+        raise BoltError(f"{path} is no bbolt database")
+    transaction, page_size, root = max(found)
+    if page_size < 512:
+        raise BoltError(f"{path} is damaged: its pages have {page_size} bytes")
+    return page_size, transaction, root
+
+
+def _checksum(data: bytes) -> int:
+    """FNV-1a, 64 bits."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return value

@@ -1,0 +1,489 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which folder is whose layer, and who holds it: out of the records that the engine keeps on its disk.
+
+Graph drivers: the layer store names the folder of each layer (``layerdb/sha256/<chain>/cache-id``) and of each
+writable one (``layerdb/mounts/<container>``); BuildKit has more of them in ``buildkit/snapshots.db``. Engines
+before 1.10 had one layer an image, of the same id. containerd's store is a graph, in its ``meta.db``: images, leases
+and containers refer to content and snapshots by labels, and what nobody refers to is collected. Sources: the engine's
+``layer/filestore.go`` and ``builder-next/adapters/snapshot``, containerd's ``core/metadata`` (buckets.go, gc.go) and
+``core/snapshots/storage``.
+
+Whoever holds a layer holds all those below it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import typing as t
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import bolt
+from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
+    CACHE,
+    CONTAINER,
+    IMAGE,
+    Account,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot, chain_ids
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+
+_DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_NAMESPACE = b"moby"
+#: Who holds what the engine itself refers to and no object of its API does.
+ENGINE = "engine:"
+
+
+@dataclass
+class Holdings:
+    """``paths``: whose account each folder and record is, ``depth`` how many layers lie below it.
+
+    ``doubts``: records that could not be read, in words. As long as there are any, nothing is nobody's.
+    """
+
+    accounts: dict[str, Account] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+    depth: dict[str, int] = field(default_factory=dict)
+    logical: dict[str, int] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+
+    def add(
+        self,
+        name: str,
+        paths: t.Iterable[str],
+        holders: t.Iterable[str],
+        category: str = "",
+        final: bool = False,
+        words: str = "",
+        depth: int = 0,
+    ) -> None:
+        """Note an account; of a name that is there already the holders are joined."""
+        known = self.accounts.get(name)
+        all_holders = frozenset(holders) | (known.holders if known else frozenset())
+        self.accounts[name] = Account(
+            category or _category(all_holders), all_holders, final or bool(known and known.final), words
+        )
+        for path in paths:
+            self.paths[path] = name
+            self.depth[path] = max(depth, self.depth.get(path, 0))
+
+
+def read(storage: Storage, snapshot: Snapshot) -> Holdings:
+    """Return who holds which folder, by the engine's records at this moment."""
+    found = Holdings()
+    if storage.image_store == "containerd":
+        _containerd(storage, snapshot, found)
+    elif storage.old_records:
+        _before_layers(storage, snapshot, found)
+    else:
+        _layer_store(storage, snapshot, found)
+    return found
+
+
+def _category(holders: t.Collection[str]) -> str:
+    """A layer is reported where it would be missed first."""
+    for prefix, category in ((IMAGE, "images"), (CACHE, "build_cache"), (CONTAINER, "containers"), (ENGINE, "engine_metadata")):
+        if any(holder.startswith(prefix) for holder in holders):
+            return category
+    return "leftovers"
+
+
+# -- graph drivers -------------------------------------------------------------------------------
+
+
+def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
+    records = f"{storage.layer_records}/sha256"
+    parents: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for name in _names(records):
+        if _HEX.fullmatch(name):
+            parents[f"sha256:{name}"] = _text(f"{records}/{name}/parent")
+            folders[f"sha256:{name}"] = _text(f"{records}/{name}/cache-id")
+    below = _Below(parents)
+    holders: dict[str, set[str]] = {chain: set() for chain in folders}
+
+    def hold(chain: str, who: str) -> None:
+        for layer in below.chain(chain):
+            holders.setdefault(layer, set()).add(who)
+
+    for image in snapshot.images:
+        if image.layers:
+            hold(image.layers[-1], IMAGE + image.id)
+        record = storage.image_record(image.id)
+        if record:
+            about = record.replace("/imagedb/content/", "/imagedb/metadata/")
+            found.add(f"record of {image.id}", (record, about), {IMAGE + image.id}, "engine_metadata")
+    known = {container.id for container in snapshot.containers}
+    mounts = f"{storage.layer_records}/mounts"
+    for name in _names(mounts):
+        # BuildKit takes writable layers, too, for as long as it builds: those stand under names of its own.
+        who = {CONTAINER + name} if name in known else set()
+        parent = _text(f"{mounts}/{name}/parent")
+        for holder in who:
+            hold(parent, holder)
+        depth = len(below.chain(parent))
+        for more, kind in enumerate(("init-id", "mount-id"), 1):
+            ident = _text(f"{mounts}/{name}/{kind}")
+            if ident:
+                found.add(
+                    f"writable layer of {name}", storage.layer_paths(ident), who, words="writable layer of a container that is gone",
+                    depth=depth + more,
+                )
+        found.add(f"layer record of {name}", [f"{mounts}/{name}"], who, "engine_metadata" if who else "")
+    _buildkit(storage, snapshot, found, folders, hold, below)
+    for chain, folder in folders.items():
+        who = holders[chain]
+        words = "layer of no image"
+        found.add(f"layer {folder}", storage.layer_paths(folder), who, final=True, words=words, depth=len(below.chain(chain)))
+        record = f"{records}/{chain.partition(':')[2]}"
+        found.add(f"record of layer {folder}", [record], who, "engine_metadata" if who else "", words=f"record of a {words}")
+
+
+def _buildkit(
+    storage: Storage,
+    snapshot: Snapshot,
+    found: Holdings,
+    folders: t.Mapping[str, str],
+    hold: t.Callable[[str, str], None],
+    below: _Below,
+) -> None:
+    """The layers of BuildKit's own records. A record that became an image's layer shares its folder with it."""
+    database = f"{storage.root}/buildkit/snapshots.db"
+    snapshots = _database(database, _tables, found) or {}
+    records = _database(f"{storage.root}/buildkit/metadata_v2.db", _records, found)
+    if records is None and os.path.lexists(f"{storage.root}/buildkit/metadata.db"):
+        records = _database(f"{storage.root}/buildkit/metadata.db", _records, found)
+    listed = {record.id for record in snapshot.build_cache}
+    holder_of: dict[str, set[str]] = defaultdict(set)
+    for ident, record in (records or {}).items():
+        twin = record.get("cache.equalMutable", "")
+        # Of a record that was not written down yet there are two, and the engine lists one of them.
+        who = next((CACHE + name for name in (ident, twin) if name in listed), "")
+        for key in {record.get("cache.snapshot", ident), twin} - {""}:
+            if who:
+                holder_of[key].add(who)
+    chain_of = {key: table.get("chainid", "") for key, table in snapshots.items()}
+
+    def depth(key: str, seen: int = 0) -> int:
+        if key.startswith("sha256:"):
+            return len(below.chain(key))
+        parent = snapshots.get(key, {}).get("parent", "")
+        return 1 + (depth(parent, seen + 1) if parent and seen < 200 else 0)
+
+    def hold_all(key: str, who: str, seen: set[str]) -> None:
+        if key in seen:
+            return
+        seen.add(key)
+        if key.startswith("sha256:"):
+            hold(key, who)
+            return
+        table = snapshots.get(key)
+        if table is None:
+            return
+        ident = table.get("committed") or key
+        if chain_of.get(key):
+            hold(chain_of[key], who)
+        found.add(f"layer {ident}", storage.layer_paths(ident), {who}, depth=depth(ident))
+        parent = table.get("parent") or snapshots.get(ident, {}).get("parent", "")
+        if parent:
+            hold_all(parent, who, seen)
+
+    for key in snapshots:
+        # What BuildKit has and lists nowhere is still BuildKit's.
+        for who in holder_of.get(key) or ({ENGINE} if not key.startswith("sha256:") else set()):
+            hold_all(key, who, set())
+
+
+class _Below:
+    """A layer and all below it, lowest last."""
+
+    def __init__(self, parents: t.Mapping[str, str]) -> None:
+        self._parents = parents
+        self._known: dict[str, tuple[str, ...]] = {"": ()}
+
+    def chain(self, layer: str) -> tuple[str, ...]:
+        path: list[str] = []
+        while layer not in self._known and layer not in path:
+            path.append(layer)
+            layer = self._parents.get(layer, "")
+        tail = self._known.get(layer, ())
+        for name in reversed(path):
+            tail = (name, *tail)
+            self._known[name] = tail
+        return tail
+
+
+def _tables(top: bolt.Bucket) -> dict[str, dict[str, str]]:
+    return {_string(key): _strings(bucket) for key, bucket in top.buckets()}
+
+
+def _records(top: bolt.Bucket) -> dict[str, dict[str, str]]:
+    """BuildKit's records: each value is JSON with the field ``value``."""
+    main = top.bucket(b"_main")
+    found: dict[str, dict[str, str]] = {}
+    for key, bucket in main.buckets() if main else ():
+        found[_string(key)] = {}
+        for name, raw in bucket.values().items():
+            try:
+                value = json.loads(raw)["value"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if isinstance(value, str):
+                found[_string(key)][_string(name)] = value
+    return found
+
+
+# -- Docker 1.9 ----------------------------------------------------------------------------------
+
+
+def _before_layers(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
+    """One layer an image, under the image's id, and its record in ``graph``; writable layers under the containers' ids."""
+    parents = {image.id: image.parent for image in snapshot.images}
+    below = _Below(parents)
+    holders: dict[str, set[str]] = defaultdict(set)
+    for image in snapshot.images:
+        for ident in below.chain(image.id):
+            holders[ident].add(IMAGE + image.id)
+    for container in snapshot.containers:
+        for ident in below.chain(container.image_id):
+            holders[ident].add(CONTAINER + container.id)
+        for more, ident in enumerate((f"{container.id}-init", container.id), 1):
+            found.add(
+                f"writable layer of {container.id}", storage.layer_paths(ident), {CONTAINER + container.id},
+                depth=len(below.chain(container.image_id)) + more,
+            )
+    for full, who in holders.items():
+        ident = full.rpartition(":")[2]
+        found.add(f"layer {ident}", storage.layer_paths(ident), who, final=True, depth=len(below.chain(full)))
+        if storage.old_records:
+            found.add(f"record of {ident}", [f"{storage.old_records}/{ident}"], who, "engine_metadata")
+            size = _text(f"{storage.old_records}/{ident}/layersize")
+            if size.isdigit():
+                found.logical[full] = int(size)
+
+
+# -- containerd ----------------------------------------------------------------------------------
+
+
+def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
+    base, snapshotter = storage.containerd, storage.snapshotter
+    if not base or not snapshotter:
+        found.doubts.append("containerd's folder is not at any place that is known")
+        return
+    graph = _database(f"{base}/io.containerd.metadata.v1.bolt/meta.db", lambda top: _graph(top, storage.driver), found)
+    numbers = _database(f"{snapshotter}/metadata.db", _numbers, found)
+    if graph is None or numbers is None:
+        return
+    holders = graph.holders(
+        {image.id for image in snapshot.images},
+        {container.id for container in snapshot.containers},
+        {record.id for record in snapshot.build_cache},
+    )
+    for key, number in numbers.items():
+        if key in graph.snapshots.values():
+            continue
+        # Of another namespace (another user of the same containerd).
+        found.add(f"layer {number.ident}", storage.layer_paths(number.ident), {ENGINE}, "engine_metadata")
+    for name, full in graph.snapshots.items():
+        number = numbers.get(full)
+        if number is None:
+            continue
+        who = holders.get(("s", name), set())
+        depth = graph.depth(name)
+        writable = not number.committed or name.endswith("-init")
+        account = f"writable layer of {name.replace('-init', '')}" if writable else f"layer {number.ident}"
+        found.add(
+            account, storage.layer_paths(number.ident), who,
+            "containers" if writable and any(holder.startswith(CONTAINER) for holder in who) else "",
+            final=number.committed, words="snapshot that nothing refers to", depth=depth,
+        )
+        if number.committed and number.size is not None:
+            found.logical[name] = number.size
+    blobs = f"{base}/io.containerd.content.v1.content/blobs"
+    for digest in graph.content:
+        kind, _colon, value = digest.partition(":")
+        if _DIGEST.fullmatch(digest):
+            who = holders.get(("c", digest), set())
+            found.add(f"content {digest}", [f"{blobs}/{kind}/{value}"], who, final=True, words="content that nothing refers to")
+
+
+class _Number(t.NamedTuple):
+    """A snapshot's folder by number, whether it is committed, and bytes that its snapshotter counted."""
+
+    ident: str
+    committed: bool
+    size: int | None
+
+
+@dataclass
+class _Graph:
+    """What containerd knows of the engine: each node refers to content ("c") and snapshots ("s")."""
+
+    content: dict[str, list[tuple[str, str]]]
+    snapshots: dict[str, str]
+    parents: dict[str, str]
+    images: dict[str, list[str]]
+    leases: dict[str, list[tuple[str, str]]]
+    labelled: set[tuple[str, str]]
+
+    def holders(
+        self, images: t.Collection[str], containers: t.Collection[str], records: t.Collection[str]
+    ) -> dict[tuple[str, str], set[str]]:
+        found: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for target in self.images:
+            who = IMAGE + target if target in images else ENGINE
+            self._mark(("c", target), who, found)
+        for lease, resources in self.leases.items():
+            # The engine's lease for a container has the container's id, BuildKit's the record's.
+            who = CONTAINER + lease if lease in containers else CACHE + lease if lease in records else ENGINE
+            for resource in resources:
+                self._mark(resource, who, found)
+        for name in self.snapshots:
+            plain = name[: -len("-init")] if name.endswith("-init") else name
+            if plain in containers:
+                self._mark(("s", name), CONTAINER + plain, found)
+        for node in self.labelled:
+            self._mark(node, ENGINE, found)
+        return found
+
+    def depth(self, name: str) -> int:
+        count = 0
+        while name and count < 500:
+            name = self.parents.get(name, "")
+            count += 1
+        return count
+
+    def _mark(self, node: tuple[str, str], who: str, found: dict[tuple[str, str], set[str]]) -> None:
+        todo = [node]
+        while todo:
+            current = todo.pop()
+            if who in found[current]:
+                continue
+            found[current].add(who)
+            kind, name = current
+            if kind == "c":
+                todo += self.content.get(name, [])
+            elif self.parents.get(name):
+                todo.append(("s", self.parents[name]))
+
+
+def _graph(top: bolt.Bucket, snapshotter: str) -> _Graph:
+    graph = _Graph({}, {}, {}, defaultdict(list), {}, set())
+    space = top.bucket(b"v1", _NAMESPACE)
+    for kind, bucket in space.buckets() if space else ():
+        if kind == b"images":
+            for name, image in bucket.buckets():
+                target = image.bucket(b"target")
+                digest = _string(target.values().get(b"digest", b"")) if target else ""
+                graph.images[digest].append(_string(name))
+        elif kind == b"content":
+            for digest, blob in (bucket.bucket(b"blob") or _nothing()).buckets():
+                graph.content[_string(digest)] = _references(blob, snapshotter)
+                _note_root(graph, ("c", _string(digest)), blob)
+        elif kind == b"snapshots":
+            for name, entry in (bucket.bucket(snapshotter.encode()) or _nothing()).buckets():
+                values = _strings(entry)
+                graph.snapshots[_string(name)] = values.get("name", "")
+                graph.parents[_string(name)] = values.get("parent", "")
+                _note_root(graph, ("s", _string(name)), entry)
+        elif kind == b"leases":
+            for name, lease in bucket.buckets():
+                graph.leases[_string(name)] = _resources(lease, snapshotter)
+    return graph
+
+
+def _references(node: bolt.Bucket, snapshotter: str) -> list[tuple[str, str]]:
+    """What a node's labels keep alive: gc.ref.content[.x] and gc.ref.snapshot.<snapshotter>[/x]."""
+    found = []
+    for key, value in (node.bucket(b"labels") or _nothing()).values().items():
+        name = _string(key)
+        if name.startswith("containerd.io/gc.ref.content"):
+            found.append(("c", _string(value)))
+        elif re.match(rf"containerd\.io/gc\.ref\.snapshot\.{re.escape(snapshotter)}(/|$)", name):
+            found.append(("s", _string(value)))
+    return found
+
+
+def _note_root(graph: _Graph, node: tuple[str, str], entry: bolt.Bucket) -> None:
+    labels = (entry.bucket(b"labels") or _nothing()).values()
+    if b"containerd.io/gc.root" in labels:
+        graph.labelled.add(node)
+
+
+def _resources(lease: bolt.Bucket, snapshotter: str) -> list[tuple[str, str]]:
+    found = [("c", _string(name)) for name, _value in (lease.bucket(b"content") or _nothing()).items()]
+    inner = lease.bucket(b"snapshots", snapshotter.encode()) or _nothing()
+    return found + [("s", _string(name)) for name, _value in inner.items()]
+
+
+def _numbers(top: bolt.Bucket) -> dict[str, _Number]:
+    found = {}
+    for name, entry in (top.bucket(b"v1", b"snapshots") or _nothing()).buckets():
+        values = entry.values()
+        size = _varint(values[b"size"], zigzag=True) if b"size" in values else None
+        found[_string(name)] = _Number(
+            str(_varint(values.get(b"id", b"\0"))), _varint(values.get(b"kind", b"\0")) == 3, size
+        )
+    return found
+
+
+def _varint(raw: bytes, zigzag: bool = False) -> int:
+    """Go's binary.Uvarint, or binary.Varint."""
+    value = shift = 0
+    for byte in raw:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            break
+    return (value >> 1) ^ -(value & 1) if zigzag else value
+
+
+def _nothing() -> bolt.Bucket:
+    return bolt.Bucket(b"", 4096, 0, bytes(16))
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+_Answer = t.TypeVar("_Answer")
+
+
+def _database(path: str, look: t.Callable[[bolt.Bucket], _Answer], found: Holdings) -> _Answer | None:
+    """What ``look`` makes of a database; None, and a doubt if it is there and cannot be read."""
+    try:
+        return bolt.read(path, look)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        found.doubts.append(f"{path}: {error.strerror}")
+    except bolt.BoltError as error:
+        found.doubts.append(str(error))
+    return None
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            return stream.read(200).strip()
+    except OSError:
+        return ""
+
+
+def _string(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _strings(bucket: bolt.Bucket) -> dict[str, str]:
+    return {_string(key): _string(value) for key, value in bucket.values().items()}

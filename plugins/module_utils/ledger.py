@@ -1,0 +1,96 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who holds which bytes, and what comes free when holders go. Pure: neither the engine nor the disk is known here.
+
+An account is what is kept or given back as one: a layer, a container's writable layer, a volume, a record. It
+is held by objects of the engine (``image:<id>``, ``container:<id>``, ``volume:<name>``, ``build_cache:<id>``),
+and comes free with the last of them.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
+
+IMAGE, CONTAINER, VOLUME, CACHE = "image:", "container:", "volume:", "build_cache:"
+
+
+@dataclass(frozen=True)
+class Account:
+    """``category`` is where its bytes are reported. One without holders never goes by itself.
+
+    ``final``: what is in it never changes again, as in a layer that is registered.
+    ``words``: what it is, for a person.
+    """
+
+    category: str
+    holders: frozenset[str] = frozenset()
+    final: bool = False
+    words: str = ""
+
+
+class Ledger:
+    """Accounts and their sizes."""
+
+    def __init__(self, accounts: t.Mapping[str, Account], sizes: t.Mapping[str, Sizes]) -> None:
+        self._accounts = accounts
+        self._sizes = sizes
+        self._held: dict[str, list[str]] = defaultdict(list)
+        for name, account in accounts.items():
+            for holder in account.holders:
+                self._held[holder].append(name)
+
+    def of(self, holder: str) -> Sizes:
+        """All that an object holds, also what others hold with it."""
+        total = Sizes()
+        for name in self._held.get(holder, ()):
+            total.add(self.size(name))
+        return total
+
+    def of_category(self, holder: str, category: str) -> Sizes:
+        """What of an object's stands in one category."""
+        total = Sizes()
+        for name in self._held.get(holder, ()):
+            if self._accounts[name].category == category:
+                total.add(self.size(name))
+        return total
+
+    def size(self, account: str) -> Sizes:
+        return self._sizes.get(account) or Sizes()
+
+    def in_category(self, category: str) -> Sizes:
+        """The sum of a category; categories have no account in common."""
+        total = Sizes()
+        for name, account in self._accounts.items():
+            if account.category == category:
+                total.add(self.size(name))
+        return total
+
+    def alone(self, holder: str) -> int:
+        """Bytes that come free if this object goes and no other."""
+        names = self._held.get(holder, ())
+        return sum(self.size(name).frees for name in names if len(self._accounts[name].holders) == 1)
+
+    def freed(self, gone: t.Iterable[str]) -> int:
+        """Bytes that the filesystem has more once these objects are gone."""
+        return sum(self.freed_in_turn(gone))
+
+    def freed_in_turn(self, gone: t.Iterable[str]) -> list[int]:
+        """The same for one after the other: an account counts where its last holder goes."""
+        left = {name: len(account.holders) for name, account in self._accounts.items() if account.holders}
+        done: set[str] = set()
+        freed = []
+        for holder in gone:
+            bytes_ = 0
+            for name in () if holder in done else self._held.get(holder, ()):
+                left[name] -= 1
+                if not left[name]:
+                    bytes_ += self.size(name).frees
+            done.add(holder)
+            freed.append(bytes_)
+        return freed
+

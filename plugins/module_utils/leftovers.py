@@ -1,0 +1,194 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What lies under the data root and no engine object owns.
+
+Ownerless is what was there before the engine was asked for its objects, and is in none of the records that were
+read after that: so nothing that came meanwhile is taken for it. What is being made is in no record yet, either: it
+is young, or a process still writes the layer store's record of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import typing as t
+from dataclasses import dataclass
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+
+#: Seconds within which something may be half made without any sign of it: folder and record are made at once.
+_YOUNG = 10.0
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something in a folder in which everything belongs to somebody. ``changed`` in seconds since 1970."""
+
+    path: str
+    kind: str
+    changed: float
+    folder: bool
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """``kind`` says what it is, ``reason`` why it is nobody's."""
+
+    path: str
+    kind: str
+    reason: str
+    changed: float
+
+
+def listing(storage: Storage) -> list[Entry]:
+    """Everything that has to have an owner. To be called before the engine is asked for its objects."""
+    found: list[Entry] = []
+    for folder in storage.layer_folders():
+        found += [entry for entry in _entries(folder, "layer") if not storage.is_drivers_own(os.path.basename(entry.path))]
+    if storage.image_store == "graphdriver":
+        found += [entry for entry in _entries(f"{storage.layer_records}/sha256", "layer record") if _is_id(entry)]
+        found += _entries(f"{storage.layer_records}/mounts", "record of a writable layer")
+        found += _entries(f"{storage.layer_records}/tmp", "half-made layer record")
+        if storage.old_records:
+            found += [entry for entry in _entries(storage.old_records, "image record") if _is_id(entry)]
+    elif storage.containerd:
+        for entry in _entries(f"{storage.containerd}/io.containerd.content.v1.content/blobs", ""):
+            found += _entries(entry.path, "content")
+    found += [entry for entry in _entries(f"{storage.root}/containers", "container") if _is_id(entry)]
+    found += [entry for entry in _entries(f"{storage.root}/volumes", "volume") if entry.folder]
+    return found
+
+
+def others(storage: Storage) -> list[Leftover]:
+    """What storage drivers and image stores left behind that were in use before (moby has no way back but by hand)."""
+    found = []
+    for path in storage.others():
+        top = f"{storage.root}/{os.path.relpath(path, storage.root).split('/')[0]}"
+        found.append(Leftover(top, "other storage driver", "of a storage driver that is not in use", _changed(top)))
+    for entry in _entries(f"{storage.root}/image", "other image store"):
+        if entry.folder and (storage.image_store != "graphdriver" or os.path.basename(entry.path) != storage.driver):
+            found.append(Leftover(entry.path, entry.kind, "of a storage driver that is not in use", entry.changed))
+    return found
+
+
+def find(
+    storage: Storage, listed: t.Iterable[Entry], owned: t.Container[str], now: float
+) -> tuple[list[Leftover], list[Entry]]:
+    """Return what is nobody's, and what may be being made at this moment.
+
+    :param owned: every path that has an owner, by records that were read after ``listed``.
+    :param now: this machine's clock, seconds since 1970; file times are counted by it.
+    """
+    free = [entry for entry in listed if entry.path not in owned and os.path.lexists(entry.path)]
+    making_since = _making_since(storage) if free else None
+    nobodys, making = [], []
+    for entry in free:
+        since = now - _YOUNG if making_since is None else min(now, making_since) - _YOUNG
+        if entry.kind == "half-made layer record" and making_since is None:
+            since = now
+        if entry.changed > since:
+            making.append(entry)
+            continue
+        nobodys.append(Leftover(entry.path, entry.kind, _REASONS[entry.kind], entry.changed))
+    return nobodys, making
+
+
+def registered(path: str, reason: str) -> Leftover:
+    """What the engine's records name and none of its objects has: it goes with a restart, not by hand (moby 29358)."""
+    return Leftover(path, "registered layer", reason, _changed(path))
+
+
+_REASONS = {
+    "layer": "a layer's folder that no image, container or build names",
+    "layer record": "a layer that no image, container or build has",
+    "record of a writable layer": "of a container that the engine does not have",
+    "half-made layer record": "of a pull, load or build that did not come to its end",
+    "image record": "of an image that the engine does not have",
+    "content": "content that no image of containerd's refers to",
+    "container": "of a container that the engine does not have",
+    "volume": "of a volume that the engine does not have",
+}
+
+
+def children(folder: str) -> list[str]:
+    """The paths right below a folder; none if it cannot be read."""
+    return [entry.path for entry in _entries(folder, "")]
+
+
+def is_name(name: str) -> bool:
+    """Whether an object's name can be a folder's, as it is: nothing that leads elsewhere."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def identity(path: str) -> str:
+    """What tells a layer's folder from one that was made anew in its place: inodes, and when they were changed last.
+
+    The folder itself changes when a layer is put on top (overlay2 notes it there), what is in it does not.
+    """
+    parts = []
+    for place in (path, f"{path}/diff", f"{path}/fs"):
+        try:
+            found = os.lstat(place)
+        except OSError:
+            continue
+        parts.append(f"{found.st_ino}" if place == path else f"{found.st_ino}.{found.st_ctime_ns}.{found.st_mtime_ns}")
+        if place == path and not any(os.path.lexists(f"{path}/{inner}") for inner in ("diff", "fs")):
+            parts.append(f"{found.st_ctime_ns}.{found.st_mtime_ns}.{found.st_size}")
+    return " ".join(parts)
+
+
+def _making_since(storage: Storage) -> float | None:
+    """Since when a layer is being written, by the files that processes hold open below the layer store's ``tmp``.
+
+    The engine makes a layer's folder, opens a transaction there, and unpacks: until it is committed, only that
+    open file tells (``layer/filestore.go``, StartTransaction).
+    """
+    if storage.image_store != "graphdriver":
+        return None
+    folder = f"{storage.layer_records}/tmp"
+    if not _entries(folder, ""):
+        return None
+    oldest = None
+    for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            descriptors = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for number in descriptors:
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{number}")
+                if target.startswith(f"{folder}/"):
+                    begun = os.stat(os.path.dirname(target)).st_ctime
+                    oldest = begun if oldest is None else min(oldest, begun)
+            except OSError:
+                continue
+    return oldest
+
+
+def _entries(folder: str, kind: str) -> list[Entry]:
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                found.append(Entry(entry.path, kind, status.st_mtime, stat.S_ISDIR(status.st_mode)))
+    except OSError:
+        pass
+    return found
+
+
+def _is_id(entry: Entry) -> bool:
+    return bool(_ID.fullmatch(os.path.basename(entry.path)))
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
