@@ -149,7 +149,7 @@ def test_what_clean_is_asked_for_is_known() -> None:
 
 def test_the_filters_are_there_by_name() -> None:
     filters = FilterModule().filters()
-    assert {"cleanup_problem", "fleet_table", "host_record", "host_trouble", "asks_for_something"} <= set(filters)
+    assert {"cleanup_problem", "fleet_page", "fleet_table", "host_record", "host_trouble", "asks_for_something"} <= set(filters)
     assert all(callable(function) for function in filters.values())
 
 
@@ -397,29 +397,68 @@ def test_a_host_whose_disk_is_elsewhere_shows_no_figures_of_it() -> None:
     assert lines[1].split() == ["build1", "-", "-", "-", "-", "-", "-", "-", "-"]
 
 
+REPORT: dict[str, t.Any] = {
+    **ENGINE,
+    "usage": {
+        "images": {"count": 2, "active": 1, "logical_bytes": 16 * GB, "disk_bytes": 18 * GB, "reclaimable_bytes": 12 * GB},
+        "containers": {"count": 1, "active": 1, "logical_bytes": GB, "disk_bytes": 2 * GB, "reclaimable_bytes": 0},
+        "logs": {"count": 1, "active": 1, "logical_bytes": None, "disk_bytes": 8 * GB, "reclaimable_bytes": 8 * GB},
+        "leftovers": {"count": 3, "active": 0, "logical_bytes": None, "disk_bytes": GB, "reclaimable_bytes": GB},
+    },
+    "items": {
+        "images": [
+            {"name": "ci/build:417, ci/build:latest", "size": 2 * GB, "disk_bytes": 2 * GB, "age": 34 * 86400, "used_by": []},
+            {"name": "app:1", "size": GB, "disk_bytes": GB, "age": None, "used_by": ["web", "db", "job"]},
+        ],
+        "logs": [{"name": "ci-runner", "size": 8 * GB, "disk_bytes": 8 * GB, "age": 100, "used_by": ["ci-runner"]}],
+    },
+    "totals": {"disk_bytes": 29 * GB, "attributed_bytes": 29 * GB, "unattributed_bytes": 0, "reclaimable_bytes": 20 * GB},
+    "unread": {"count": 0, "vanished": 0, "examples": []},
+}
+
+
+def report_of(**changes: t.Any) -> list[str]:
+    return fleet.fleet_table([record("build1", engine={**REPORT, **changes})], "report")
+
+
 def test_the_table_of_a_report_says_what_could_be_had_and_the_largest_items() -> None:
-    lines = fleet.fleet_table(fleet_of(), "report")
-    assert lines[0].split()[:6] == ["host", "data", "root", "size", "used", "could"]
-    assert lines[1].split() == [
-        "build1",
-        "/var/lib/docker",
-        "50.0",
-        "GB",
-        "100",
-        "%",
-        "20.0",
-        "GB",
-        "18.0",
-        "2.0",
-        "-",
-        "-",
-        "8.0",
-    ]
-    assert any(line.startswith("web9") and "connection refused" in line for line in lines)
-    largest = next(
-        line for line in lines if line.startswith("build1, largest: ") or ("build1" in line and "largest" in line)
+    lines = fleet.fleet_table([record("build1", engine=REPORT), record("web9", engine=DOWN)], "report")
+    assert lines[0].split() == "host data root size used could be had images containers volumes cache logs leftovers".split()
+    # 20 GB, not the 21 that the categories add up to: nothing is counted twice.
+    assert lines[1].split() == "build1 /var/lib/docker 50.0 GB 100 % 20.0 GB 18.0 2.0 - - 8.0 1.0".split()
+    assert lines[2].startswith("web9 ") and "connection refused" in lines[2]
+    assert "Columns are GB on disk." in lines
+    assert " ".join(" ".join(lines[-2:]).split()) == (
+        "build1, largest: log of ci-runner 8.0 GB · image ci/build:417 2.0 GB (unused, made 34 days ago) · image app:1 1.0 GB (used by web, db and 1 more)"
     )
-    assert "log of ci-runner 8.0 GB · image ci/build:417 2.0 GB" in largest
+
+
+def test_what_was_not_measured_is_marked_and_the_footer_says_what_the_mark_means() -> None:
+    lines = report_of(usage=ENGINE["usage"], items=ENGINE["items"])
+    assert lines[1].split()[-6:] == ["~18.0", "~2.0", "-", "-", "8.0", "-"]
+    assert "Columns are GB on disk. ~ is the engine's own figure, not measured." in lines
+    assert any("image ci/build:417 ~2.0 GB" in line for line in lines)
+    assert "~" not in " ".join(report_of())
+
+
+@pytest.mark.parametrize(("nobodys", "said"), [(GB // 5, False), (3 * GB, True)])
+def test_more_than_a_hundredth_that_is_nobodys_has_a_line(nobodys: int, said: bool) -> None:
+    lines = report_of(totals={**REPORT["totals"], "unattributed_bytes": nobodys})
+    assert any(line.startswith("build1: 3.0 GB (10 %) below the data root is nobody's") for line in lines) is said
+
+
+def test_files_that_could_not_be_read_have_a_line() -> None:
+    unread = {"count": 2, "vanished": 0, "examples": [{"path": "/var/lib/docker/x", "error": "Input/output error"}]}
+    lines = report_of(unread=unread)
+    assert "build1: 2 files could not be read and are missing here, such as /var/lib/docker/x: Input/output" in " ".join(lines)
+    assert any(line.startswith("build1: 1 file could not be read and is missing here") for line in report_of(unread={"count": 1}))
+
+
+def test_the_data_root_gives_way_to_the_figures() -> None:
+    huge = {name: {**usage, "disk_bytes": 9_999 * GB} for name, usage in REPORT["usage"].items()}
+    lines = fleet.fleet_table([record("a-long-host-name", engine={**REPORT, "usage": huge})], "report")
+    assert len(lines[1]) <= 100
+    assert lines[1].split()[-6:] == ["9999", "9999", "-", "-", "9999", "9999"]
 
 
 @pytest.mark.parametrize("table", ["clean", "report"])
@@ -432,6 +471,7 @@ def test_an_empty_fleet_has_a_table(table: str) -> None:
 def test_no_line_has_more_than_a_hundred_columns(table: str, check: bool) -> None:
     long = copy.deepcopy(ENGINE)
     long["engine"]["root_dir"] = "/srv/" + "very-long/" * 20
+    long["unread"] = {"count": 5, "examples": [{"path": "/srv/" + "very-long/" * 20, "error": "w" * 200}]}
     for items in long["items"].values():
         for item in items:
             item["name"] = "registry.example.com/" + "x" * 200
