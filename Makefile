@@ -79,6 +79,11 @@ roots: .venv/made-from ## root file systems with other engines for the integrati
 bench-report: .venv/made-from ## docker_disk_report beside du and docker system df: ratios (root, 10 minutes, 8 GB of disk)
 	@$(as_root) $(bound) python benchmarks/report.py $(ARGS)
 
+.PHONY: test-vm test-vm-devicemapper test-vm-zfs
+test-vm: test-vm-devicemapper test-vm-zfs ## storage drivers that need a kernel of their own, in emulated machines (root)
+test-vm-devicemapper test-vm-zfs: test-vm-%: .venv/made-from
+	@$(as_root) setpriv --pdeathsig KILL -- bash scripts/vm.sh $* && $(bound) $(pytest) tests/vm/test_$*.py $(ARGS)
+
 .PHONY: test
 test: setup lint docs build unit sanity roots molecule demo integration ## all of it, the quick ones first (under 15 minutes)
 

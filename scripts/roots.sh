@@ -3,10 +3,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if [ -z "${FLEETCLEAN_MIRROR:-}" ] && command -v apt-get >/dev/null; then
-    mirror=$(apt-get indextargets --format '$(ORIGIN) $(SITE)' 2>/dev/null | awk '$1 == "Debian" && $2 !~ /security/ { print $2; exit }')
-    if [ -n "$mirror" ]; then export FLEETCLEAN_MIRROR=$mirror; fi
-fi
+. scripts/mirror.sh
 for suite in bullseye trixie forky; do
     if ! [ -d "${FLEETCLEAN_CACHE:-$HOME/.cache/fleetclean}/roots/$suite" ]; then echo "roots: debootstrap of $suite (a minute)"; fi
     # It ends with this script.
