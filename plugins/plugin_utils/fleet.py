@@ -44,7 +44,6 @@ _ITEM_WORDS = {
     "logs": "log of",
     "build_cache": "cache",
     "leftovers": "leftover",
-    "container_metadata": "metadata of",
 }
 #: The widest column of names: with it a line has a hundred columns.
 _LONGEST = 15
@@ -413,7 +412,7 @@ def item_words(category: str, item: dict[str, t.Any]) -> str:
         words.append(printable(item["state"], 20))
     if item.get("reason"):
         words.append(printable(item["reason"], 80))
-    if category == "images" and item.get("age"):
+    if category in ("images", "containers") and item.get("age"):
         words.append(f"made {say_duration(item['age'])} ago")
     return ", ".join(words)
 

@@ -37,6 +37,8 @@ _WORDS = {
     "build_cache": "cache", "container_metadata": "container metadata", "engine_metadata": "engine metadata",
     "unattributed": "unattributed", "other": "everything else", "free": "free",
 }
+#: Types of filesystems that an engine mounts below its data root.
+_ENGINES_MOUNTS = ("overlay", "aufs", "fuse.fuse-overlayfs", "tmpfs", "nsfs", "mqueue", "proc", "sysfs")
 #: How many items a host shows at most, and how many all of them together (but at least a few each): what bounds the page's size.
 _MOST_ITEMS, _MOST_ITEMS_OF_ALL, _FEW = 12, 4000, 4
 #: Reasons that are shown at once; the others have to be opened.
@@ -443,7 +445,12 @@ def _failures(record: Record, count: int) -> str:
 
 def _notes(record: Record) -> str:
     found = fleet.notes(record)
-    found += [f"not entered: {_dict(mount).get('path')}, another filesystem ({_dict(mount).get('type')})" for mount in _list(record.get("mounts"))[:5]]
+    mounts = [_dict(mount) for mount in _list(record.get("mounts"))]
+    # What an engine itself mounts there, for a container that runs, is nothing to be told.
+    others = [mount for mount in mounts if mount.get("type") not in _ENGINES_MOUNTS]
+    if others:
+        which = ", ".join(f"{_cut(mount.get('path'), 100)} ({_cut(mount.get('type'), 20)})" for mount in others[:3])
+        found.append(f"{_count(len(others), 'other filesystem')} below the data root {'is' if len(others) == 1 else 'are'} not part of this: {which}")
     found += [str(warning) for warning in _list(record.get("warnings"))[:5]]
     return f'<ul class="notes soft wide">{"".join(f"<li>{_text(note, 400)}</li>" for note in found)}</ul>' if found else ""
 
@@ -457,11 +464,16 @@ def _text(value: object, longest: int = 400) -> str:
     What has no shape of its own (control characters, those that turn the direction of writing, lone surrogates) becomes a
     visible sign. Braces are escaped too: a name such as {{ x }} is nothing for a template engine to read.
     """
+    return html.escape(_cut(value, longest), quote=True).replace("{", "&#123;").replace("}", "&#125;")
+
+
+def _cut(value: object, longest: int) -> str:
+    """What can be seen of it, cut in its middle."""
     clean = "".join(char if char.isprintable() else "\ufffd" for char in str(value))
     if len(clean) > longest:
         head = (longest - 1) // 2
         clean = f"{clean[:head]}…{clean[len(clean) - (longest - head - 1):]}"
-    return html.escape(clean, quote=True).replace("{", "&#123;").replace("}", "&#125;")
+    return clean
 
 
 def _number(value: object) -> int | None:

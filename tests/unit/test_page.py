@@ -149,6 +149,14 @@ def test_where_figures_are_not_the_whole_truth_the_host_says_so() -> None:
     assert "volumes could not be listed" in words
 
 
+def test_other_filesystems_are_told_but_not_those_of_running_containers() -> None:
+    engine = records.engine_result(1)
+    engine["mounts"] = [{"path": "/var/lib/docker/overlay2/5f/merged", "type": "overlay"}, {"path": "/var/lib/docker/volumes/nfs/_data", "type": "nfs4"}]
+    words = show([records.hostvars("a", engine=engine)]).words
+    assert "1 other filesystem below the data root is not part of this: /var/lib/docker/volumes/nfs/_data (nfs4)" in words
+    assert "merged" not in words
+
+
 def test_a_host_without_a_known_filesystem_has_its_categories_all_the_same() -> None:
     engine = {**records.engine_result(1), "filesystems": []}
     words = show([records.hostvars("a", engine=engine)]).words
