@@ -15,7 +15,7 @@ fail() {
 PROGRAMS=(
     dockerd:docker.io docker:docker-cli sshd:openssh-server ssh:openssh-client sudo:sudo ip:iproute2 ps:procps
     mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs fuse-overlayfs:fuse-overlayfs debootstrap:debootstrap
-    unshare:util-linux losetup:mount
+    unshare:util-linux losetup:mount chromium:chromium
 )
 # What only the emulated machines need (`setup.sh vm`, called by `make test-vm`): 90 MB, which nobody else shall wait for.
 if [ "${1:-}" = vm ]; then PROGRAMS+=(qemu-system-x86_64:qemu-system-x86); fi
