@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import typing as t
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot, chain_ids
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -66,7 +68,10 @@ class Holdings:
         known = self.accounts.get(name)
         all_holders = frozenset(holders) | (known.holders if known else frozenset())
         self.accounts[name] = Account(
-            category or _category(all_holders), all_holders, final or bool(known and known.final), words
+            category or _category(all_holders),
+            all_holders,
+            final or bool(known and known.final),
+            "" if all_holders else words,
         )
         for path in paths:
             self.paths[path] = name
@@ -87,7 +92,8 @@ def read(storage: Storage, snapshot: Snapshot) -> Holdings:
 
 def _category(holders: t.Collection[str]) -> str:
     """A layer is reported where it would be missed first."""
-    for prefix, category in ((IMAGE, "images"), (CACHE, "build_cache"), (CONTAINER, "containers"), (ENGINE, "engine_metadata")):
+    # What the engine alone refers to is being pulled, or was.
+    for prefix, category in ((IMAGE, "images"), (CACHE, "build_cache"), (CONTAINER, "containers"), (ENGINE, "images")):
         if any(holder.startswith(prefix) for holder in holders):
             return category
     return "leftovers"
@@ -140,6 +146,8 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         who = holders[chain]
         words = "layer of no image"
         found.add(f"layer {folder}", storage.layer_paths(folder), who, final=True, words=words, depth=len(below.chain(chain)))
+        if chain in snapshot.layer_bytes:
+            found.logical[f"layer {folder}"] = snapshot.layer_bytes[chain]
         record = f"{records}/{chain.partition(':')[2]}"
         found.add(f"record of layer {folder}", [record], who, "engine_metadata" if who else "", words=f"record of a {words}")
 
@@ -188,14 +196,18 @@ def _buildkit(
         ident = table.get("committed") or key
         if chain_of.get(key):
             hold(chain_of[key], who)
-        found.add(f"layer {ident}", storage.layer_paths(ident), {who}, depth=depth(ident))
+        category = "build_cache" if who == ENGINE else ""
+        found.add(f"layer {ident}", storage.layer_paths(ident), {who}, category, depth=depth(ident))
         parent = table.get("parent") or snapshots.get(ident, {}).get("parent", "")
         if parent:
             hold_all(parent, who, seen)
 
+    # A record that was finished has its folder under the name that it was begun with.
+    begun = {table["committed"] for table in snapshots.values() if table.get("committed")}
     for key in snapshots:
         # What BuildKit has and lists nowhere is still BuildKit's.
-        for who in holder_of.get(key) or ({ENGINE} if not key.startswith("sha256:") else set()):
+        unlisted = {ENGINE} if key not in begun and not key.startswith("sha256:") else set()
+        for who in holder_of.get(key) or unlisted:
             hold_all(key, who, set())
 
 
@@ -264,7 +276,7 @@ def _before_layers(storage: Storage, snapshot: Snapshot, found: Holdings) -> Non
             found.add(f"record of {ident}", [f"{storage.old_records}/{ident}"], who, "engine_metadata")
             size = _text(f"{storage.old_records}/{ident}/layersize")
             if size.isdigit():
-                found.logical[full] = int(size)
+                found.logical[f"layer {ident}"] = int(size)
 
 
 # -- containerd ----------------------------------------------------------------------------------
@@ -287,8 +299,8 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
     for key, number in numbers.items():
         if key in graph.snapshots.values():
             continue
-        # Of another namespace (another user of the same containerd).
-        found.add(f"layer {number.ident}", storage.layer_paths(number.ident), {ENGINE}, "engine_metadata")
+        words = "layer of another user of the same containerd"
+        found.add(f"layer {number.ident}", storage.layer_paths(number.ident), (), "unattributed", words=words)
     for name, full in graph.snapshots.items():
         number = numbers.get(full)
         if number is None:
@@ -303,7 +315,7 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
             final=number.committed, words="snapshot that nothing refers to", depth=depth,
         )
         if number.committed and number.size is not None:
-            found.logical[name] = number.size
+            found.logical[account] = number.size
     blobs = f"{base}/io.containerd.content.v1.content/blobs"
     for digest in graph.content:
         kind, _colon, value = digest.partition(":")
@@ -340,7 +352,8 @@ class _Graph:
             self._mark(("c", target), who, found)
         for lease, resources in self.leases.items():
             # The engine's lease for a container has the container's id, BuildKit's the record's.
-            who = CONTAINER + lease if lease in containers else CACHE + lease if lease in records else ENGINE
+            name = lease[: -len("-variants")] if lease.endswith("-variants") else lease
+            who = CONTAINER + lease if lease in containers else CACHE + name if name in records else ENGINE
             for resource in resources:
                 self._mark(resource, who, found)
         for name in self.snapshots:
@@ -366,7 +379,9 @@ class _Graph:
                 continue
             found[current].add(who)
             kind, name = current
-            if kind == "c":
+            if kind == "flat":
+                found[("c", name)].add(who)
+            elif kind == "c":
                 todo += self.content.get(name, [])
             elif self.parents.get(name):
                 todo.append(("s", self.parents[name]))
@@ -393,7 +408,10 @@ def _graph(top: bolt.Bucket, snapshotter: str) -> _Graph:
                 _note_root(graph, ("s", _string(name)), entry)
         elif kind == b"leases":
             for name, lease in bucket.buckets():
-                graph.leases[_string(name)] = _resources(lease, snapshotter)
+                labels = _strings(lease.bucket(b"labels") or _nothing())
+                expires = parse_time(labels.get("containerd.io/gc.expire"))
+                if expires is None or expires > time.time():
+                    graph.leases[_string(name)] = _resources(lease, snapshotter, "containerd.io/gc.flat" in labels)
     return graph
 
 
@@ -415,8 +433,9 @@ def _note_root(graph: _Graph, node: tuple[str, str], entry: bolt.Bucket) -> None
         graph.labelled.add(node)
 
 
-def _resources(lease: bolt.Bucket, snapshotter: str) -> list[tuple[str, str]]:
-    found = [("c", _string(name)) for name, _value in (lease.bucket(b"content") or _nothing()).items()]
+def _resources(lease: bolt.Bucket, snapshotter: str, flat: bool) -> list[tuple[str, str]]:
+    """What a lease keeps. A flat one keeps its content, and not what that refers to."""
+    found = [("flat" if flat else "c", _string(name)) for name, _value in (lease.bucket(b"content") or _nothing()).items()]
     inner = lease.bucket(b"snapshots", snapshotter.encode()) or _nothing()
     return found + [("s", _string(name)) for name, _value in inner.items()]
 

@@ -51,6 +51,8 @@ _EXTENTS = 128
 _EXTENT_LAST, _EXTENT_INLINE, _EXTENT_SHARED = 0x1, 0x200, 0x2000
 #: The root of a btrfs subvolume has always this inode number (btrfs_tree.h: BTRFS_FIRST_FREE_OBJECTID).
 _SUBVOLUME_INODE = 256
+#: A node of a btrfs tree, as mkfs makes it.
+_NODE = 16384
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -355,6 +357,10 @@ class _Walk:
 
     def tree(self, path: str) -> None:
         account = self._plan.owners.get(path, path)
+        mount = self._plan.mounts.get(path)
+        if mount and not mount.own:
+            self._found.mounts.append(mount)  # a layer's device, while its container runs
+            return
         try:
             top = os.lstat(path)
             if not stat.S_ISDIR(top.st_mode):
@@ -432,6 +438,8 @@ class _Walk:
             sizes.shared += blocks
         elif model.copies:
             sizes.frees += model.metadata(24, 0, 0)
+            if own.st_ino == _SUBVOLUME_INODE:
+                sizes.frees += model.copies * _NODE  # a tree of its own, be it ever so small
         else:
             sizes.frees += blocks + model.inode_bytes
         folders: list[str] = []
