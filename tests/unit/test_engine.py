@@ -309,8 +309,7 @@ def test_an_engine_of_api_1_21_is_spoken_to(site: Site) -> None:
     engine = site.connect()
     assert engine.api_version == "1.21"
     assert ("GET", "/v1.21/info") in server.requests
-    assert engine.disk_usage("volume") == {}
-    assert engine.build_cache() == []
+    assert engine.disk_usage("volume", "build-cache") == {}
     assert not any("/system/df" in path for _method, path in server.requests)
 
 
@@ -403,10 +402,15 @@ def test_an_engine_that_dies_in_the_middle_is_down(site: Site) -> None:
     assert caught.value.code == "engine_down"
 
 
-@pytest.mark.parametrize("ask", ["containers", "images", "volumes", "networks", "build_cache"])
+@pytest.mark.parametrize("ask", ["containers", "images", "volumes", "networks"])
 def test_null_instead_of_a_list_is_an_empty_list(site: Site, ask: str) -> None:
     site.serve(engine_that(lambda method, path: http(None)))
     assert getattr(site.connect(), ask)() == []
+
+
+def test_null_instead_of_the_engines_own_figures_is_no_figures(site: Site) -> None:
+    site.serve(engine_that(lambda method, path: http(None)))
+    assert site.connect().disk_usage("build-cache") == {}
 
 
 def test_volumes_without_any_are_null_in_the_answer(site: Site) -> None:

@@ -519,7 +519,12 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-# -- sizes ---------------------------------------------------------------------------------------
+# -- which files are logs --------------------------------------------------------------------------
+
+
+def log_names(folder: Path) -> list[str]:
+    """What ``files`` names, relative to the container's folder."""
+    return sorted(os.path.relpath(path, folder) for path in logs.files(str(folder), IDENT))
 
 
 def test_a_containers_logs_are_all_of_them_rotated_ones_too(tmp_path: Path) -> None:
@@ -527,28 +532,36 @@ def test_a_containers_logs_are_all_of_them_rotated_ones_too(tmp_path: Path) -> N
     (log.folder / f"{log.path.name}.1").write_bytes(b"x" * 7000)
     (log.folder / f"{log.path.name}.2.gz").write_bytes(b"x" * 100)
     (log.folder / "config.v2.json").write_bytes(b"x" * 9000)
-    length, blocks = logs.sizes(str(tmp_path), IDENT)
-    assert length == 12_100
-    assert blocks == sum(p.stat().st_blocks * 512 for p in log.folder.glob("*-json.log*"))
+    (log.folder / "checkpoints").mkdir()
+    name = log.path.name
+    assert log_names(log.folder) == [name, f"{name}.1", f"{name}.2.gz"]
 
 
-def test_logs_of_the_local_driver_count_as_well(tmp_path: Path) -> None:
-    folder = tmp_path / "containers" / IDENT / "local-logs"
-    folder.mkdir(parents=True)
-    (folder / "container.log").write_bytes(b"x" * 300)
-    (folder / "container.log.1.gz").write_bytes(b"x" * 50)
-    assert logs.sizes(str(tmp_path), IDENT)[0] == 350
+def test_logs_of_the_local_driver_and_the_engines_own_cache_of_them_count_as_well(tmp_path: Path) -> None:
+    folder = tmp_path / IDENT
+    (folder / "local-logs").mkdir(parents=True)
+    for name in ("local-logs/container.log", "local-logs/container.log.1.gz", "container-cached.log", "container-cached.log.1"):
+        (folder / name).write_bytes(b"x")
+    for name in ("container.log", "local-logs/other", "local-logs/my-container.log"):
+        (folder / name).write_bytes(b"x")
+    assert log_names(folder) == [
+        "container-cached.log", "container-cached.log.1", "local-logs/container.log", "local-logs/container.log.1.gz",
+    ]
 
 
-def test_a_container_without_a_log_on_disk_has_no_size_rather_than_none_at_all(tmp_path: Path) -> None:
-    assert logs.sizes(str(tmp_path), IDENT) == (0, None)
+def test_a_container_without_a_log_on_disk_has_no_log_files(tmp_path: Path) -> None:
+    (tmp_path / "config.v2.json").write_bytes(b"x")
+    (tmp_path / f"{'b' * 64}-json.log").write_bytes(b"of another one")
+    assert log_names(tmp_path) == []
+    assert log_names(tmp_path / "nowhere") == []
 
 
-def test_links_among_the_logs_are_not_followed(tmp_path: Path) -> None:
+def test_links_among_the_logs_are_named_and_not_followed(tmp_path: Path) -> None:
+    # Whoever counts them counts the link itself, as it stands in the folder.
     log = Log(tmp_path, b"x" * 10)
     (tmp_path / "big").write_bytes(b"x" * 100_000)
     (log.folder / f"{log.path.name}.1").symlink_to(tmp_path / "big")
-    assert logs.sizes(str(tmp_path), IDENT)[0] == 10
+    assert log_names(log.folder) == [log.path.name, f"{log.path.name}.1"]
 
 
 # -- what engines hold open ------------------------------------------------------------------------

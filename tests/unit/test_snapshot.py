@@ -405,7 +405,7 @@ def test_a_record_of_the_build_cache_has_parents_in_two_ways_and_never_its_descr
         "Size": -1,
         "LastUsedAt": "2024-03-01T12:00:00.5Z",
     }
-    first, second = take(FakeEngine(build_cache=[old, new]), build_cache=True).build_cache
+    first, second = take(FakeEngine(disk_usage={"BuildCache": [old, new]}), build_cache=True).build_cache
     assert first.parents == ("p",)
     assert (first.shared, first.bytes, first.last_used, first.created) == (True, 5, None, NOON - 3600)
     assert second.parents == ("p", "q")
