@@ -120,9 +120,13 @@ class _Report:
                 result["items"][category] = []
         result["reclaimable"] = ways
         result["totals"] = self._totals(ways)
-        result["roots"] = [{"path": words.printable(path), "disk_bytes": size} for path, size in survey.roots.items() if self._exact]
-        result["unread"] = _unread(survey)
         found = survey.found
+        if self._exact and found:
+            result["roots"] = [
+                {"path": words.printable(path), "disk_bytes": size, "subvolume_bytes": found.in_subvolumes if not number else 0}
+                for number, (path, size) in enumerate(survey.roots.items())
+            ]
+        result["unread"] = _unread(survey)
         result["mounts"] = [{"path": words.printable(mount.path), "type": mount.type} for mount in found.mounts] if found else []
         result["measured"] = {
             "mode": "exact" if self._exact else "fast",

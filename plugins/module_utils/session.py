@@ -53,6 +53,18 @@ class Site(t.NamedTuple):
             "rootless": any("rootless" in str(option) for option in info.get("SecurityOptions") or []),
             "live_restore": bool(info.get("LiveRestoreEnabled")),
             "swarm": str((info.get("Swarm") or {}).get("LocalNodeState") or "inactive"),
+            "containers": info.get("Containers"),
+            "containers_running": info.get("ContainersRunning"),
+            "containers_paused": info.get("ContainersPaused"),
+            "containers_stopped": info.get("ContainersStopped"),
+            "images": info.get("Images"),
+            "operating_system": info.get("OperatingSystem"),
+            "kernel_version": info.get("KernelVersion"),
+            "architecture": info.get("Architecture"),
+            "cpus": info.get("NCPU"),
+            "memory_bytes": info.get("MemTotal"),
+            "cgroup_driver": info.get("CgroupDriver"),
+            "security_options": [str(option) for option in info.get("SecurityOptions") or []],
             "sdk": {"source": self.sdk.source, "version": self.sdk.version},
         }
 

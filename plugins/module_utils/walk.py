@@ -84,11 +84,15 @@ class Unit:
 
 @dataclass
 class Found:
-    """``sizes`` by account. ``self_contained``: accounts whose figures do not depend on any other's."""
+    """``sizes`` by account. ``self_contained``: accounts whose figures do not depend on any other's.
+
+    ``in_subvolumes`` are the bytes of ``disk`` in btrfs subvolumes, into which ``du -x`` does not look.
+    """
 
     sizes: dict[str, Sizes] = field(default_factory=dict)
     self_contained: set[str] = field(default_factory=set)
     mounts: list[Mount] = field(default_factory=list)
+    in_subvolumes: int = 0
     unread: int = 0
     vanished: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
@@ -111,6 +115,7 @@ class Found:
             self.of(account).add(sizes)
         self.self_contained |= other.self_contained
         self.mounts += other.mounts
+        self.in_subvolumes += other.in_subvolumes
         self.unread += other.unread
         self.vanished += other.vanished
         self.examples += other.examples[: _EXAMPLES - len(self.examples)]
@@ -473,6 +478,8 @@ class _Walk:
         except OSError as error:
             self._found.fail(path, error)
         sizes.disk += disk * 512
+        if own.st_dev not in self._plan.models:
+            self._found.in_subvolumes += blocks + disk * 512
         sizes.apparent += apparent
         sizes.inodes += inodes
         sizes.frees += disk * 512 + inodes * model.inode_bytes
@@ -488,6 +495,8 @@ class _Walk:
                 return
             self._open_links += found.st_nlink - 1
         sizes.disk += blocks
+        if found.st_dev not in self._plan.models:
+            self._found.in_subvolumes += blocks
         sizes.inodes += 1
         regular = stat.S_ISREG(found.st_mode)
         sizes.apparent += found.st_size

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: docker_disk_report
-short_description: Say where the disk space of a Docker host has gone
+short_description: Say where every byte of a Docker host's disk has gone
 version_added: 0.1.0
 description:
-  - Reports what an engine's images, containers, volumes, build cache and logs take, and what of it could be had back.
-  - Changes nothing, and runs on a host without a free byte and without the Docker SDK.
+  - >-
+    Reports what an engine's images, containers, volumes, build cache, logs, the engine's own files and leftovers take below
+    its data root, what of it could be had back, and by which means. Each byte stands in one category; what has no owner is
+    named as such.
+  - >-
+    Changes nothing but what it remembers itself (O(state_dir)), and runs on a host without a free byte and without the
+    Docker SDK.
+  - >-
+    What could be had back is counted by the policy of M(fleetclean.docker.docker_clean) and by the filesystem: a layer
+    comes free with the last image, container or build cache that has it; xfs frees inodes besides blocks; btrfs keeps small
+    files in its metadata; blocks that others share give nothing.
 author: The fleetclean.docker contributors (@fleetclean)
 extends_documentation_fragment:
   - fleetclean.docker.options
@@ -27,15 +36,21 @@ options:
   include:
     description:
       - What to report. An empty list gives the engine's facts and paths alone, from one question to the engine.
-      - V(leftovers) is not there yet in this release and is refused.
+      - >-
+        V(containers) has the category C(container_metadata) with it; V(leftovers) has C(tmp), C(engine_metadata) and, with
+        O(measure=exact), C(unattributed).
     type: list
     elements: str
     choices: [filesystem, images, containers, volumes, build_cache, logs, leftovers]
     default: [filesystem, images, containers, volumes, build_cache, logs, leftovers]
   measure:
     description:
-      - V(fast) takes the engine's and the layer store's own figures and reads the disk only where there are none (logs).
-      - V(exact) is not there yet in this release and is refused.
+      - >-
+        V(fast) takes the engine's and the layer store's own figures, and walks what nobody else has a figure for: logs,
+        containers' folders, the engine's own files, temporary files and leftovers.
+      - >-
+        V(exact) walks everything once. A layer never changes once it is registered, so what it was found to take is
+        remembered in O(state_dir), and the next run walks only what is new or can change.
     type: str
     choices: [fast, exact]
     default: fast
@@ -55,6 +70,11 @@ seealso:
 EXAMPLES = r"""
 - name: Where has the space gone?
   fleetclean.docker.docker_disk_report:
+  register: disk
+
+- name: Where has every byte gone?
+  fleetclean.docker.docker_disk_report:
+    measure: exact
   register: disk
 
 - name: Only the engine's facts and the storage driver's paths
@@ -87,6 +107,18 @@ engine:
     rootless: false
     live_restore: false
     swarm: inactive
+    containers: 14
+    containers_running: 3
+    containers_paused: 0
+    containers_stopped: 11
+    images: 12
+    operating_system: Debian GNU/Linux 13 (trixie)
+    kernel_version: 6.12.48
+    architecture: x86_64
+    cpus: 8
+    memory_bytes: 33554432000
+    cgroup_driver: systemd
+    security_options: ["name=seccomp,profile=builtin"]
     sdk: {source: carried, version: 7.1.0}
   contains:
     name: {description: The host's name as the engine knows it., type: str, returned: always}
@@ -102,6 +134,18 @@ engine:
     rootless: {description: Whether the engine runs without root., type: bool, returned: always}
     live_restore: {description: Whether containers outlive the engine., type: bool, returned: always}
     swarm: {description: The node's state in a swarm., type: str, returned: always}
+    containers: {description: How many containers there are., type: int, returned: always}
+    containers_running: {description: How many run., type: int, returned: always}
+    containers_paused: {description: How many are paused., type: int, returned: always}
+    containers_stopped: {description: How many do not run., type: int, returned: always}
+    images: {description: 'How many images there are, as the engine counts.', type: int, returned: always}
+    operating_system: {description: The host's operating system., type: str, returned: always}
+    kernel_version: {description: The host's kernel., type: str, returned: always}
+    architecture: {description: The host's architecture., type: str, returned: always}
+    cpus: {description: The host's processors., type: int, returned: always}
+    memory_bytes: {description: The host's memory., type: int, returned: always}
+    cgroup_driver: {description: Who manages control groups., type: str, returned: always}
+    security_options: {description: 'What secures containers, such as V(name=userns) or V(name=rootless).', type: list, returned: always}
     sdk: {description: Which SDK was used., type: dict, returned: always}
 paths:
   description: The storage driver's paths below the data root that exist; empty if the data root is not proven to be here.
@@ -109,7 +153,7 @@ paths:
   type: dict
   sample: {layers: [/var/lib/docker/overlay2], image_metadata: [/var/lib/docker/image/overlay2]}
 filesystems:
-  description: The filesystems of the data root. Sizes in bytes.
+  description: The filesystems of the data roots. Sizes in bytes.
   returned: when O(include) has V(filesystem) and the data root is proven to be here
   type: list
   elements: dict
@@ -118,24 +162,103 @@ filesystems:
        inodes: 3276800, inodes_available: 3010000}
 usage:
   description: >-
-    By category (images, containers, volumes, build_cache, logs): C(count), C(active), C(logical_bytes) (the engine's
-    figure), C(disk_bytes) (allocated; null where it was not measured) and C(reclaimable_bytes) (could be freed by
-    some policy).
+    By category. C(images) (layers, each once), C(containers) (writable layers), C(volumes) (of the driver C(local)),
+    C(build_cache), C(logs) (of every driver that writes files, rotated ones too), C(container_metadata), C(engine_metadata)
+    (databases and records), C(tmp), C(leftovers) (what no object of the engine owns) and C(unattributed). Categories do not
+    overlap in C(disk_bytes). With another machine's engine there are the engine's figures alone.
   returned: when the engine answers
   type: dict
   sample:
-    images: {count: 12, active: 3, logical_bytes: 9000000000, disk_bytes: null, reclaimable_bytes: 6000000000}
+    images: {count: 12, active: 3, logical_bytes: 9000000000, disk_bytes: 9800000000, apparent_bytes: 9000000000,
+             shared_bytes: 0, reclaimable_bytes: 6000000000}
+  contains:
+    count: {description: How many objects., type: int, returned: always}
+    active: {description: How many of them are in use., type: int, returned: always}
+    logical_bytes:
+      description: The engine's figure, a sum of file lengths; null where it has none.
+      type: int
+      returned: always
+    disk_bytes:
+      description: Allocated blocks, a hard-linked file once; null where they were not measured.
+      type: int
+      returned: always
+    apparent_bytes:
+      description: The lengths of the files, more than C(disk_bytes) where they are sparse; null where they were not measured.
+      type: int
+      returned: always
+    shared_bytes:
+      description: >-
+        The part of C(disk_bytes) that other files have as well (btrfs snapshots, reflinks), and that C(du) counts each time;
+        null where it was not measured.
+      type: int
+      returned: always
+    reclaimable_bytes:
+      description: >-
+        What the filesystem would have more once all that is unused in this category was removed, with everything that goes
+        along (a container's folder and log); the engine's figure where nothing was measured.
+      type: int
+      returned: always
 items:
-  description: By category the largest items. C(size) in bytes, C(age) in seconds.
+  description: >-
+    By category the largest items, with C(id), C(name), C(size), C(logical_bytes), C(disk_bytes), C(shared_bytes),
+    C(reclaimable_bytes) (removing it and nothing else), C(age) in seconds, C(active) and C(used_by). Images have C(tags),
+    C(digests), C(dangling) and C(layers) besides; containers C(state), C(image) and C(virtual_bytes); volumes C(driver),
+    C(anonymous), C(dangling) and C(path); build cache C(type), C(in_use), C(shared) and C(last_used) (seconds ago); logs C(path)
+    and C(files); leftovers C(kind), C(reason) and C(path).
   returned: when the engine answers
   type: dict
   sample:
-    logs: [{id: 5f2a, name: ci-runner, size: 8100000000, age: 864000, used_by: [ci-runner]}]
+    logs: [{id: 5f2a, name: ci-runner, size: 8100000000, logical_bytes: 8099000000, disk_bytes: 8100000000, shared_bytes: 0,
+            reclaimable_bytes: 8100000000, age: 864000, active: true, used_by: [ci-runner],
+            path: /var/lib/docker/containers/5f2a/5f2a-json.log, files: 1}]
+reclaimable:
+  description: >-
+    What could be had back, way by way: C(bytes), C(count) of objects and C(means). The ways are C(stopped_containers),
+    C(dangling_images), C(unused_images), C(anonymous_volumes), C(unused_volumes), C(unused_build_cache), C(everything_unused)
+    (all of these in one run), C(logs) and C(leftovers). All are without any age; what a label or an orchestrator keeps is
+    not counted.
+  returned: when something but the filesystem was asked for
+  type: dict
+  sample:
+    unused_images: {bytes: 6000000000, count: 9, means: "docker_clean: images: {scope: unused}"}
 totals:
-  description: Sums over the categories asked for; null where nothing was measured.
+  description: >-
+    Sums over all categories, asked for or not. C(attributed_bytes) and C(unattributed_bytes) together are C(disk_bytes), which
+    is what C(du -sx) says of the data roots (and of the subvolumes in them, on btrfs). C(reclaimable_bytes) counts
+    nothing twice. Null where nothing was measured.
   returned: when the engine answers
   type: dict
-  sample: {disk_bytes: null, attributed_bytes: null, unattributed_bytes: null, reclaimable_bytes: 31200000000}
+  sample: {disk_bytes: 42100000000, attributed_bytes: 42090000000, unattributed_bytes: 10000000, shared_bytes: 0,
+           reclaimable_bytes: 31200000000}
+roots:
+  description: >-
+    The data roots (containerd's may lie elsewhere) and what is below each. C(subvolume_bytes) is the part in btrfs
+    subvolumes, into which C(du -x) does not look.
+  returned: with O(measure=exact)
+  type: list
+  elements: dict
+  sample: [{path: /var/lib/docker, disk_bytes: 42100000000, subvolume_bytes: 0}]
+mounts:
+  description: Other filesystems below the data roots. They are not entered.
+  returned: when something but the filesystem was asked for
+  type: list
+  elements: dict
+  sample: [{path: /var/lib/docker/volumes/nfs-data/_data, type: nfs4}]
+unread:
+  description: >-
+    What could not be read: how many files and folders (C(count)), the first of them with the reason (C(examples)), and how many
+    were gone when their turn came (C(vanished)), which is no failure.
+  returned: when the engine answers
+  type: dict
+  sample: {count: 0, vanished: 2, examples: []}
+measured:
+  description: >-
+    What it took: C(mode), C(seconds), C(processes), C(files) and C(walked_bytes), and the layers that were known from an
+    earlier run (C(remembered_layers), C(remembered_bytes)).
+  returned: when something but the filesystem was asked for
+  type: dict
+  sample: {mode: exact, seconds: 2.1, processes: 2, files: 1005000, walked_bytes: 4281106432, remembered_layers: 0,
+           remembered_bytes: 0}
 failure:
   description: >-
     What kind of failure it was: V(bad_input), V(no_sdk), V(no_engine) (nothing is installed), V(engine_down),
