@@ -200,13 +200,15 @@ def _usage(
     engine: Engine, wanted: Wanted, storage: Storage | None, unreadable: dict[str, str]
 ) -> dict[str, t.Any]:
     """All that has to come out of the engine's ``/system/df``, asked once: before API 1.42 it always computes everything."""
-    kinds = [("build-cache", "build_cache")] if wanted.build_cache else []
+    kinds = [("build-cache", "build_cache")] if wanted.build_cache and engine.speaks("1.39") else []
     if wanted.sizes:
         kinds += [("container", "")]  # the list of containers has them as well
         kinds += [("volume", "volumes' sizes")] if wanted.volumes and wanted.volume_sizes else []
         # The layer store on the disk knows better, where there is one.
         there = storage and storage.image_store == "graphdriver"
         kinds += [("image", "images' sizes")] if wanted.images and not there else []
+    if not any(what for _kind, what in kinds) and not engine.speaks("1.42"):
+        return {}  # the list has all of it, and this would walk the volumes
     if not kinds or not engine.speaks("1.25"):
         return {}
     try:

@@ -413,6 +413,121 @@ def test_a_record_of_the_build_cache_has_parents_in_two_ways_and_never_its_descr
     assert "secret" not in repr(first)
 
 
+# -- the engine's own figures --------------------------------------------------------------------------
+
+EVERYTHING: dict[str, t.Any] = {"images": True, "volumes": True, "build_cache": True, "sizes": True}
+FULL = EngineError("GET /system/df", 500, "write /var/lib/docker/buildkit/metadata_v2.db: no space left on device")
+RECORD = {"ID": "r", "Type": "regular", "InUse": False, "Shared": False, "Size": 5}
+
+
+def usage_asked_for(api: str, storage: Storage | None, **wanted: t.Any) -> list[tuple[str, ...]]:
+    """The kinds of each call of /system/df."""
+    calls: list[tuple[str, ...]] = []
+
+    def fake_usage(*kinds: str) -> dict[str, t.Any]:
+        calls.append(kinds)
+        return {}
+
+    take(FakeEngine(api, disk_usage=fake_usage), storage, **wanted)
+    return calls
+
+
+def test_all_sizes_come_out_of_one_call() -> None:
+    # Trap 26: before API 1.42 each call computes everything.
+    assert [sorted(kinds) for kinds in usage_asked_for("1.45", None, **EVERYTHING)] == [
+        ["build-cache", "container", "image", "volume"]
+    ]
+    assert len(usage_asked_for("1.41", None, **EVERYTHING)) == 1
+
+
+def test_what_the_disk_knows_better_is_not_asked_for(tmp_path: Path) -> None:
+    here = Storage(str(tmp_path), "overlay2", "graphdriver", {})
+    assert usage_asked_for("1.45", here, **EVERYTHING, volume_sizes=False) == [("build-cache", "container")]
+    containerd = Storage(str(tmp_path), "overlayfs", "containerd", {})
+    assert usage_asked_for("1.45", containerd, **EVERYTHING, volume_sizes=False) == [("build-cache", "container", "image")]
+
+
+def test_an_engine_without_a_build_cache_to_list_is_not_asked_to_walk_its_disk_for_it(tmp_path: Path) -> None:
+    assert usage_asked_for("1.38", None, build_cache=True) == []
+    assert usage_asked_for("1.39", None, build_cache=True) == [("build-cache",)]
+    here = Storage(str(tmp_path), "overlay2", "graphdriver", {})
+    assert usage_asked_for("1.38", here, **EVERYTHING, volume_sizes=False) == []
+
+
+def test_an_engine_older_than_its_own_figures_is_not_asked_for_them() -> None:
+    assert usage_asked_for("1.24", None, **EVERYTHING) == []
+
+
+def test_where_the_figures_do_not_have_the_containers_the_list_is_asked_for_their_sizes() -> None:
+    asked: list[bool] = []
+
+    class Lists(FakeEngine):
+        def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
+            asked.append(size)
+            return [NEW_CONTAINER]
+
+    take(Lists("1.24"), sizes=True)
+    take(Lists("1.45", disk_usage={"Containers": [NEW_CONTAINER]}), sizes=True)
+    take(Lists("1.45"))
+    assert asked == [True, False, False]
+
+
+def test_writable_layers_have_the_size_that_the_figures_give_them() -> None:
+    plain = {key: value for key, value in NEW_CONTAINER.items() if not key.startswith("Size")}
+    for sizes, expected in (({"SizeRw": 7, "SizeRootFs": 9}, 7), ({"SizeRootFs": 9}, 0), ({}, None)):
+        engine = FakeEngine(containers=[plain], disk_usage={"Containers": [{"Id": CONTAINER, **sizes}]})
+        assert take(engine, sizes=True).containers[0].bytes == expected
+
+
+def test_what_images_share_and_take_together_is_the_engines_figure_and_never_less_than_nothing() -> None:
+    # Trap 9.
+    usage = {"LayersSize": 50, "Images": [{"Id": IMAGE, "SharedSize": 20}, {"Id": "b", "SharedSize": -1}, {"Id": "c", "SharedSize": None}]}
+    looked = take(FakeEngine(disk_usage=usage), images=True, sizes=True)
+    assert (looked.layers_bytes, looked.shared_bytes) == (50, {IMAGE: 20, "b": 0, "c": 0})
+    negative = take(FakeEngine(disk_usage={"LayersSize": -1}), images=True, sizes=True)
+    assert negative.layers_bytes is None
+    unasked = take(FakeEngine(disk_usage=usage), build_cache=True)
+    assert (unasked.layers_bytes, unasked.shared_bytes) == (None, {})
+
+
+def test_on_a_full_disk_all_but_the_build_cache_is_still_known() -> None:
+    def fake_usage(*kinds: str) -> dict[str, t.Any]:
+        if "build-cache" in kinds:
+            raise FULL
+        return {"volume": {"Volumes": [{"Name": "data", "UsageData": {"Size": 7}}], "Images": None}}.get(kinds[0], {"LayersSize": 50})
+
+    engine = FakeEngine(disk_usage=fake_usage, volumes=[{"Name": "data"}])
+    looked = take(engine, **EVERYTHING)
+    assert looked.unreadable == {"build_cache": FULL.answer}
+    assert looked.volumes[0].bytes == 7
+    assert looked.layers_bytes == 50
+
+
+def test_on_a_full_disk_an_engine_that_computes_everything_at_once_is_asked_once() -> None:
+    def fake_usage(*_kinds: str) -> None:
+        raise FULL
+
+    engine = FakeEngine("1.41", disk_usage=fake_usage)
+    looked = take(engine, **EVERYTHING)
+    assert engine.asked.count("disk_usage") == 1
+    assert set(looked.unreadable) == {"build_cache", "volumes' sizes", "images' sizes"}
+    assert set(looked.unreadable.values()) == {FULL.answer}
+
+
+def test_another_trouble_with_the_engines_figures_is_told() -> None:
+    def fake_usage(*_kinds: str) -> None:
+        raise EngineError("GET /system/df", 500, "a disk usage operation is already running")
+
+    with pytest.raises(EngineError, match="already running"):
+        take(FakeEngine(disk_usage=fake_usage), **EVERYTHING)
+
+
+def test_records_of_the_build_cache_are_left_alone_where_they_were_not_asked_for() -> None:
+    usage = {"BuildCache": [RECORD]}
+    assert [found.id for found in take(FakeEngine(disk_usage=usage), build_cache=True).build_cache] == ["r"]
+    assert take(FakeEngine(disk_usage=usage), volumes=True).build_cache == ()
+
+
 def test_only_what_is_wanted_is_asked_for() -> None:
     engine = FakeEngine()
     take(engine)
