@@ -30,7 +30,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     IMAGE,
     Account,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot, chain_ids
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 

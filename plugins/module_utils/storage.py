@@ -370,7 +370,10 @@ def _key_id(path: str) -> str | None:
 
 @dataclass(frozen=True)
 class Pool:
-    """Layers that no folder shows: ZFS datasets, thin pools on block devices. ``layers``: bytes by the id that the driver knows a layer by; one entry for all if only the sum is known."""
+    """Layers that no folder shows: ZFS datasets, thin pools on block devices.
+
+    ``layers``: bytes by the id that the driver knows a layer by; one entry for all if only the sum is known.
+    """
 
     layers: dict[str, int] = field(default_factory=dict)
     by_layer: bool = False
