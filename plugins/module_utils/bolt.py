@@ -29,6 +29,8 @@ _HEADER = struct.Struct("<QQ")  # a bucket's root page and sequence
 _DEEPEST = 40
 #: A larger file is not read: memory on the host is not ours.
 _LARGEST = 64 << 20
+#: How often all of a file may be looked at; whoever reads a database looks at each bucket a few times.
+_TIMES = 64
 _TRIES = 8
 
 
@@ -36,12 +38,26 @@ class BoltError(Exception):
     """The file is no database, damaged, or changed faster than it could be read; the message has its path."""
 
 
+class _Pages:
+    """The file, and how much of it may still be looked at: in a damaged one a few pages may name each other without end."""
+
+    def __init__(self, data: bytes, page_size: int) -> None:
+        self.data = data
+        self.size = page_size
+        self._left = _TIMES * len(data)
+
+    def look_at(self, count: int) -> None:
+        """Note that so many bytes are looked at."""
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("its pages lead in circles")
+
+
 class Bucket:
     """A bucket of the tree: keys with values, and buckets within it."""
 
-    def __init__(self, data: bytes, page_size: int, root: int, inline: bytes = b"") -> None:
-        self._data = data
-        self._page_size = page_size
+    def __init__(self, pages: _Pages, root: int, inline: bytes = b"") -> None:
+        self._pages = pages
         self._root = root
         self._inline = inline
 
@@ -50,7 +66,7 @@ class Bucket:
         if self._root:
             yield from self._page(self._root, 0)
         else:
-            yield from self._leaf(self._inline, 0)
+            yield from self._leaf(self._inline, 0, len(self._inline))
 
     def values(self) -> dict[bytes, bytes]:
         """The plain values, without the buckets."""
@@ -70,34 +86,45 @@ class Bucket:
         return found
 
     def _page(self, number: int, depth: int) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
-        begin = number * self._page_size
-        if depth > _DEEPEST or begin + _PAGE.size > len(self._data):
+        data, begin = self._pages.data, number * self._pages.size
+        if depth > _DEEPEST or begin + _PAGE.size > len(data):
             raise ValueError("a page leads nowhere")
-        _ident, flags, count, _overflow = _PAGE.unpack_from(self._data, begin)
+        ident, flags, count, overflow = _PAGE.unpack_from(data, begin)
+        end = begin + (overflow + 1) * self._pages.size
+        if ident != number or end > len(data):
+            raise ValueError(f"page {number} is another one")
         if flags & _LEAF:
-            yield from self._leaf(self._data, begin)
+            yield from self._leaf(data, begin, end)
         elif flags & _BRANCH:
+            self._pages.look_at(_PAGE.size + count * _BRANCH_ELEMENT.size)
             for index in range(count):
                 at = begin + _PAGE.size + index * _BRANCH_ELEMENT.size
-                yield from self._page(_BRANCH_ELEMENT.unpack_from(self._data, at)[2], depth + 1)
+                yield from self._page(_BRANCH_ELEMENT.unpack_from(data, at)[2], depth + 1)
         else:
             raise ValueError("a page of the wrong kind")
 
-    def _leaf(self, data: bytes, begin: int) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
+    def _leaf(self, data: bytes, begin: int, end: int) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
         count = _PAGE.unpack_from(data, begin)[2]
+        self._pages.look_at(_PAGE.size)
         for index in range(count):
             at = begin + _PAGE.size + index * _LEAF_ELEMENT.size
             flags, position, key_size, value_size = _LEAF_ELEMENT.unpack_from(data, at)
             key_at = at + position
             value_at = key_at + key_size
-            if value_at + value_size > len(data):
-                raise ValueError("a value leads out of the file")
-            key, value = bytes(data[key_at:value_at]), bytes(data[value_at:value_at + value_size])
+            if value_at + value_size > end:
+                raise ValueError("a value leads out of its page")
+            self._pages.look_at(_LEAF_ELEMENT.size + key_size + value_size)
+            key, value = data[key_at:value_at], data[value_at:value_at + value_size]
             if flags & _IS_BUCKET:
                 root, _sequence = _HEADER.unpack_from(value)
-                yield key, Bucket(self._data, self._page_size, root, value[_HEADER.size:])
+                yield key, Bucket(self._pages, root, value[_HEADER.size:])
             else:
                 yield key, value
+
+
+def empty() -> Bucket:
+    """A bucket with nothing in it."""
+    return Bucket(_Pages(bytes(_PAGE.size), _PAGE.size), 0, bytes(_PAGE.size))
 
 
 _Answer = t.TypeVar("_Answer")
@@ -121,7 +148,7 @@ def read(path: str, look: t.Callable[[Bucket], _Answer]) -> _Answer:
             data = _all(descriptor, size)
             if _newest(os.pread(descriptor, 1 << 18, 0), path)[1] != before:
                 continue
-            return look(Bucket(data, page_size, root))
+            return look(Bucket(_Pages(data, page_size), root))
         raise BoltError(f"{path} changes faster than it can be read")
     except (ValueError, struct.error, IndexError) as error:
         raise BoltError(f"{path} is damaged: {error}") from None

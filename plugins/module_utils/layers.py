@@ -397,18 +397,18 @@ def _graph(top: bolt.Bucket, snapshotter: str) -> _Graph:
                 digest = _string(target.values().get(b"digest", b"")) if target else ""
                 graph.images[digest].append(_string(name))
         elif kind == b"content":
-            for digest, blob in (bucket.bucket(b"blob") or _nothing()).buckets():
+            for digest, blob in (bucket.bucket(b"blob") or bolt.empty()).buckets():
                 graph.content[_string(digest)] = _references(blob, snapshotter)
                 _note_root(graph, ("c", _string(digest)), blob)
         elif kind == b"snapshots":
-            for name, entry in (bucket.bucket(snapshotter.encode()) or _nothing()).buckets():
+            for name, entry in (bucket.bucket(snapshotter.encode()) or bolt.empty()).buckets():
                 values = _strings(entry)
                 graph.snapshots[_string(name)] = values.get("name", "")
                 graph.parents[_string(name)] = values.get("parent", "")
                 _note_root(graph, ("s", _string(name)), entry)
         elif kind == b"leases":
             for name, lease in bucket.buckets():
-                labels = _strings(lease.bucket(b"labels") or _nothing())
+                labels = _strings(lease.bucket(b"labels") or bolt.empty())
                 expires = parse_time(labels.get("containerd.io/gc.expire"))
                 if expires is None or expires > time.time():
                     graph.leases[_string(name)] = _resources(lease, snapshotter, "containerd.io/gc.flat" in labels)
@@ -418,7 +418,7 @@ def _graph(top: bolt.Bucket, snapshotter: str) -> _Graph:
 def _references(node: bolt.Bucket, snapshotter: str) -> list[tuple[str, str]]:
     """What a node's labels keep alive: gc.ref.content[.x] and gc.ref.snapshot.<snapshotter>[/x]."""
     found = []
-    for key, value in (node.bucket(b"labels") or _nothing()).values().items():
+    for key, value in (node.bucket(b"labels") or bolt.empty()).values().items():
         name = _string(key)
         if name.startswith("containerd.io/gc.ref.content"):
             found.append(("c", _string(value)))
@@ -428,21 +428,21 @@ def _references(node: bolt.Bucket, snapshotter: str) -> list[tuple[str, str]]:
 
 
 def _note_root(graph: _Graph, node: tuple[str, str], entry: bolt.Bucket) -> None:
-    labels = (entry.bucket(b"labels") or _nothing()).values()
+    labels = (entry.bucket(b"labels") or bolt.empty()).values()
     if b"containerd.io/gc.root" in labels:
         graph.labelled.add(node)
 
 
 def _resources(lease: bolt.Bucket, snapshotter: str, flat: bool) -> list[tuple[str, str]]:
     """What a lease keeps. A flat one keeps its content, and not what that refers to."""
-    found = [("flat" if flat else "c", _string(name)) for name, _value in (lease.bucket(b"content") or _nothing()).items()]
-    inner = lease.bucket(b"snapshots", snapshotter.encode()) or _nothing()
+    found = [("flat" if flat else "c", _string(name)) for name, _value in (lease.bucket(b"content") or bolt.empty()).items()]
+    inner = lease.bucket(b"snapshots", snapshotter.encode()) or bolt.empty()
     return found + [("s", _string(name)) for name, _value in inner.items()]
 
 
 def _numbers(top: bolt.Bucket) -> dict[str, _Number]:
     found = {}
-    for name, entry in (top.bucket(b"v1", b"snapshots") or _nothing()).buckets():
+    for name, entry in (top.bucket(b"v1", b"snapshots") or bolt.empty()).buckets():
         values = entry.values()
         size = _varint(values[b"size"], zigzag=True) if b"size" in values else None
         found[_string(name)] = _Number(
@@ -460,10 +460,6 @@ def _varint(raw: bytes, zigzag: bool = False) -> int:
         if not byte & 0x80:
             break
     return (value >> 1) ^ -(value & 1) if zigzag else value
-
-
-def _nothing() -> bolt.Bucket:
-    return bolt.Bucket(b"", 4096, 0, bytes(16))
 
 
 # -- reading ---------------------------------------------------------------------------------------
