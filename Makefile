@@ -82,7 +82,7 @@ bench-report: .venv/made-from ## docker_disk_report beside du and docker system 
 .PHONY: test-vm test-vm-devicemapper test-vm-zfs
 test-vm: test-vm-devicemapper test-vm-zfs ## storage drivers that need a kernel of their own, in emulated machines (root)
 test-vm-devicemapper test-vm-zfs: test-vm-%: .venv/made-from
-	@$(as_root) setpriv --pdeathsig KILL -- bash scripts/vm.sh $* && $(bound) $(pytest) tests/vm/test_$*.py $(ARGS)
+	@$(as_root) setpriv --pdeathsig KILL -- bash scripts/vm.sh $* && $(bound) $(pytest) tests/vm/test_machine.py tests/vm/test_$*.py $(ARGS)
 
 .PHONY: test
 test: setup lint docs build unit sanity roots molecule demo integration ## all of it, the quick ones first (under 15 minutes)

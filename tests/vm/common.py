@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Tuple
 
 import pytest
 
@@ -26,10 +26,15 @@ class Reports:
     ansible: Ansible
     exact: Report
     fast: Report
+    really: Callable[[Machine], int]
+
+    def takes(self) -> int:
+        """Bytes that the engine's data takes, by another hand than the module's."""
+        return self.really(self.machine)
 
 
-def reports(driver: str) -> Iterator[Reports]:
-    """Start a machine, fill it, and have it measured; skips where it cannot run."""
+def reports(driver: str, really: Callable[[Machine], int]) -> Iterator[Reports]:
+    """Start a machine, fill it, and have it measured; skips where it cannot run. ``really``: see :meth:`Reports.takes`."""
     reason = Machine.missing(driver)
     if reason:
         pytest.skip(reason)
@@ -37,7 +42,7 @@ def reports(driver: str) -> Iterator[Reports]:
         content.fill(machine)
         ansible = Ansible(str(machine.inventory))
         exact, fast = (report(ansible, machine, measure=measure) for measure in ("exact", "fast"))
-        yield Reports(machine, ansible, exact, fast)
+        yield Reports(machine, ansible, exact, fast, really)
 
 
 def report(ansible: Ansible, machine: Machine, check: bool = False, **options: Any) -> Report:
@@ -67,17 +72,13 @@ def figures(said: Report) -> Tuple[Any, ...]:
     return said["totals"], said["usage"], said["reclaimable"], items
 
 
-class EveryDriver:
-    """Tests that each driver's file inherits. Its fixture ``there`` is a :class:`Reports`; :meth:`really` says what it takes."""
-
-    def really(self, machine: Machine) -> int:
-        """Bytes that the engine's data takes, by another hand than the module's."""
-        raise NotImplementedError
+class Reporting:
+    """Tests that each driver's file inherits, with a fixture ``there``."""
 
     def test_exact_sums_up_to_what_it_takes(self, there: Reports) -> None:
         totals = there.exact["totals"]
         assert totals["attributed_bytes"] + totals["unattributed_bytes"] == totals["disk_bytes"]
-        assert totals["disk_bytes"] == pytest.approx(self.really(there.machine), rel=0.005)
+        assert totals["disk_bytes"] == pytest.approx(there.takes(), rel=0.005)
         assert sum(usage["disk_bytes"] for usage in there.exact["usage"].values()) == totals["disk_bytes"]
         assert there.exact["measured"]["mode"] == "exact"
         assert there.exact["unread"]["count"] == 0
@@ -96,10 +97,14 @@ class EveryDriver:
         assert item(said, "containers", content.STOPPED)["logical_bytes"] == content.STOPPED_BYTES
         assert item(said, "volumes", content.VOLUME)["logical_bytes"] == content.VOLUME_BYTES
 
+    def test_volumes_are_measured(self, there: Reports) -> None:
+        volume = item(there.exact, "volumes", content.VOLUME)
+        assert volume["disk_bytes"] == pytest.approx(content.VOLUME_BYTES, rel=0.02)
+        assert there.exact["usage"]["volumes"]["disk_bytes"] == volume["disk_bytes"]
+
     @pytest.mark.parametrize("mode", ["exact", "fast"])
-    def test_plain_files_are_measured(self, there: Reports, mode: str) -> None:
+    def test_logs_are_measured(self, there: Reports, mode: str) -> None:
         said: Report = getattr(there, mode)
-        assert item(said, "volumes", content.VOLUME)["disk_bytes"] == pytest.approx(content.VOLUME_BYTES, rel=0.02)
         log = there.machine.must("GET", f"/containers/{content.RUNNING}/json")["LogPath"]
         blocks = int(there.machine.sh(f"stat -c %b {log}"))
         assert item(said, "logs", content.RUNNING)["disk_bytes"] == blocks * 512
@@ -119,21 +124,24 @@ class EveryDriver:
         assert figures(said) == figures(getattr(there, mode))
         assert said["changed"] is False
 
+
+class Removing:
+    """The same, for the end of the file: what is not in use goes."""
+
     def test_what_is_reclaimable_comes_free(self, there: Reports) -> None:
-        """The last one: it removes what is not in use."""
         said = there.exact["reclaimable"]
         assert said["stopped_containers"]["bytes"] == pytest.approx(content.STOPPED_BYTES, rel=0.2)
         assert said["unused_volumes"]["bytes"] == 0
         # The image of the stopped container goes as well, once that has gone.
         promised = content.STOPPED_BYTES + content.BUILT_BYTES + content.UNUSED_BYTES + content.VOLUME_BYTES
         assert said["everything_unused"]["bytes"] == pytest.approx(promised, rel=0.1)
-        before = self.really(there.machine)
+        before = there.takes()
         everything = {"containers": {}, "images": {"scope": "unused"}, "volumes": {"scope": "unused"}}
         cleaned = run(there.ansible, there.machine, "docker_clean", everything)
         assert cleaned["changed"]
-        freed = before - self.really(there.machine)
+        freed = before - there.takes()
         assert freed == pytest.approx(said["everything_unused"]["bytes"], rel=0.15)
         assert {container["Names"][0] for container in there.machine.must("GET", "/containers/json?all=1")} == {f"/{content.RUNNING}"}
         assert there.machine.must("GET", "/volumes")["Volumes"] in (None, [])
         after = report(there.ansible, there.machine, measure="exact")
-        assert after["totals"]["disk_bytes"] == pytest.approx(self.really(there.machine), rel=0.005)
+        assert after["totals"]["disk_bytes"] == pytest.approx(there.takes(), rel=0.005)

@@ -102,6 +102,8 @@ class Machine(Engine):
             raise FleetError(reason)
         self._directory = Path(tempfile.mkdtemp(prefix="fleetclean-vm-", dir=keeper.PARENT))
         try:
+            # First of all: it takes the folder away.
+            self._start_keeper()
             self._port = _free_port()
             self._make_files()
             self._start()
@@ -156,6 +158,12 @@ class Machine(Engine):
                 pass
         return said
 
+    def _start_keeper(self) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("DOCKER_", "PYTHON"))}
+        self._keeper = subprocess.Popen([sys.executable, "-m", "tests.vm.keeper", str(self.directory)], cwd=Path(__file__).resolve().parents[2],
+                                        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+
     def _make_files(self) -> None:
         for name in ("id_ed25519", "host_ed25519"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test machine", "-f", str(self.directory / name)],
@@ -195,11 +203,9 @@ class Machine(Engine):
             "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self._port}-10.0.2.15:22",
             "-device", "virtio-net-pci,netdev=net,romfile=",
         ]
-        repository = Path(__file__).resolve().parents[2]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("DOCKER_", "PYTHON"))}
-        self._keeper = subprocess.Popen([sys.executable, "-m", "tests.vm.keeper", str(self.directory), *command], cwd=repository,
-                                        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        assert self._keeper is not None and self._keeper.stdin is not None
+        self._keeper.stdin.write(json.dumps(command) + "\n")
+        self._keeper.stdin.flush()
 
     def _ssh_command(self, *options: str) -> list[str]:
         return ["ssh", *inventory.ssh_arguments(self.directory).split(), "-o", "BatchMode=yes", "-i", str(self.directory / "id_ed25519"),

@@ -9,7 +9,7 @@ from typing import Iterator
 
 import pytest
 
-from tests.vm.common import EveryDriver, Reports, reports
+from tests.vm.common import Removing, Reporting, Reports, reports
 from tests.vm.machine import Machine
 
 POOL = "/var/lib/docker/devicemapper/devicemapper"
@@ -17,17 +17,22 @@ POOL = "/var/lib/docker/devicemapper/devicemapper"
 
 @pytest.fixture(scope="module")
 def there() -> Iterator[Reports]:
-    yield from reports("devicemapper")
+    yield from reports("devicemapper", takes)
 
 
-class TestDevicemapper(EveryDriver):
-    def really(self, machine: Machine) -> int:
-        # A block that was freed goes back to the file system when the discard has gone through thin pool and loop device.
-        return int(machine.sh(f"sync; sleep 2; du -sx --block-size=1 {machine.data_root}").split()[0])
+def takes(machine: Machine) -> int:
+    # A block that was freed goes back to the file system when the discard has gone through thin pool and loop device.
+    return int(machine.sh(f"sync; sleep 2; du -sx --block-size=1 {machine.data_root}").split()[0])
 
+
+class TestDevicemapper(Reporting):
     def test_the_sparse_file_counts_by_its_blocks(self, there: Reports) -> None:
         length, blocks = map(int, there.machine.sh(f"stat -c '%s %b' {POOL}/data").split())
         images = there.exact["usage"]["images"]
         assert length == 4 << 30
         assert length <= images["apparent_bytes"] <= 2 * length
         assert blocks * 512 <= images["disk_bytes"] <= blocks * 512 * 1.05
+
+
+class TestRemoving(Removing):
+    pass

@@ -10,13 +10,13 @@ from typing import Dict, Iterator
 import pytest
 
 from tests.vm import content
-from tests.vm.common import EveryDriver, Reports, item, reports
+from tests.vm.common import Removing, Reporting, Reports, item, reports
 from tests.vm.machine import Machine
 
 
 @pytest.fixture(scope="module")
 def there() -> Iterator[Reports]:
-    yield from reports("zfs")
+    yield from reports("zfs", takes)
 
 
 def used(machine: Machine) -> Dict[str, int]:
@@ -25,10 +25,11 @@ def used(machine: Machine) -> Dict[str, int]:
     return {name: int(size) for name, size in (line.split("\t") for line in lines)}
 
 
-class TestZfs(EveryDriver):
-    def really(self, machine: Machine) -> int:
-        return used(machine)["tank/docker"]
+def takes(machine: Machine) -> int:
+    return used(machine)["tank/docker"]
 
+
+class TestZfs(Reporting):
     def test_layers_by_their_datasets(self, there: Reports) -> None:
         image = there.machine.must("GET", f"/images/{content.UNUSED}/json")
         own = used(there.machine)[image["GraphDriver"]["Data"]["Dataset"]]
@@ -40,3 +41,7 @@ class TestZfs(EveryDriver):
 
     def test_who_else_is_in_the_pool_is_not_counted(self, there: Reports) -> None:
         assert there.exact["totals"]["disk_bytes"] < int(there.machine.sh("zfs get -Hp -o value used tank")) - 5_000_000
+
+
+class TestRemoving(Removing):
+    pass
