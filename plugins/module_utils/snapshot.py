@@ -15,7 +15,7 @@ import re
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
@@ -125,7 +125,7 @@ class CacheRecord:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """``now`` is the engine's clock. ``layer_bytes`` are the layer store's figures by chain id.
+    """``now`` is the engine's clock. ``layer_bytes`` are the layer store's figures by chain id (before API 1.22: by image id).
 
     ``shared_bytes`` (by image, with others) and ``layers_bytes`` (of all images) are the engine's, where the layer
     store's are not at hand.
@@ -180,6 +180,9 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
     with ThreadPoolExecutor(max_workers=max(1, wanted.parallel)) as pool:
         containers = _containers(engine, wanted, pool, usage)
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
+    layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
+    if not engine.speaks("1.22") and wanted.sizes:
+        images, layer_bytes = _before_layers(images)
     return Snapshot(
         now=engine_clock(engine.info),
         containers=containers,
@@ -187,7 +190,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         volumes=_volumes(engine, usage) if wanted.volumes else (),
         networks=tuple(_network(raw) for raw in engine.networks()) if wanted.networks else (),
         build_cache=tuple(_cache_record(raw) for raw in usage.get("BuildCache") or ()) if engine.speaks("1.39") else (),
-        layer_bytes=storage.layer_sizes() if storage and wanted.images and wanted.sizes else {},
+        layer_bytes=layer_bytes,
         shared_bytes={
             str(raw.get("Id")): max(0, raw.get("SharedSize") or 0) for raw in usage.get("Images") or () if wanted.sizes
         },
@@ -313,6 +316,26 @@ def _images(
     return tuple(pool.map(read, engine.images()))
 
 
+def _before_layers(images: tuple[Image, ...]) -> tuple[tuple[Image, ...], dict[str, int]]:
+    """Give images of Docker 1.9 their layers, each of which had an image's id; and return the layers' bytes.
+
+    ``/images/json`` tells the sum of an image and its parents, so what an image has more than its parent is its layer's.
+    """
+    by_id = {image.id: image for image in images}
+    sizes: dict[str, int] = {}
+    found = []
+    for image in images:
+        chain, current = [image.id], image.parent
+        while current in by_id and current not in chain:
+            chain.append(current)
+            current = by_id[current].parent
+        below = by_id[image.parent].bytes if image.parent in by_id else 0
+        if image.bytes is not None and below is not None:
+            sizes[image.id] = max(0, image.bytes - below)
+        found.append(replace(image, layers=tuple(reversed(chain))))
+    return tuple(found), sizes
+
+
 def image_from(
     raw: dict[str, t.Any], details: dict[str, t.Any], arrived: float | None, origin_known: bool = True
 ) -> Image:
@@ -326,7 +349,8 @@ def image_from(
         created=parse_time(raw.get("Created")),
         arrived=arrived,
         tagged=parse_time((details.get("Metadata") or {}).get("LastTagTime")),
-        bytes=_size(raw.get("Size")),
+        # Before API 1.22 ``Size`` is that of the image's own layer alone.
+        bytes=_size(raw.get("VirtualSize")) or _size(raw.get("Size")),
         labels=_labels(raw.get("Labels")),
         layers=chain_ids((details.get("RootFS") or {}).get("Layers") or []),
         origin_known=origin_known,

@@ -83,10 +83,11 @@ _COMMON: dict[str, tuple[str, ...]] = {
 _ENGINES_OWN = (
     "builder", "buildkit", "containerd", "engine-id", "image", "graph", "network", "nuke-graph-directory.sh", "plugins",
     "runtimes", "swarm", "trust", "volumes", "linkgraph.db", "init", "execdriver", "rootfs", "containers",
+    ".migration-v1-images.json", ".migration-v1-tags",  # of the move from 1.9, which engines until 18.09 look at again
     "lost+found",  # the filesystem's
 )
 #: Half-made things: of pulls, builds and loads that are under way, or were when the engine was killed.
-_TEMPORARY = ("tmp", "containerd/daemon/tmpmounts", "buildkit/executor")
+_TEMPORARY = ("tmp", "graph/_tmp", "containerd/daemon/tmpmounts", "buildkit/executor")
 _TOOL_PLACES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
 #: Seconds; a pool that has lost its disks answers never.
 _PATIENCE = 60
@@ -143,10 +144,13 @@ class Storage:
         return found
 
     def others(self) -> list[str]:
-        """Layer folders of drivers that were in use before: they stay on disk and out of sight."""
+        """Layer folders of drivers that were in use before, and their lists of tags: they stay on disk and out of sight."""
         own = set(self.candidates()["layers"])
         found = []
-        for driver in _DRIVERS.values():
+        for name, driver in _DRIVERS.items():
+            tags = f"{self.root}/repositories-{name}"
+            if name != self.driver and os.path.isfile(tags) and not os.path.islink(tags):
+                found.append(tags)
             path = f"{self.root}/{(*driver.pool, *driver.layers)[0]}"
             if path not in own and os.path.isdir(path) and not os.path.islink(path) and os.listdir(path):
                 found.append(path)
@@ -248,7 +252,8 @@ class Storage:
 
     def engines_own(self) -> list[str]:
         """Places of which the engine has no object: its databases, records and keys."""
-        return [f"{self.root}/{part}" for part in _ENGINES_OWN] + ([self.containerd] if self.containerd else [])
+        own = [f"{self.root}/{part}" for part in (*_ENGINES_OWN, f"repositories-{self.driver}")]
+        return own + ([self.containerd] if self.containerd else [])
 
     def temporary(self) -> list[str]:
         """Places for what is half made."""
