@@ -140,7 +140,8 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
                     f"writable layer of {name}", storage.layer_paths(ident), who, words="writable layer of a container that is gone",
                     depth=depth + more,
                 )
-        found.add(f"layer record of {name}", [f"{mounts}/{name}"], who, "engine_metadata" if who else "")
+        words = "record of a writable layer of a container that is gone"
+        found.add(f"layer record of {name}", [f"{mounts}/{name}"], who, "engine_metadata" if who else "", words=words)
     _buildkit(storage, snapshot, found, folders, hold, below)
     for chain, folder in folders.items():
         who = holders[chain]
