@@ -36,7 +36,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import par
 
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}")
 _HEX = re.compile(r"[0-9a-f]{64}")
-_NAMESPACE = b"moby"
+_OTHERS = "another user of the same containerd"
 #: Who holds what the engine itself refers to and no object of its API does.
 ENGINE = "engine:"
 
@@ -288,7 +288,7 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
     if not base or not snapshotter:
         found.doubts.append("containerd's folder is not at any place that is known")
         return
-    graph = _database(f"{base}/io.containerd.metadata.v1.bolt/meta.db", lambda top: _graph(top, storage.driver), found)
+    graph = _database(f"{base}/io.containerd.metadata.v1.bolt/meta.db", lambda top: _graph(top, storage), found)
     numbers = _database(f"{snapshotter}/metadata.db", _numbers, found)
     if graph is None or numbers is None:
         return
@@ -297,15 +297,16 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         {container.id for container in snapshot.containers},
         {record.id for record in snapshot.build_cache},
     )
+    ours = set(graph.snapshots.values())
     for key, number in numbers.items():
-        if key in graph.snapshots.values():
+        if key in ours:
             continue
-        words = "layer of another user of the same containerd"
+        words = f"layer of {_OTHERS}"
         found.add(f"layer {number.ident}", storage.layer_paths(number.ident), (), "unattributed", words=words)
     for name, full in graph.snapshots.items():
-        number = numbers.get(full)
-        if number is None:
+        if full not in numbers:
             continue
+        number = numbers[full]
         who = holders.get(("s", name), set())
         depth = graph.depth(name)
         writable = not number.committed or name.endswith("-init")
@@ -323,6 +324,15 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         if _DIGEST.fullmatch(digest):
             who = holders.get(("c", digest), set())
             found.add(f"content {digest}", [f"{blobs}/{kind}/{value}"], who, final=True, words="content that nothing refers to")
+    for digest, namespace in graph.elsewhere.items():
+        kind, _colon, value = digest.partition(":")
+        if digest not in graph.content and _DIGEST.fullmatch(digest):
+            # BuildKit writes down there what was built, how long it took and what was said.
+            ours = namespace == f"{storage.namespace}_history"
+            found.add(
+                f"content {digest}", [f"{blobs}/{kind}/{value}"], {ENGINE} if ours else (),
+                "engine_metadata" if ours else "unattributed", final=True, words=f"content of {_OTHERS}",
+            )
 
 
 class _Number(t.NamedTuple):
@@ -335,7 +345,10 @@ class _Number(t.NamedTuple):
 
 @dataclass
 class _Graph:
-    """What containerd knows of the engine: each node refers to content ("c") and snapshots ("s")."""
+    """What containerd knows of the engine: each node refers to content ("c") and snapshots ("s").
+
+    ``elsewhere``: content of other namespaces, and whose it is. Only the records are apart, the files lie together.
+    """
 
     content: dict[str, list[tuple[str, str]]]
     snapshots: dict[str, str]
@@ -343,6 +356,7 @@ class _Graph:
     images: dict[str, list[str]]
     leases: dict[str, list[tuple[str, str]]]
     labelled: set[tuple[str, str]]
+    elsewhere: dict[str, str]
 
     def holders(
         self, images: t.Collection[str], containers: t.Collection[str], records: t.Collection[str]
@@ -388,9 +402,14 @@ class _Graph:
                 todo.append(("s", self.parents[name]))
 
 
-def _graph(top: bolt.Bucket, snapshotter: str) -> _Graph:
-    graph = _Graph({}, {}, {}, defaultdict(list), {}, set())
-    space = top.bucket(b"v1", _NAMESPACE)
+def _graph(top: bolt.Bucket, storage: Storage) -> _Graph:
+    snapshotter = storage.driver
+    graph = _Graph({}, {}, {}, defaultdict(list), {}, set(), {})
+    for key, other in (top.bucket(b"v1") or bolt.empty()).buckets():
+        if _string(key) != storage.namespace:
+            for raw, _blob in (other.bucket(b"content", b"blob") or bolt.empty()).buckets():
+                graph.elsewhere[_string(raw)] = _string(key)
+    space = top.bucket(b"v1", storage.namespace.encode())
     for kind, bucket in space.buckets() if space else ():
         if kind == b"images":
             for name, image in bucket.buckets():
@@ -398,8 +417,8 @@ def _graph(top: bolt.Bucket, snapshotter: str) -> _Graph:
                 digest = _string(target.values().get(b"digest", b"")) if target else ""
                 graph.images[digest].append(_string(name))
         elif kind == b"content":
-            for digest, blob in (bucket.bucket(b"blob") or bolt.empty()).buckets():
-                graph.content[_string(digest)] = _references(blob, snapshotter)
+            for raw, blob in (bucket.bucket(b"blob") or bolt.empty()).buckets():
+                graph.content[_string(raw)] = _references(blob, snapshotter)
                 _note_root(graph, ("c", _string(digest)), blob)
         elif kind == b"snapshots":
             for name, entry in (bucket.bucket(snapshotter.encode()) or bolt.empty()).buckets():

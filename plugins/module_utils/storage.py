@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import typing as t
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 #: How the folders of layers have something in common on the disk: by hard links, as snapshots of a filesystem,
 #: or as copies, which share their blocks where the filesystem can (reflinks).
@@ -65,8 +66,8 @@ _SNAPSHOTTERS: dict[str, _Driver] = {
     "overlayfs": _Driver(("snapshots",)),
     "zfs": _Driver(()),
 }
-#: Where containerd keeps its data: its own below the data root, or the system's. Each snapshotter
-#: has a folder of its name there.
+#: Where containerd keeps its data, unless it can be asked: its own below the data root, or the system's. Each
+#: snapshotter has a folder of its name there.
 _CONTAINERD = ("{root}/containerd/daemon", "/var/lib/containerd")
 #: The same for every driver, relative to the data root.
 _COMMON: dict[str, tuple[str, ...]] = {
@@ -95,6 +96,8 @@ _DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "p": 100
 
 
 _ID = re.compile(r"[0-9a-f]{64}")
+#: With user namespaces the data root has a folder for each mapping, named by the user and group that root is.
+_REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
 #: A layer's id for its driver: of a pulled layer 64 digits, of a writable one perhaps with ``-init``, of BuildKit's
 #: 25 letters, of containerd's a number.
 _LAYER_NAME = re.compile(r"[0-9a-z]{1,64}(-init|-removing)?")
@@ -105,13 +108,16 @@ class Storage:
     """An engine's storage as ``GET /info`` describes it.
 
     ``image_store`` is ``graphdriver`` or ``containerd``; ``driver_status`` what the driver says of
-    itself (for zfs and devicemapper the only place where its sizes are).
+    itself (for zfs and devicemapper the only place where its sizes are). ``namespace``: what the engine
+    calls itself at its containerd; ``containerd_address``: the containerd's socket, where the engine tells it.
     """
 
     root: str
     driver: str
     image_store: str
     driver_status: dict[str, str]
+    namespace: str = "moby"
+    containerd_address: str = ""
 
     def candidates(self) -> dict[str, list[str]]:
         """Every path that this driver may use, by category, whether it exists or not."""
@@ -263,7 +269,8 @@ class Storage:
         return found
 
     def _containerd_places(self) -> list[str]:
-        return [place.format(root=self.root) for place in _CONTAINERD]
+        told = _containerd_at(self.containerd_address) if self.containerd_address else None
+        return [told] if told else [place.format(root=self.root) for place in _CONTAINERD]
 
     def _snapshotter(self, base: str) -> str:
         return f"{base}/io.containerd.snapshotter.v1.{self.driver}"
@@ -288,14 +295,59 @@ def from_info(info: dict[str, t.Any]) -> Storage:
     for pair in info.get("DriverStatus") or []:
         if isinstance(pair, (list, tuple)) and len(pair) == 2:
             status[str(pair[0])] = str(pair[1])
+    root = str(info.get("DockerRootDir") or "/var/lib/docker").rstrip("/") or "/"
+    told = info.get("Containerd") or {}  # API 1.46 and newer
+    namespace = (told.get("Namespaces") or {}).get("Containers")
+    if not namespace:
+        # With user namespaces it has the root's own numbers in it (daemon.go, RemapContainerdNamespaces).
+        remapped = any("name=userns" in str(option) for option in info.get("SecurityOptions") or [])
+        ids = os.path.basename(root)
+        namespace = f"moby-{ids}" if remapped and _REMAPPED.fullmatch(ids) else "moby"
     # Only containerd's image store names its snapshotter plugin here.
     containerd = status.get("driver-type", "").startswith("io.containerd.snapshotter")
     return Storage(
-        root=str(info.get("DockerRootDir") or "/var/lib/docker").rstrip("/") or "/",
+        root=root,
         driver=str(info.get("Driver") or ""),
         image_store="containerd" if containerd else "graphdriver",
         driver_status=status,
+        namespace=str(namespace),
+        containerd_address=str(told.get("Address") or ""),
     )
+
+
+@lru_cache(maxsize=None)
+def _containerd_at(address: str) -> str | None:
+    """The data of the containerd that listens at a socket, by the database that its process holds open; None if that cannot be seen."""
+    path = os.path.realpath(address[len("unix://"):] if address.startswith("unix://") else address)
+    database = "/io.containerd.metadata.v1.bolt/meta.db"
+    sockets = set()
+    try:
+        with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as stream:
+            for line in stream:
+                fields = line.rstrip("\n").split(None, 7)
+                # The fourth are its flags: __SO_ACCEPTCON is a socket that listens (net/unix/af_unix.c).
+                if len(fields) == 8 and fields[3] == "00010000" and os.path.realpath(fields[7]) == path:
+                    sockets.add(f"socket:[{fields[6]}]")
+        for pid in (name for name in os.listdir("/proc") if name.isdigit()) if sockets else ():
+            opened = _open_files(f"/proc/{pid}/fd")
+            if sockets.intersection(opened):
+                return next((name[: -len(database)] for name in opened if name.endswith(database)), None)
+    except OSError:
+        pass
+    return None
+
+
+def _open_files(folder: str) -> list[str]:
+    found = []
+    try:
+        for number in os.listdir(folder):
+            try:
+                found.append(os.readlink(f"{folder}/{number}"))
+            except OSError:
+                continue
+    except OSError:
+        pass  # gone, or another user's
+    return found
 
 
 def prove(
