@@ -328,10 +328,10 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         kind, _colon, value = digest.partition(":")
         if digest not in graph.content and _DIGEST.fullmatch(digest):
             # BuildKit writes down there what was built, how long it took and what was said.
-            ours = namespace == f"{storage.namespace}_history"
+            history = namespace == f"{storage.namespace}_history"
             found.add(
-                f"content {digest}", [f"{blobs}/{kind}/{value}"], {ENGINE} if ours else (),
-                "engine_metadata" if ours else "unattributed", final=True, words=f"content of {_OTHERS}",
+                f"content {digest}", [f"{blobs}/{kind}/{value}"], {ENGINE} if history else (),
+                "engine_metadata" if history else "unattributed", final=True, words=f"content of {_OTHERS}",
             )
 
 
@@ -419,7 +419,7 @@ def _graph(top: bolt.Bucket, storage: Storage) -> _Graph:
         elif kind == b"content":
             for raw, blob in (bucket.bucket(b"blob") or bolt.empty()).buckets():
                 graph.content[_string(raw)] = _references(blob, snapshotter)
-                _note_root(graph, ("c", _string(digest)), blob)
+                _note_root(graph, ("c", _string(raw)), blob)
         elif kind == b"snapshots":
             for name, entry in (bucket.bucket(snapshotter.encode()) or bolt.empty()).buckets():
                 values = _strings(entry)
