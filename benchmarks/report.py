@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,8 +41,8 @@ from tests.integration.bare import Bare, Outcome  # noqa: E402
 STATE = "/var/lib/fleetclean"
 DU, DF, STARTUP = "du -sx", "docker system df -v", "start-up (include: [])"
 FAST, FIRST, SECOND = "fast", "exact, first", "exact, second"
-ROUGH = ", gentle: false"
-#: The aims: what, on which cache, whether without the start-up, against what, at most.
+ROUGH = ", not gentle"
+#: The aims: what, on which cache, against what, at most.
 AIMS = ((FAST, "warm", DU, 0.1), (FAST, "warm", DF, 1.0), (FAST, "cold", DF, 1.0), (FIRST, "warm", DU, 1.0), (FIRST, "cold", DU, 1.0),
         (SECOND, "warm", DU, 0.1), (SECOND, "cold", DU, 0.1))
 MB = 1_000_000
@@ -59,15 +60,15 @@ class Series:
     def middle(self) -> float:
         return median(self.seconds)
 
-    def add(self, seconds: float, outcome: Optional[Outcome] = None) -> None:
+    def add(self, seconds: float, cpu: float, outcome: Optional[Outcome] = None) -> None:
         self.seconds.append(seconds)
+        self.cpu.append(cpu)
         if outcome:
-            self.cpu.append(outcome.cpu)
             self.memory = max(self.memory, outcome.peak, outcome.workers_peak)
 
     def to_json(self) -> dict[str, Any]:
         return {"seconds": [round(value, 4) for value in self.seconds], "median": round(self.middle, 4),
-                "cpu": round(median(self.cpu), 4) if self.cpu else None, "peak_bytes": self.memory or None}
+                "cpu_median": round(median(self.cpu), 4), "peak_bytes": self.memory or None}
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,12 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
+def cpu_of_children() -> float:
+    """Seconds of CPU of all processes that were started here and have ended; what the engine does for them is not among it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def measure(host: Host, rounds: int, cold: bool) -> dict[str, Series]:
     """Each contender ``rounds`` times, in turn."""
     field_of = list(contenders(host))
@@ -128,11 +135,11 @@ def measure(host: Host, rounds: int, cold: bool) -> dict[str, Series]:
             contender.before()
             if cold:
                 drop_caches()
-            began = time.perf_counter()
+            used, began = cpu_of_children(), time.perf_counter()
             outcome = contender.run()
-            seconds = time.perf_counter() - began
+            seconds, cpu = time.perf_counter() - began, cpu_of_children() - used
             if cold or number:
-                taken[contender.name].add(seconds, outcome)
+                taken[contender.name].add(seconds, cpu, outcome)
         say(f"{'cold' if cold else 'warm'} cache, round {number}" + ("" if cold or number else " (not counted)"))
     return taken
 
@@ -155,13 +162,18 @@ def what_is_there(host: Host) -> dict[str, Any]:
 def table(title: str, taken: dict[str, Series]) -> list[str]:
     """A table of at most 100 columns, as Markdown has it."""
     du, df, startup = taken[DU].middle, taken[DF].middle, taken[STARTUP].middle
-    lines = [f"| {title} | seconds | least to most | of `du` | of `df` | work, of `du` | peak |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    rows = [[title, "seconds", "from-to", "/ du", "/ df", "work / du", "/ df", "CPU s", "MB"]]
     for name, series in taken.items():
-        work = f"{max(0.0, series.middle - startup) / du:.2f}" if name not in (DU, DF, STARTUP) else ""
-        memory = f"{series.memory / MB:.0f} MB" if series.memory else ""
-        lines.append(f"| {name} | {series.middle:.2f} | {min(series.seconds):.2f} to {max(series.seconds):.2f} | {series.middle / du:.2f} "
-                     f"| {series.middle / df:.2f} | {work} | {memory} |")
-    return _aligned(lines)
+        work = max(0.0, series.middle - startup)
+        ours = name not in (DU, DF, STARTUP)
+        rows.append([
+            name, f"{series.middle:.2f}", f"{min(series.seconds):.2f}-{max(series.seconds):.2f}", f"{series.middle / du:.2f}",
+            f"{series.middle / df:.2f}", f"{work / du:.2f}" if ours else "", f"{work / df:.2f}" if ours else "", f"{median(series.cpu):.2f}",
+            f"{series.memory / MB:.0f}" if series.memory else ""])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) + " |" for row in rows]
+    lines.insert(1, "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |")
+    return lines
 
 
 def aims(by_cache: dict[str, dict[str, Series]]) -> list[str]:
@@ -176,20 +188,6 @@ def aims(by_cache: dict[str, dict[str, Series]]) -> list[str]:
             met = "met" if whole <= most else "met without start-up" if work <= most else "missed"
             lines.append(f"{name}, {cache}: {whole:.2f} of {other}, {work:.2f} without start-up; aim {most:g}: {met}")
     return lines
-
-
-def _aligned(lines: list[str]) -> list[str]:
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] if "---" not in line else line for line in lines]
-    cells = [row for row in rows if isinstance(row, list)]
-    widths = [max(len(row[column]) if column < len(row) else 0 for row in cells) for column in range(len(cells[0]))]
-    out = []
-    for row in rows:
-        if isinstance(row, str):
-            out.append("| " + " | ".join("-" * (width - 1) + (":" if column else "-") for column, width in enumerate(widths)) + " |")
-        else:
-            padded = [*row, *[""] * (len(widths) - len(row))]
-            out.append("| " + " | ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(zip(padded, widths))) + " |")
-    return out
 
 
 _BEGAN = time.monotonic()
