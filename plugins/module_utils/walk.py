@@ -49,6 +49,8 @@ _FIEMAP_HEAD = struct.Struct("=QQLLLL")  # start, length, flags, mapped extents,
 _FIEMAP_EXTENT = struct.Struct("=QQQQQLLLL")  # logical, physical, length, reserved*2, flags, reserved*3
 _EXTENTS = 128
 _EXTENT_LAST, _EXTENT_INLINE, _EXTENT_SHARED = 0x1, 0x200, 0x2000
+#: Of a hard-linked file: its key, and what it added to disk, apparent, shared and frees.
+_LINK = 5
 #: The root of a btrfs subvolume has always this inode number (btrfs_tree.h: BTRFS_FIRST_FREE_OBJECTID).
 _SUBVOLUME_INODE = 256
 #: A node of a btrfs tree, as mkfs makes it.
@@ -87,6 +89,7 @@ class Found:
     """``sizes`` by account. ``self_contained``: accounts whose figures do not depend on any other's.
 
     ``in_subvolumes`` are the bytes of ``disk`` in btrfs subvolumes, into which ``du -x`` does not look.
+    ``links``: by account, what was counted for files with links elsewhere, ``_LINK`` numbers for each.
     """
 
     sizes: dict[str, Sizes] = field(default_factory=dict)
@@ -96,7 +99,7 @@ class Found:
     unread: int = 0
     vanished: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
-    links: list[tuple[str, array[int], array[int]]] = field(default_factory=list)
+    links: list[tuple[str, array[int]]] = field(default_factory=list)
 
     def of(self, account: str) -> Sizes:
         return self.sizes.setdefault(account, Sizes())
@@ -149,47 +152,37 @@ _PLAIN = Model()
 
 
 class Seen:
-    """64-bit keys with a value each, in 16 to 32 bytes an entry: Python's own dict takes five times that."""
+    """64-bit keys, in 16 to 32 bytes each: Python's own set takes five times that."""
 
     def __init__(self) -> None:
         self._mask = 1023
         self._keys = array("Q", bytes(8 * 1024))
-        self._values = array("Q", bytes(8 * 1024))
         self._used = 0
 
-    def add(self, key: int, value: int = 0) -> bool:
+    def add(self, key: int) -> bool:
         """Note a key; whether it is new."""
         key = key & 0xFFFFFFFFFFFFFFFF or 1 << 63
         keys, mask = self._keys, self._mask
-        at = (key ^ key >> 29) & mask
+        # Places on a disk are multiples of its blocks, inodes come in rows: all bits have to count.
+        at = (key * 0x9E3779B97F4A7C15 >> 32) & mask
         while keys[at]:
             if keys[at] == key:
                 return False
             at = (at + 1) & mask
         keys[at] = key
-        self._values[at] = value
         self._used += 1
         if self._used * 2 > mask:
             self._grow()
         return True
 
-    def entries(self) -> tuple[array[int], array[int]]:
-        """The keys and their values."""
-        keys, values = array("Q"), array("Q")
-        for key, value in zip(self._keys, self._values):
-            if key:
-                keys.append(key)
-                values.append(value)
-        return keys, values
-
     def _grow(self) -> None:
-        keys, values = self.entries()
+        before = self._keys
         self._mask = self._mask * 2 + 1
         self._keys = array("Q", bytes(8 * (self._mask + 1)))
-        self._values = array("Q", bytes(8 * (self._mask + 1)))
         self._used = 0
-        for key, value in zip(keys, values):
-            self.add(key, value)
+        for key in before:
+            if key:
+                self.add(key)
 
 
 def model_of(path: str, kind: str) -> Model:
@@ -249,12 +242,16 @@ def walk(
 def _count_links_once(found: Found) -> None:
     """A file with links in several units counts where the first of them was."""
     seen = Seen()
-    for account, keys, blocks in found.links:
-        for key, size in zip(keys, blocks):
+    for account, numbers in found.links:
+        sizes = found.of(account)
+        for at in range(0, len(numbers), _LINK):
+            key, disk, apparent, shared, frees = numbers[at:at + _LINK]
             if not seen.add(key):
-                sizes = found.of(account)
-                sizes.disk -= size
-                sizes.frees = max(0, sizes.frees - size)
+                sizes.disk -= disk
+                sizes.apparent -= apparent
+                sizes.shared -= shared
+                sizes.frees -= frees
+                sizes.inodes -= 1
     found.links = []
 
 
@@ -357,6 +354,7 @@ class _Walk:
     def __init__(self, plan: _Plan, sharing: str, seen: Seen, found: Found) -> None:
         self._plan, self._sharing, self._seen, self._found = plan, sharing, seen, found
         self._links = seen if sharing == LINKS else Seen()
+        self._linked: dict[str, array[int]] = {}
         self._open_links = 0
         self._shares = False
 
@@ -369,7 +367,7 @@ class _Walk:
         try:
             top = os.lstat(path)
             if not stat.S_ISDIR(top.st_mode):
-                self._file(path, None, os.path.basename(path), top, self._found.of(account), self._plan.model(top.st_dev))
+                self._file(path, None, os.path.basename(path), top, account, self._plan.model(top.st_dev))
                 self._finish(account)
                 return
             descriptor = os.open(path, _FOLDER)
@@ -377,7 +375,14 @@ class _Walk:
             self._found.fail(path, error)
             return
         # (path, descriptor, its folders that are still to be walked, device, account)
-        stack = [(path, descriptor, self._folder(path, descriptor, account), os.fstat(descriptor).st_dev, account)]
+        stack: list[tuple[str, int, list[str], int, str]] = []
+        try:
+            device = os.fstat(descriptor).st_dev
+            stack.append((path, descriptor, self._folder(path, descriptor, account), device, account))
+        except OSError as error:
+            os.close(descriptor)
+            self._found.fail(path, error)
+            return
         try:
             while stack:
                 above, descriptor, folders, device, mine = stack[-1]
@@ -417,7 +422,7 @@ class _Walk:
 
     def _finish(self, account: str) -> None:
         if self._open_links and self._sharing != LINKS:
-            self._found.links.append((account, *self._links.entries()))
+            self._found.links += self._linked.items()
         elif not self._sharing and not self._shares:
             self._found.self_contained.add(account)
 
@@ -468,13 +473,13 @@ class _Walk:
                         apparent += found.st_size
                         inodes += 1
                         continue
-                    mine: Sizes = sizes
+                    its = account
                     if claimed:
                         below = f"{path}/{entry.name}"
                         if below in self._plan.apart:
                             continue
-                        mine = self._found.of(self._plan.owners.get(below, account))
-                    self._file(path, descriptor, entry.name, found, mine, model)
+                        its = self._plan.owners.get(below, account)
+                    self._file(path, descriptor, entry.name, found, its, model)
         except OSError as error:
             self._found.fail(path, error)
         sizes.disk += disk * 512
@@ -486,33 +491,38 @@ class _Walk:
         return folders
 
     def _file(
-        self, path: str, folder: int | None, name: str, found: os.stat_result, sizes: Sizes, model: Model
+        self, path: str, folder: int | None, name: str, found: os.stat_result, account: str, model: Model
     ) -> None:
-        blocks = found.st_blocks * 512
-        if found.st_nlink > 1 and self._sharing != SNAPSHOTS:
-            if not self._links.add(found.st_ino ^ found.st_dev << 48, blocks):
+        key = (found.st_ino ^ found.st_dev << 48) & 0xFFFFFFFFFFFFFFFF
+        if found.st_nlink > 1:
+            if not self._links.add(key):
                 self._open_links -= 1
                 return
             self._open_links += found.st_nlink - 1
+        blocks = found.st_blocks * 512
+        inline = found.st_size <= model.inline
+        shared = frees = 0
+        if self._sharing == SNAPSHOTS and not self._seen.add(_identity(name, found)):
+            shared = blocks
+        else:
+            if model.reflinks and blocks and not inline and stat.S_ISREG(found.st_mode):
+                shared = min(blocks, self._shared(path, folder, name))
+                self._shares = self._shares or bool(shared)
+            if model.copies:
+                frees = 0 if inline else blocks - shared
+                frees += model.metadata(len(os.fsencode(name)), found.st_size, found.st_blocks)
+            else:
+                frees = blocks - shared + model.inode_bytes
+        sizes = self._found.of(account)
         sizes.disk += blocks
         if found.st_dev not in self._plan.models:
             self._found.in_subvolumes += blocks
-        sizes.inodes += 1
-        regular = stat.S_ISREG(found.st_mode)
         sizes.apparent += found.st_size
-        shared = 0
-        if self._sharing == SNAPSHOTS and not self._seen.add(_identity(name, found)):
-            sizes.shared += blocks
-            return
-        if model.reflinks and regular and blocks and not (found.st_size <= model.inline):
-            shared = min(blocks, self._shared(path, folder, name))
-            self._shares = self._shares or bool(shared)
         sizes.shared += shared
-        if model.copies:
-            inline = found.st_size <= model.inline
-            sizes.frees += (0 if inline else blocks - shared) + model.metadata(len(os.fsencode(name)), found.st_size, found.st_blocks)
-        else:
-            sizes.frees += blocks - shared + model.inode_bytes
+        sizes.frees += frees
+        sizes.inodes += 1
+        if found.st_nlink > 1 and self._sharing != LINKS:
+            self._linked.setdefault(account, array("Q")).extend((key, blocks, found.st_size, shared, frees))
 
     def _shared(self, path: str, folder: int | None, name: str) -> int:
         """Bytes of a file's extents that others have as well. Of copies within the unit, the first one's are its own."""
