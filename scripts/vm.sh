@@ -6,5 +6,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh vm
 . scripts/mirror.sh
 for driver in "$@"; do
-    .venv/bin/python -m tests.vm --image "$driver"
+    # It ends with this script.
+    setpriv --pdeathsig KILL -- .venv/bin/python -m tests.vm --image "$driver"
 done

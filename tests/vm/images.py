@@ -44,7 +44,7 @@ def missing() -> Optional[str]:
 def make(kind: str) -> Path:
     """Make the image of ``kind`` unless it is there; its folder.
 
-    ``plain`` takes a minute and ... of disk, ``zfs`` ... besides. Another process that makes one is waited for. Raises
+    ``plain`` takes a minute and 1.2 GB of disk, ``zfs`` five minutes and 1.4 GB besides. Another process that makes one is waited for. Raises
     :class:`FleetError` with the end of the script's output.
     """
     parent = roots.cache() / "vm"

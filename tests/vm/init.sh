@@ -18,7 +18,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/fleet /run/lock /run/sshd /var/lib/docker
 echo "$FLEET_NAME" >/proc/sys/kernel/hostname
 
-# SSH first: what fails below can be looked at.
+# SSH gets ready while the storage does.
 ip link set lo up
 ip link set eth0 up
 ip address add 10.0.2.15/24 dev eth0
