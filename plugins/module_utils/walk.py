@@ -202,7 +202,7 @@ def spare_processors() -> int:
             running = int(stream.read().split()[3].partition("/")[0]) - 1
     except (OSError, ValueError, IndexError):
         running = 0
-    return max(1, min(8, have - running))
+    return max(1, min(8, have - max(0, running)))
 
 
 def give_way() -> None:
