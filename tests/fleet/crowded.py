@@ -84,19 +84,17 @@ def load_images(host: Host, count: int, layers: int, files: int, base: str = "cr
         host.must("POST", "/images/load?quiet=1", tar({**archive, "manifest.json": json.dumps(manifest).encode()}))
 
 
-def write_files(folder: Path, count: int, size: int = 0) -> None:
-    """Write ``count`` files of ``size`` bytes, a thousand in each folder below ``folder``."""
-    content = b"x" * size
+def write_files(folder: Path, count: int, links: int = 0) -> None:
+    """Write ``count`` empty files, a thousand in each folder below ``folder``; the first ``links`` of them get a second name there."""
     for first in range(0, count, 1000):
         below = folder / str(first)
         below.mkdir()
         opened = os.open(below, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for number in range(min(1000, count - first)):
-                handle = os.open(str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=opened)
-                if size:
-                    os.write(handle, content)
-                os.close(handle)
+                os.close(os.open(str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=opened))
+                if first + number < links:
+                    os.link(str(number), f"{number}.again", src_dir_fd=opened, dst_dir_fd=opened)
         finally:
             os.close(opened)
 
