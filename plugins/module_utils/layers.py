@@ -21,7 +21,7 @@ import re
 import time
 import typing as t
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import bolt
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
@@ -31,11 +31,13 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     Account,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import LAYER_NAME, Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}")
 _HEX = re.compile(r"[0-9a-f]{64}")
+#: A damaged disk may have thousands; a few say enough.
+_MOST_DOUBTS = 5
 _OTHERS = "another user of the same containerd"
 #: Who holds what the engine itself refers to and no object of its API does.
 ENGINE = "engine:"
@@ -78,6 +80,12 @@ class Holdings:
             self.depth[path] = max(depth, self.depth.get(path, 0))
 
 
+    def doubt(self, words: str) -> None:
+        """Note a record that could not be read."""
+        if len(self.doubts) < _MOST_DOUBTS:
+            self.doubts.append(words)
+
+
 def read(storage: Storage, snapshot: Snapshot) -> Holdings:
     """Return who holds which folder, by the engine's records at this moment."""
     found = Holdings()
@@ -87,6 +95,11 @@ def read(storage: Storage, snapshot: Snapshot) -> Holdings:
         _before_layers(storage, snapshot, found)
     else:
         _layer_store(storage, snapshot, found)
+    if found.doubts:
+        for name, account in found.accounts.items():
+            if account.category == "leftovers":
+                # Who held it may stand in the very record that could not be read.
+                found.accounts[name] = replace(account, category="unattributed")
     return found
 
 
@@ -106,10 +119,10 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
     records = f"{storage.layer_records}/sha256"
     parents: dict[str, str] = {}
     folders: dict[str, str] = {}
-    for name in _names(records):
+    for name in _names(records, found):
         if _HEX.fullmatch(name):
-            parents[f"sha256:{name}"] = _text(f"{records}/{name}/parent")
-            folders[f"sha256:{name}"] = _text(f"{records}/{name}/cache-id")
+            parents[f"sha256:{name}"] = _text(f"{records}/{name}/parent", found, _DIGEST)
+            folders[f"sha256:{name}"] = _text(f"{records}/{name}/cache-id", found, LAYER_NAME)
     below = _Below(parents)
     holders: dict[str, set[str]] = {chain: set() for chain in folders}
 
@@ -121,20 +134,22 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         if image.layers:
             hold(image.layers[-1], IMAGE + image.id)
         record = storage.image_record(image.id)
+        if record and not image.layers and os.path.lexists(record) and storage.image_layers(image.id) is None:
+            found.doubt(f"{record} cannot be read")
         if record:
             about = record.replace("/imagedb/content/", "/imagedb/metadata/")
             found.add(f"record of {image.id}", (record, about), {IMAGE + image.id}, "engine_metadata")
     known = {container.id for container in snapshot.containers}
     mounts = f"{storage.layer_records}/mounts"
-    for name in _names(mounts):
+    for name in _names(mounts, found):
         # BuildKit takes writable layers, too, for as long as it builds: those stand under names of its own.
         who = {CONTAINER + name} if name in known else set()
-        parent = _text(f"{mounts}/{name}/parent")
+        parent = _text(f"{mounts}/{name}/parent", found, _DIGEST)
         for holder in who:
             hold(parent, holder)
         depth = len(below.chain(parent))
         for more, kind in enumerate(("init-id", "mount-id"), 1):
-            ident = _text(f"{mounts}/{name}/{kind}")
+            ident = _text(f"{mounts}/{name}/{kind}", found, LAYER_NAME)
             if ident:
                 found.add(
                     f"writable layer of {name}", storage.layer_paths(ident), who, words="writable layer of a container that is gone",
@@ -275,7 +290,7 @@ def _before_layers(storage: Storage, snapshot: Snapshot, found: Holdings) -> Non
         found.add(f"layer {ident}", storage.layer_paths(ident), who, final=True, depth=len(below.chain(full)))
         if storage.old_records:
             found.add(f"record of {ident}", [f"{storage.old_records}/{ident}"], who, "engine_metadata")
-            size = _text(f"{storage.old_records}/{ident}/layersize")
+            size = _text(f"{storage.old_records}/{ident}/layersize", found)
             if size.isdigit():
                 found.logical[f"layer {ident}"] = int(size)
 
@@ -286,11 +301,14 @@ def _before_layers(storage: Storage, snapshot: Snapshot, found: Holdings) -> Non
 def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
     base, snapshotter = storage.containerd, storage.snapshotter
     if not base or not snapshotter:
-        found.doubts.append("containerd's folder is not at any place that is known")
+        found.doubt("containerd's folder is not at any place that is known")
         return
     graph = _database(f"{base}/io.containerd.metadata.v1.bolt/meta.db", lambda top: _graph(top, storage), found)
     numbers = _database(f"{snapshotter}/metadata.db", _numbers, found)
+    if numbers is None and not any(_names(folder, found) for folder in storage.layer_folders()):
+        numbers = {}  # it makes its database with its first snapshot
     if graph is None or numbers is None:
+        found.doubt(f"the records of containerd are not all in {base}")
         return
     holders = graph.holders(
         {image.id for image in snapshot.images},
@@ -495,25 +513,37 @@ def _database(path: str, look: t.Callable[[bolt.Bucket], _Answer], found: Holdin
     except FileNotFoundError:
         return None
     except OSError as error:
-        found.doubts.append(f"{path}: {error.strerror}")
+        found.doubt(f"{path}: {error.strerror}")
     except bolt.BoltError as error:
-        found.doubts.append(str(error))
+        found.doubt(str(error))
     return None
 
 
-def _names(folder: str) -> list[str]:
+def _names(folder: str, found: Holdings) -> list[str]:
+    """The names in a folder; none if it is not there, and a doubt if it cannot be read."""
     try:
         return os.listdir(folder)
-    except OSError:
-        return []
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        found.doubt(f"{folder}: {error.strerror}")
+    return []
 
 
-def _text(path: str) -> str:
+def _text(path: str, found: Holdings, form: re.Pattern[str] | None = None) -> str:
+    """The one line of a record; "" if it is not there, and a doubt if it cannot be read or does not have that form."""
     try:
         with open(path, encoding="ascii", errors="replace") as stream:
-            return stream.read(200).strip()
-    except OSError:
+            text = stream.read(200).strip()
+    except (FileNotFoundError, NotADirectoryError):
         return ""
+    except OSError as error:
+        found.doubt(f"{path}: {error.strerror}")
+        return ""
+    if form and not form.fullmatch(text):
+        found.doubt(f"{path} is damaged")
+        return ""
+    return text
 
 
 def _string(raw: bytes) -> str:

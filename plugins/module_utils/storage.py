@@ -100,7 +100,7 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
 #: A layer's id for its driver: of a pulled layer 64 digits, of a writable one perhaps with ``-init``, of BuildKit's
 #: 25 letters, of containerd's a number.
-_LAYER_NAME = re.compile(r"[0-9a-z]{1,64}(-init|-removing)?")
+LAYER_NAME = re.compile(r"[0-9a-z]{1,64}(-init|-removing)?")
 
 
 @dataclass(frozen=True)
@@ -248,13 +248,13 @@ class Storage:
 
     def layer_paths(self, ident: str) -> list[str]:
         """Where a layer may lie, by the id that the driver knows it by."""
-        if not _LAYER_NAME.fullmatch(ident):
+        if not LAYER_NAME.fullmatch(ident):
             return []
         return [f"{folder}/{ident}" for folder in self.layer_folders()]
 
     def is_drivers_own(self, name: str) -> bool:
         """Whether an entry beside the layers belongs to the driver."""
-        return name in self._kind().own or not _LAYER_NAME.fullmatch(name) or name == "backingFsBlockDev"
+        return name in self._kind().own or not LAYER_NAME.fullmatch(name) or name == "backingFsBlockDev"
 
     def engines_own(self) -> list[str]:
         """Places of which the engine has no object: its databases, records and keys."""
