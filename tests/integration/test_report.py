@@ -1,0 +1,498 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""docker_disk_report on real engines: every byte has an owner, and what it says could be had is what comes free."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+import pytest
+
+from tests.fleet import Fleet, Host, HostSpec, dirty
+from tests.fleet.dirty import load_image
+from tests.integration.support import Ansible, on_all, start
+from tests.integration.test_errors import relay, serving
+
+CONTAINERD = {"features": {"containerd-snapshotter": True}}
+HOSTS = (
+    HostSpec("overlay2-ext4", "ext4"),
+    HostSpec("overlay2-xfs", "xfs"),
+    HostSpec("overlay2-btrfs", "btrfs"),
+    HostSpec("overlay-ext4", "ext4", "overlay"),
+    HostSpec("vfs-ext4", "ext4", "vfs"),
+    HostSpec("vfs-xfs", "xfs", "vfs"),
+    HostSpec("btrfs-btrfs", "btrfs", "btrfs"),
+    HostSpec("fuse-ext4", "ext4", "fuse-overlayfs"),
+    HostSpec("e26-ext4", "ext4", root="trixie"),
+    HostSpec("e26-containerd", "ext4", root="trixie", daemon_json=CONTAINERD),
+    HostSpec("e28-xfs", "xfs", root="forky"),
+    HostSpec("e28-containerd", "ext4", root="forky", daemon_json=CONTAINERD),
+)
+EXACT: Dict[str, Any] = {"measure": "exact", "top": -1}
+#: What a report has to agree with once it is done (statvfs): a share of what was said.
+PRECISION = {"ext4": 0.01, "xfs": 0.01, "btrfs": 0.10}
+
+
+@pytest.fixture(scope="module")
+def fleet(here: None) -> Iterator[Fleet]:
+    with start(list(HOSTS)) as hosts:
+        on_all(hosts, lambda host: dirty(host, "small", scale=0.4, aged=True, leftovers=True))
+        # What writes its log would be in the way of figures that have to be the same twice.
+        on_all(hosts, lambda host: [host.must("POST", f"/containers/{name}/stop?t=0") for name in ("chatty", "noisy")])
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def ansible(fleet: Fleet) -> Ansible:
+    return Ansible(str(fleet.inventory))
+
+
+@pytest.fixture(scope="module")
+def reports(ansible: Ansible) -> Dict[str, Dict[str, Any]]:
+    """The first exact report of each host, with nothing remembered."""
+    found = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""})
+    assert not [name for name, report in found.items() if report["failed"]], found
+    return found
+
+
+def du(host: Host, *options: str) -> int:
+    return int(host.exec(["du", "-sB1", *options, host.data_root]).stdout.split()[0])
+
+
+def free(host: Host) -> int:
+    """Bytes free once the filesystem has given back all that it will."""
+    descriptor = os.open(host.path(host.data_root), os.O_RDONLY)
+    try:
+        last, same = -1, 0
+        for _attempt in range(120):
+            if host.spec.filesystem == "btrfs":
+                fcntl.ioctl(descriptor, 0x9408)  # BTRFS_IOC_SYNC wakes the cleaner
+            ctypes.CDLL(None).syncfs(descriptor)
+            figures = os.fstatvfs(descriptor)
+            same = same + 1 if figures.f_bfree == last else 0
+            if same == 3:
+                break
+            last = figures.f_bfree
+            time.sleep(0.3)
+        return last * figures.f_frsize
+    finally:
+        os.close(descriptor)
+
+
+def tree(host: Host, folder: str) -> Dict[str, Tuple[Any, ...]]:
+    """Every file below a folder: kind, size, times, and content."""
+    found: Dict[str, Tuple[Any, ...]] = {}
+    top = str(host.path(folder))
+    for place, folders, files in os.walk(top):
+        for name in folders + files:
+            path = os.path.join(place, name)
+            try:
+                status = os.lstat(path)
+                content = hashlib.sha256(Path(path).read_bytes()).hexdigest() if stat.S_ISREG(status.st_mode) else ""
+            except OSError:
+                continue
+            found[path[len(top):]] = (status.st_mode, status.st_size, status.st_mtime_ns, content)
+    return found
+
+
+# -- the equation ------------------------------------------------------------------------------------
+
+
+def test_every_byte_has_an_owner_on_every_driver(fleet: Fleet, reports: Dict[str, Dict[str, Any]]) -> None:
+    print(f"\n{'host':<16} {'attributed':>12} {'unattributed':>12} {'du -sx':>12} {'subvolumes':>12} {'shared':>12}")
+    for host in fleet:
+        report = reports[host.name]
+        totals, subvolumes = report["totals"], sum(root["subvolume_bytes"] for root in report["roots"])
+        said = du(host, "-x")
+        print(
+            f"{host.name:<16} {totals['attributed_bytes']:>12,} {totals['unattributed_bytes']:>12,} {said:>12,} "
+            f"{subvolumes:>12,} {totals['shared_bytes']:>12,}"
+        )
+        both = totals["attributed_bytes"] + totals["unattributed_bytes"]
+        assert both == totals["disk_bytes"] == sum(root["disk_bytes"] for root in report["roots"])
+        assert abs(both - subvolumes - said) <= said * 0.005, host.name
+        assert totals["unattributed_bytes"] <= both * 0.01, (host.name, report["items"]["unattributed"])
+        assert sum(usage["disk_bytes"] for usage in report["usage"].values()) == both, "categories do not overlap"
+        assert report["unread"]["count"] == 0
+        # du without -x looks into subvolumes, too, and counts what they share each time.
+        assert bool(subvolumes) == (host.spec.driver == "btrfs")
+        if subvolumes:
+            assert abs(both - du(host)) <= both * 0.005
+            assert 0 < totals["shared_bytes"] < both
+
+
+def test_what_lies_where_is_in_its_category(fleet: Fleet, reports: Dict[str, Dict[str, Any]]) -> None:
+    for host in fleet:
+        report = reports[host.name]
+        usage, items = report["usage"], report["items"]
+        names = {kind: {item["name"]: item for item in items[kind]} for kind in ("containers", "volumes", "logs")}
+        assert names["logs"]["noisy"]["size"] >= 2_000_000
+        assert names["containers"]["stopped-old"]["disk_bytes"] >= 1_900_000, "what it wrote into its layer"
+        large = {name for name, item in names["volumes"].items() if item["disk_bytes"] > 1_000_000}
+        assert {"db-data", "old-data", "kept-data"} <= large
+        assert names["volumes"]["db-data"]["used_by"] == ["db"] and not names["volumes"]["db-data"]["dangling"]
+        assert names["volumes"]["old-data"]["dangling"]
+        if host.name != "e26-containerd":  # which forgets an image that lost its name
+            assert any(item["dangling"] for item in items["images"])
+        assert {"app/web:1.2", "app/web:latest"} <= {tag for item in items["images"] for tag in item["tags"]}
+        for kind in ("images", "containers", "volumes", "logs", "container_metadata", "engine_metadata"):
+            assert usage[kind]["disk_bytes"] > 0, (host.name, kind)
+        if report["engine"]["image_store"] == "graphdriver":
+            # Half a load, a layer of no image, and a folder that nobody names.
+            assert usage["tmp"]["disk_bytes"] > 1_000_000 and usage["leftovers"]["disk_bytes"] > 1_000_000, host.name
+            assert {item["kind"] for item in items["leftovers"]} >= {"registered layer", "half-made layer record"}
+            # The engine adds the lengths of files; blocks are more.
+            assert usage["images"]["logical_bytes"] < usage["images"]["disk_bytes"]
+
+
+def test_fast_says_the_same_as_the_engine(fleet: Fleet, ansible: Ansible, reports: Dict[str, Dict[str, Any]]) -> None:
+    fast = ansible.module("docker_disk_report", {"top": -1, "state_dir": ""})
+    for host in fleet:
+        report, exact = fast[host.name], reports[host.name]
+        assert report["measured"]["mode"] == "fast"
+        for kind in ("logs", "tmp", "leftovers"):
+            assert abs(report["usage"][kind]["disk_bytes"] - exact["usage"][kind]["disk_bytes"]) <= 65536, (host.name, kind)
+        usage = host.must("GET", "/system/df")
+        sizes = {volume["Name"]: volume["UsageData"]["Size"] for volume in usage["Volumes"]}
+        assert {item["name"]: item["logical_bytes"] for item in report["items"]["volumes"]} == sizes
+        # What the walk found is what the engine's own walk finds.
+        assert {item["name"]: item["logical_bytes"] for item in exact["items"]["volumes"]} == sizes
+        written = {entry["Id"]: entry.get("SizeRw", 0) for entry in usage["Containers"]}
+        assert {item["id"]: item["logical_bytes"] for item in report["items"]["containers"]} == written
+        if report["engine"]["image_store"] == "graphdriver":
+            assert report["usage"]["images"]["logical_bytes"] == usage["LayersSize"]
+            assert report["usage"]["images"]["disk_bytes"] is None, "nobody measured it"
+        assert report["totals"]["disk_bytes"] is None
+
+
+# -- it changes nothing --------------------------------------------------------------------------------
+
+
+def plain(report: Dict[str, Any]) -> Dict[str, Any]:
+    """A report without what a clock says."""
+    found = {key: value for key, value in report.items() if key in ("usage", "reclaimable", "totals", "roots", "mounts", "unread")}
+    found["items"] = {
+        kind: [{key: value for key, value in item.items() if key not in ("age", "last_used")} for item in items]
+        for kind, items in report["items"].items()
+    }
+    return found
+
+
+def test_it_says_the_same_in_check_mode_and_changes_nothing(fleet: Fleet, ansible: Ansible) -> None:
+    for name in ("overlay2-ext4", "e28-containerd"):
+        # The first question after a start makes BuildKit note the sizes of its records.
+        ansible.module("docker_disk_report", {"include": ["build_cache"]}, hosts=name)
+        host = fleet[name]
+        places = (host.data_root, "/etc", "/root", "/var/tmp", "/home")
+        before = {place: tree(host, place) for place in places}
+        first = ansible.module("docker_disk_report", EXACT, hosts=name)[name]
+        second = ansible.module("docker_disk_report", EXACT, hosts=name, check=True)[name]
+        assert plain(first) == plain(second)
+        assert not first["changed"] and not second["changed"]
+        for place in places:
+            assert tree(host, place) == before[place], f"{name}: {place}"
+        assert sorted(tree(host, "/var/lib/fleetclean")) == ["/history.sqlite"]
+
+
+def test_a_second_run_walks_only_what_can_change(fleet: Fleet, ansible: Ansible) -> None:
+    for name in ("overlay2-ext4", "overlay2-xfs", "e28-containerd"):
+        ansible.module("docker_disk_report", EXACT, hosts=name)
+        state = tree(fleet[name], "/var/lib/fleetclean")
+        second = ansible.module("docker_disk_report", EXACT, hosts=name)[name]
+        third = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=name)[name]
+        assert second["measured"]["remembered_layers"] > 5
+        # Of containerd's store half is packed layers: single files, which cost nothing to look at.
+        share = 0.4 if name == "e28-containerd" else 0.9
+        assert second["measured"]["remembered_bytes"] > second["usage"]["images"]["disk_bytes"] * share
+        assert plain(second) == plain(third)
+        assert tree(fleet[name], "/var/lib/fleetclean") == state, "nothing new, so nothing written"
+
+
+def test_a_folder_that_was_made_anew_is_not_taken_for_the_old_one(fleet: Fleet, ansible: Ansible) -> None:
+    host = fleet["overlay2-ext4"]
+    ansible.module("docker_disk_report", EXACT, hosts=host.name)
+    image = load_image(host, "anew:1", {"srv/data": b"x" * 3_000_000})
+    chain = host.must("GET", f"/images/{image}/json")["GraphDriver"]["Data"]["UpperDir"]
+    before = ansible.module("docker_disk_report", EXACT, hosts=host.name)[host.name]
+    # Not the engine's doing: the same name, another folder.
+    folder = host.path(chain)
+    os.rename(folder, f"{folder}.old")
+    folder.mkdir()
+    (folder / "data").write_bytes(b"y" * 9_000_000)
+    after = ansible.module("docker_disk_report", EXACT, hosts=host.name)[host.name]
+    sizes = [next(item["disk_bytes"] for item in report["items"]["images"] if "anew:1" in item["tags"]) for report in (before, after)]
+    assert sizes[1] - sizes[0] >= 8_900_000
+    shutil.rmtree(folder)
+    os.rename(f"{folder}.old", folder)
+    host.must("DELETE", "/images/anew:1")
+
+
+HISTORIES = ("missing", "torn", "garbage", "locked", "read-only", "of another engine", "a flipped figure", "a folder")
+
+
+@pytest.mark.parametrize("how", HISTORIES)
+def test_any_history_gives_the_same_figures_as_none(fleet: Fleet, ansible: Ansible, how: str) -> None:
+    host = fleet["overlay2-ext4"]
+    none = plain(ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=host.name)[host.name])
+    folder = host.path("/var/lib/fleetclean")
+    path = folder / "history.sqlite"
+    ansible.module("docker_disk_report", EXACT, hosts=host.name)
+    good = path.read_bytes()
+    holder = None
+    try:
+        if how == "missing":
+            path.unlink()
+        elif how == "torn":
+            path.write_bytes(good[: len(good) // 2 + 100])
+        elif how == "garbage":
+            path.write_bytes(b"\x00\xff" * 5000)
+        elif how == "locked":
+            lock = "import sqlite3, time; c = sqlite3.connect('/var/lib/fleetclean/history.sqlite', isolation_level=None); "
+            lock += "c.execute('BEGIN EXCLUSIVE'); print('locked', flush=True); time.sleep(600)"
+            holder = host.popen([host.python, "-c", lock], stdout=subprocess.PIPE)
+            assert holder.stdout and holder.stdout.readline() == "locked\n"
+        elif how == "read-only":
+            host.exec(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "/var/lib/fleetclean"])
+        elif how in ("of another engine", "a flipped figure"):
+            what = "engine = 'AAAA:BBBB'" if how == "of another engine" else "disk = disk + 4096000"
+            change = f"import sqlite3; c = sqlite3.connect('/var/lib/fleetclean/history.sqlite'); c.execute(\"UPDATE measured SET {what}\")"
+            host.exec([host.python, "-c", f"{change}; c.commit()"])
+        else:
+            path.unlink()
+            path.mkdir()
+        report = ansible.module("docker_disk_report", EXACT, hosts=host.name)[host.name]
+        assert not report["failed"], report
+        assert plain(report) == none
+    finally:
+        if holder:
+            holder.kill()
+            holder.communicate()
+        if how == "read-only":
+            host.exec(["umount", "/var/lib/fleetclean"])
+        if path.is_dir():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+
+
+# -- sparse, shared, elsewhere -------------------------------------------------------------------------
+
+
+def volume(host: Host, name: str) -> Path:
+    host.must("POST", "/volumes/create", {"Name": name})
+    return host.path(f"{host.data_root}/volumes/{name}/_data")
+
+
+def item_of(report: Dict[str, Any], kind: str, name: str) -> Dict[str, Any]:
+    return next(item for item in report["items"][kind] if item["name"] == name)
+
+
+def test_sparse_hard_linked_and_reflinked_files(fleet: Fleet, ansible: Ansible) -> None:
+    hosts = ("overlay2-ext4", "overlay2-xfs", "overlay2-btrfs")
+    for name in hosts:
+        host = fleet[name]
+        data = volume(host, "odd")
+        with open(data / "sparse", "wb") as sparse:
+            sparse.truncate(1 << 30)
+            sparse.write(os.urandom(1 << 20))
+        (data / "one").write_bytes(os.urandom(2 << 20))
+        os.link(data / "one", data / "two")
+        other = volume(host, "reflinked")
+        (other / "original").write_bytes(os.urandom(4 << 20))
+        if name != "overlay2-ext4":
+            inside = f"{host.data_root}/volumes"
+            host.exec(["cp", "--reflink=always", f"{inside}/reflinked/_data/original", f"{inside}/odd/_data/copy"])
+        host.exec(["sync", "--file-system", host.data_root])
+    reports = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=":".join(hosts))
+    for name in hosts:
+        host, report = fleet[name], reports[name]
+        odd, other_item = item_of(report, "volumes", "odd"), item_of(report, "volumes", "reflinked")
+        shared = 0 if name == "overlay2-ext4" else 4 << 20
+        assert abs(odd["disk_bytes"] - (3 << 20) - shared) < 200_000, "a hole takes nothing, a second name takes nothing"
+        assert odd["logical_bytes"] >= 1 << 30
+        assert (odd["shared_bytes"], other_item["shared_bytes"]) == (shared, shared)
+        assert abs(odd["reclaimable_bytes"] - (3 << 20)) < 200_000, "reflinked blocks are not had back"
+        assert abs(report["totals"]["disk_bytes"] - du(host, "-x")) <= 65536
+        for gone in ("odd", "reflinked"):
+            host.must("DELETE", f"/volumes/{gone}")
+
+
+def test_other_filesystems_below_are_named_and_not_entered(fleet: Fleet, ansible: Ansible) -> None:
+    host = fleet["overlay2-ext4"]
+    volume(host, "mounted")
+    place = f"{host.data_root}/volumes/mounted/_data"
+    host.exec(["mount", "-t", "tmpfs", "tmpfs", place])
+    try:
+        (host.path(place) / "file").write_bytes(b"x" * 5_000_000)
+        report = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=host.name)[host.name]
+    finally:
+        host.exec(["umount", place])
+        host.must("DELETE", "/volumes/mounted")
+    assert {"path": place, "type": "tmpfs"} in report["mounts"]
+    assert item_of(report, "volumes", "mounted")["disk_bytes"] < 100_000
+    assert any(mount["type"] == "overlay" and mount["path"].endswith("/merged") for mount in report["mounts"])
+
+
+# -- live, full and far ----------------------------------------------------------------------------------
+
+
+def test_while_others_write_remove_and_load(fleet: Fleet, ansible: Ansible) -> None:
+    """Files vanish, containers write, images come and go: no failure, and what could not be read is counted."""
+    host = fleet["e28-xfs"]
+    data = volume(host, "busy")
+    over = threading.Event()
+
+    def churn(number: int) -> None:
+        turn = 0
+        while not over.is_set():
+            turn += 1
+            folder = data / f"{number}-{turn % 7}"
+            host.exec(["sh", "-c", f"mkdir -p {host.data_root}/volumes/busy/_data/{folder.name}/a/b; cd {host.data_root}/volumes/busy/_data/{folder.name}; "
+                       "for i in 1 2 3 4 5 6 7 8 9; do echo x >a/b/$i; echo y >a/$i; done; rm -rf a"], check=False)
+
+    def images() -> None:
+        turn = 0
+        while not over.is_set():
+            turn += 1
+            load_image(host, f"coming:{turn}", {f"f{number}": os.urandom(3000) for number in range(200)})
+            host.api("DELETE", f"/images/coming:{turn}?force=1")
+            host.api("DELETE", "/containers/passing?force=1&v=1")
+            host.api("POST", "/containers/create?name=passing", {"Image": "fleet/base:1", "Volumes": {"/data": {}}})
+
+    threads = [threading.Thread(target=churn, args=(number,)) for number in range(2)] + [threading.Thread(target=images)]
+    host.must("POST", "/containers/chatty/start")
+    for thread in threads:
+        thread.start()
+    try:
+        for _turn in range(6):
+            for measure in ("exact", "fast"):
+                report = ansible.module("docker_disk_report", {"measure": measure, "top": -1}, hosts=host.name)[host.name]
+                assert not report["failed"], report
+                assert report["unread"]["count"] == len(report["unread"]["examples"]) == 0
+                if measure == "exact":
+                    assert report["totals"]["unattributed_bytes"] <= report["totals"]["disk_bytes"] * 0.01
+                    assert not [item for item in report["items"]["leftovers"] if item["size"] > 1_000_000 and item["age"] < 60], (
+                        "what is being made is nobody's leftover"
+                    )
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        host.api("POST", "/containers/chatty/stop?t=0")
+        host.api("DELETE", "/containers/passing?force=1&v=1")
+        host.must("DELETE", "/volumes/busy")
+
+
+def test_on_a_host_with_0_bytes_free(fleet: Fleet, ansible: Ansible) -> None:
+    names = ("overlay2-ext4", "e26-containerd", "e26-ext4")
+    for name in names:
+        fleet[name].fill(fleet[name].data_root)
+        fleet[name].fill("/")
+    try:
+        reports = ansible.module("docker_disk_report", EXACT, hosts=":".join(names))
+        fast = ansible.module("docker_disk_report", {}, hosts=":".join(names))
+        for name in names:
+            host, report = fleet[name], reports[name]
+            assert not report["failed"] and not fast[name]["failed"], (report, fast[name])
+            assert report["filesystems"][0]["available"] == 0
+            totals = report["totals"]
+            assert abs(totals["disk_bytes"] - du(host, "-x")) <= totals["disk_bytes"] * 0.005
+            # Who filled the disk is named.
+            filler = item_of(report, "unattributed", f"{host.data_root}/.filler")
+            assert filler["disk_bytes"] > 100_000_000
+            assert totals["unattributed_bytes"] - filler["disk_bytes"] < totals["disk_bytes"] * 0.01
+            assert report["usage"]["images"]["disk_bytes"] > 0
+    finally:
+        for name in names:
+            fleet[name].path(f"{fleet[name].data_root}/.filler").unlink()
+            fleet[name].path("/.filler").unlink()
+
+
+@pytest.mark.parametrize("name", ["overlay2-ext4", "overlay-ext4", "btrfs-btrfs"])
+def test_engines_without_system_df_get_a_full_report(fleet: Fleet, ansible: Ansible, name: str) -> None:
+    """API 1.21 is that of Docker 1.9."""
+    new = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=name)[name]
+    old = ansible.module("docker_disk_report", {**EXACT, "state_dir": "", "api_version": "1.21"}, hosts=name)[name]
+    assert not old["failed"], old
+    for kind in ("images", "containers", "volumes", "logs", "container_metadata", "leftovers"):
+        if kind != "images":
+            assert old["usage"][kind]["disk_bytes"] == new["usage"][kind]["disk_bytes"], kind
+        assert old["usage"][kind]["count"] == new["usage"][kind]["count"], kind
+    # Its API knows no build cache; the layers are BuildKit's all the same.
+    assert old["totals"]["disk_bytes"] == new["totals"]["disk_bytes"]
+    fast = ansible.module("docker_disk_report", {"top": -1, "state_dir": "", "api_version": "1.21"}, hosts=name)[name]
+    assert fast["usage"]["images"]["logical_bytes"] == new["usage"]["images"]["logical_bytes"]
+    assert item_of(fast, "containers", "stopped-old")["logical_bytes"] == item_of(new, "containers", "stopped-old")["logical_bytes"]
+
+
+def test_another_machines_engine_gets_the_engines_figures_alone(fleet: Fleet, ansible: Ansible) -> None:
+    """The socket of another host's engine: here is a /var/lib/docker, too, and it is somebody else's."""
+    with serving(fleet["overlay2-ext4"], lambda connection: relay(connection, fleet["e26-ext4"])) as address:
+        report = ansible.module("docker_disk_report", {**EXACT, "docker_host": address}, hosts="overlay2-ext4")["overlay2-ext4"]
+    assert not report["failed"], report
+    assert report["engine"]["name"] == "e26-ext4"
+    assert set(report["usage"]) == {"images", "containers", "volumes", "build_cache"}
+    for kind, usage in report["usage"].items():
+        assert usage["disk_bytes"] is None and usage["logical_bytes"] is not None, kind
+        assert all(item["disk_bytes"] is None for item in report["items"][kind])
+    assert report["usage"]["images"]["logical_bytes"] == fleet["e26-ext4"].must("GET", "/system/df")["LayersSize"]
+    assert report["usage"]["volumes"]["reclaimable_bytes"] > 0
+    assert (report["roots"], report["filesystems"], report["paths"], report["mounts"]) == ([], [], {}, [])
+    assert report["totals"]["disk_bytes"] is None
+    assert any("is not the one of the engine at" in warning for warning in report["warnings"])
+
+
+# -- what could be had ---------------------------------------------------------------------------------
+
+WAYS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
+    ("unused_volumes", {"volumes": {"scope": "unused"}}),
+    ("dangling_images", {"images": {"scope": "dangling"}}),
+    (
+        "everything_unused",
+        {"containers": {}, "images": {"scope": "unused"}, "volumes": {"scope": "unused"}, "build_cache": {"scope": "unused"}},
+    ),
+)
+
+
+def grow(host: Host) -> None:
+    """Many small files and a few large ones, so that rounding and metadata show."""
+    many = {f"srv/{number // 100}/{number}": bytes([number % 251]) * (number % 6000) for number in range(6000)}
+    load_image(host, "grown:1", many)
+    small = {f"lib/{number}": b"x" * 700 for number in range(3000)}
+    for _turn in range(2):  # the first one loses its name
+        load_image(host, "grown:2", {**small, "lib/large": os.urandom(50_000_000)})
+    data = volume(host, "grown")
+    (data / "large").write_bytes(os.urandom(50_000_000))
+    for number in range(2000):
+        (data / str(number)).write_bytes(b"y" * (number % 5000))
+
+
+def test_what_could_be_had_is_what_comes_free(fleet: Fleet, ansible: Ansible) -> None:
+    """By the filesystem, on every driver. Last in this file's order: it takes away what the others look at."""
+    on_all(fleet, grow)
+    rows: List[str] = []
+    wrong: List[str] = []
+    for way, wishes in WAYS:
+        said = ansible.module("docker_disk_report", {"measure": "exact", "top": 0})
+        before = on_all(fleet, free)
+        cleaned = ansible.module("docker_clean", wishes)
+        assert not [name for name, result in cleaned.items() if result["failed"]], cleaned
+        after = on_all(fleet, free)
+        for host in fleet:
+            bytes_, came = said[host.name]["reclaimable"][way]["bytes"], after[host.name] - before[host.name]
+            rows.append(f"{host.name:<16} {way:<18} {bytes_:>12,} {came:>12,} {bytes_ / max(came, 1):.4f}")
+            # The engine's own databases and logs grow and shrink by some blocks meanwhile.
+            if abs(bytes_ - came) > max(came, bytes_) * PRECISION[host.spec.filesystem or ""] + 131072:
+                wrong.append(rows[-1])
+    print(f"\n{'host':<16} {'way':<18} {'said':>12} {'came free':>12} ratio\n" + "\n".join(rows))
+    assert not wrong, "\n".join(wrong)
