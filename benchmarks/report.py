@@ -55,6 +55,7 @@ class Series:
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     memory: int = 0
+    processes: list[int] = field(default_factory=list)
 
     @property
     def middle(self) -> float:
@@ -65,10 +66,11 @@ class Series:
         self.cpu.append(cpu)
         if outcome:
             self.memory = max(self.memory, outcome.peak, outcome.workers_peak)
+            self.processes.append(outcome.result.get("measured", {}).get("processes", 0))
 
     def to_json(self) -> dict[str, Any]:
         return {"seconds": [round(value, 4) for value in self.seconds], "median": round(self.middle, 4),
-                "cpu_median": round(median(self.cpu), 4), "peak_bytes": self.memory or None}
+                "cpu_median": round(median(self.cpu), 4), "peak_bytes": self.memory or None, "processes": self.processes}
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,9 @@ def main() -> int:
           f"Bytes: du {there['du_bytes']:,}, exact {there['exact_bytes'] or 0:,}.")
     for cache, taken in by_cache.items():
         print("", *table(f"{cache} cache", taken), sep="\n")
+        # It takes the CPUs that nobody else uses at the moment.
+        if FIRST in taken:
+            print(f"\n{FIRST}: walked with {', '.join(map(str, taken[FIRST].processes))} processes")
     print("", *aims(by_cache), sep="\n")
     if options.json:
         figures = {"host": there, **{cache: {name: series.to_json() for name, series in taken.items()} for cache, taken in by_cache.items()}}
