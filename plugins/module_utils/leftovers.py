@@ -71,6 +71,8 @@ def others(storage: Storage) -> list[Leftover]:
     for entry in _entries(f"{storage.root}/image", "other image store"):
         if entry.folder and (storage.image_store != "graphdriver" or os.path.basename(entry.path) != storage.driver):
             found.append(Leftover(entry.path, entry.kind, "of a storage driver that is not in use", entry.changed))
+    for path in storage.other_stores():
+        found.append(Leftover(path, "other image store", "of an image store that is not in use", _changed(path)))
     return found
 
 

@@ -66,6 +66,8 @@ _SNAPSHOTTERS: dict[str, _Driver] = {
     "overlayfs": _Driver(("snapshots",)),
     "zfs": _Driver(()),
 }
+#: What a containerd holds open as long as it runs, below its folder.
+_DATABASE = "/io.containerd.metadata.v1.bolt/meta.db"
 #: Where containerd keeps its data, unless it can be asked: its own below the data root, or the system's. Each
 #: snapshotter has a folder of its name there.
 _CONTAINERD = ("{root}/containerd/daemon", "/var/lib/containerd")
@@ -142,11 +144,11 @@ class Storage:
     def paths(self) -> dict[str, list[str]]:
         """The paths that exist, by category. Read this only after ``prove``."""
         found = {name: [p for p in paths if os.path.lexists(p)] for name, paths in self.candidates().items()}
-        if self.image_store == "containerd":
-            # With a containerd below the data root, the system's containerd is somebody else's.
+        base = self.containerd
+        if base:
+            # Another containerd is somebody else's, or was in use before.
             for name in ("layers", "image_metadata"):
-                inside = [path for path in found[name] if path.startswith(f"{self.root}/")]
-                found[name] = inside or found[name]
+                found[name] = [path for path in found[name] if path.startswith(f"{base}/")]
         return found
 
     def others(self) -> list[str]:
@@ -161,6 +163,19 @@ class Storage:
             if path not in own and os.path.isdir(path) and not os.path.islink(path) and os.listdir(path):
                 found.append(path)
         return sorted(found)
+
+    def other_stores(self) -> list[str]:
+        """What the engine's own containerd has of an image store or a snapshotter that was in use before."""
+        own = _CONTAINERD[0].format(root=self.root)
+        in_use = self.containerd == own
+        found = []
+        for name, kind in _SNAPSHOTTERS.items():
+            folder = f"{own}/io.containerd.snapshotter.v1.{name}"
+            if not (in_use and name == self.driver) and any(_has_entries(f"{folder}/{part}") for part in kind.layers):
+                found.append(folder)
+        content = f"{own}/io.containerd.content.v1.content"
+        # Layers are there once images were: else that content is of a pull for the graph driver.
+        return sorted(found + ([content] if found and not in_use and os.path.isdir(content) else []))
 
     def image_record(self, image_id: str) -> str | None:
         """The file that the graph drivers' image store wrote when this image arrived."""
@@ -214,6 +229,9 @@ class Storage:
         if self.image_store != "containerd":
             return None
         places = [place for place in self._containerd_places() if os.path.isdir(self._snapshotter(place))]
+        if len(places) > 1:
+            # An engine that has gone over to the system's has left its own behind, without a process.
+            places = [place for place in places if _is_open(f"{place}{_DATABASE}")] or places
         return places[0] if places else None
 
     @property
@@ -319,7 +337,6 @@ def from_info(info: dict[str, t.Any]) -> Storage:
 def _containerd_at(address: str) -> str | None:
     """The data of the containerd that listens at a socket, by the database that its process holds open; None if that cannot be seen."""
     path = os.path.realpath(address[len("unix://"):] if address.startswith("unix://") else address)
-    database = "/io.containerd.metadata.v1.bolt/meta.db"
     sockets = set()
     try:
         with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as stream:
@@ -331,10 +348,24 @@ def _containerd_at(address: str) -> str | None:
         for pid in (name for name in os.listdir("/proc") if name.isdigit()) if sockets else ():
             opened = _open_files(f"/proc/{pid}/fd")
             if sockets.intersection(opened):
-                return next((name[: -len(database)] for name in opened if name.endswith(database)), None)
+                return next((name[: -len(_DATABASE)] for name in opened if name.endswith(_DATABASE)), None)
     except OSError:
         pass
     return None
+
+
+@lru_cache(maxsize=None)
+def _is_open(path: str) -> bool:
+    """Whether a process has a file open, as far as that can be seen."""
+    path = os.path.realpath(path)
+    return any(path in _open_files(f"/proc/{name}/fd") for name in os.listdir("/proc") if name.isdigit())
+
+
+def _has_entries(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False
 
 
 def _open_files(folder: str) -> list[str]:
