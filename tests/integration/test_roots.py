@@ -23,6 +23,8 @@ from tests.integration.bare import Bare
 from tests.integration.support import on_all, start
 
 CONTAINERD = {"features": {"containerd-snapshotter": True}}
+#: Where the engine's own containerd has images, below the data root.
+CONTAINERDS_STORE = ("containerd/daemon/io.containerd.content.v1.content", "containerd/daemon/io.containerd.snapshotter.v1.overlayfs")
 MB = 1 << 20
 #: The user of the engine without root, and what its other users and groups are on the host.
 ROOTLESS_USER, SUBORDINATE = 1234, 200000
@@ -100,7 +102,12 @@ def user_namespaces(host: Host) -> Host:
 
 
 def system_containerd(host: Host) -> Host:
-    """The system's own, started before the engine: where Debian has it, or wherever its configuration says."""
+    """The system's own, started before the engine: where Debian has it, or wherever its configuration says.
+
+    The engine of the former has had one of its own before, and an image in it.
+    """
+    if host.name == "containerd-systems":
+        before_that(host, {"containerd": None})
     place = "/data/elsewhere" if host.name == "containerd-moved" else "/var/lib/containerd"
     host.exec(["mkdir", "-p", "/data/containerd", place])
     if place != "/data/elsewhere":
@@ -111,6 +118,24 @@ def system_containerd(host: Host) -> Host:
     _wait_for(lambda: host.path("/run/containerd/containerd.sock").exists(), "containerd")
     host.start_engine()
     return host
+
+
+def back_to_a_graph_driver(host: Host) -> Host:
+    before_that(host, {"storage-driver": None, **CONTAINERD})
+    host.start_engine()
+    return host
+
+
+def before_that(host: Host, other: Dict[str, Any]) -> None:
+    """Let the engine run otherwise configured for once, and load an image into it."""
+    path = host.path("/etc/docker/daemon.json")
+    now = path.read_text()
+    changed = {**json.loads(now), **other}
+    path.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}))
+    host.start_engine()
+    load_image(host, "app/before:1", {"srv/before": b"0" * 2 * MB})
+    host.stop_engine()
+    path.write_text(now)
 
 
 def rootless(host: Host) -> Host:
@@ -141,13 +166,14 @@ def _wait_for(done: Callable[[], bool], what: str, host: Any = None) -> None:
 
 @dataclass(frozen=True)
 class Setup:
-    """A host, what is done before its engine starts, and what has to be found: data roots (for du), the root that the engine names."""
+    """A host, what is done before its engine starts, and what has to be found: data roots (for du; the engine's first), leftovers below it."""
 
     spec: HostSpec
     prepare: Callable[[Host], Host]
     places: Tuple[str, ...]
     images: str = "graphdriver"
     sockets: Dict[str, str] = field(default_factory=dict)
+    leftovers: Tuple[str, ...] = ()
 
 
 SETUPS = {
@@ -165,7 +191,9 @@ SETUPS = {
               system_containerd, ("/data/docker", "/data/elsewhere"), "containerd"),
         Setup(HostSpec("containerd-systems", root="trixie", data_root="/data", ssh=False, engine=False,
                        daemon_json={"data-root": "/data/docker", "containerd": "/run/containerd/containerd.sock", **CONTAINERD}),
-              system_containerd, ("/data/docker", "/var/lib/containerd"), "containerd"),
+              system_containerd, ("/data/docker", "/var/lib/containerd"), "containerd", leftovers=CONTAINERDS_STORE),
+        Setup(HostSpec("back-to-overlay2", root="forky", daemon_json={"features": {"containerd-snapshotter": False}}, ssh=False, engine=False),
+              back_to_a_graph_driver, ("/var/lib/docker",), leftovers=CONTAINERDS_STORE),
         Setup(HostSpec("rootless", data_root="/home/keeper", ssh=False, engine=False), rootless, ("/home/keeper/.local/share/docker",),
               sockets={"docker_host": f"unix:///run/user/{ROOTLESS_USER}/docker.sock"}),
     )
@@ -266,7 +294,6 @@ def test_every_byte_has_an_owner(world: World, name: str) -> None:
     # What others have in the same containerd is theirs: it is known, and not this engine's.
     nobodys = [item for item in report["items"]["unattributed"] if "another user of the same containerd" not in item["name"]]
     assert sum(item["disk_bytes"] for item in nobodys) <= both * 0.01, nobodys
-    assert report["items"]["leftovers"] == []
     assert report["unread"]["count"] == 0
 
 
@@ -289,6 +316,14 @@ def test_a_link_below_the_data_root_is_not_followed_and_a_warning_says_so(world:
         assert name == "link-inside" or name not in world.hosts or words(world[name][1]) == []
 
 
+def test_what_was_in_use_before_is_a_leftover_and_nothing_else_is(world: World, name: str) -> None:
+    _host, report = world[name]
+    # What containerd's collector has not got to yet is small.
+    setup, found = SETUPS[name], {item["path"]: item for item in report["items"]["leftovers"] if item["disk_bytes"] > MB // 16}
+    assert sorted(found) == [f"{setup.places[0]}/{part}" for part in setup.leftovers]
+    assert all(item["reason"] == "of an image store that is not in use" and item["disk_bytes"] > 2 * MB for item in found.values())
+
+
 @pytest.mark.parametrize("name", ["containerd-moved", "containerd-systems"])
 def test_what_others_have_in_the_same_containerd_is_nobodys_leftover(world: World, name: str) -> None:
     host, report = world[name]
@@ -297,7 +332,6 @@ def test_what_others_have_in_the_same_containerd_is_nobodys_leftover(world: Worl
     theirs = [item["disk_bytes"] for item in report["items"]["unattributed"]]
     # Their own layer as it was sent, and unpacked; the other one's archive the engine has as well.
     assert 4 * MB <= sum(theirs) < 9 * MB
-    assert report["usage"]["leftovers"]["disk_bytes"] == 0 and report["reclaimable"]["leftovers"]["bytes"] == 0
     assert not [line for line in words(report) if "records" in line or "containerd" in line]
 
 
