@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 import typing as t
 from pathlib import Path
@@ -133,6 +134,84 @@ def test_containerds_snapshotter_has_its_folder_below_the_data_root(tmp_path: Pa
 
 def test_paths_are_those_that_exist(tmp_path: Path) -> None:
     assert not any(engine_storage(tmp_path).paths().values())
+
+
+def test_tags_and_half_made_images_of_docker_1_9_are_the_engines_and_another_drivers_tags_are_not(tmp_path: Path) -> None:
+    make(tmp_path, "aufs/diff", "graph/_tmp")
+    for driver in ("aufs", "devicemapper"):
+        (tmp_path / f"repositories-{driver}").write_text("{}")
+    found = engine_storage(tmp_path, "aufs")
+    assert f"{tmp_path}/repositories-aufs" in found.engines_own()
+    assert f"{tmp_path}/graph/_tmp" in found.temporary()
+    assert found.others() == [f"{tmp_path}/repositories-devicemapper"]
+
+
+# -- containerd's places and names ---------------------------------------------------------------------
+
+SNAPSHOTTER = "io.containerd.snapshotter.v1.overlayfs"
+
+
+def info_of(root: str, **more: t.Any) -> dict[str, t.Any]:
+    return {"DockerRootDir": root, "Driver": "overlayfs", "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]], **more}
+
+
+@pytest.mark.parametrize(
+    ("info", "namespace"),
+    [
+        (info_of("/var/lib/docker"), "moby"),
+        (info_of("/var/lib/docker", Containerd={"Address": "/run/x.sock", "Namespaces": {"Containers": "mine"}}), "mine"),
+        (info_of("/var/lib/docker", Containerd=None), "moby"),
+        (info_of("/var/lib/docker/100000.100000", SecurityOptions=["name=seccomp,profile=builtin", "name=userns"]), "moby-100000.100000"),
+        (info_of("/var/lib/docker/100000.100000"), "moby"),
+        (info_of("/var/lib/docker", SecurityOptions=["name=userns"]), "moby"),
+    ],
+    ids=["usual", "told", "not told", "user namespaces", "a folder of such a name", "no such folder"],
+)
+def test_what_an_engine_calls_itself_at_its_containerd(info: dict[str, t.Any], namespace: str) -> None:
+    assert storage.from_info(info).namespace == namespace
+
+
+def test_a_containerd_is_found_by_its_socket_wherever_its_data_is(tmp_path: Path) -> None:
+    root, elsewhere, own = tmp_path / "root", tmp_path / "elsewhere", tmp_path / "root/containerd/daemon"
+    make(tmp_path, f"elsewhere/{SNAPSHOTTER}", "elsewhere/io.containerd.metadata.v1.bolt", f"root/containerd/daemon/{SNAPSHOTTER}/snapshots/1",
+         "root/containerd/daemon/io.containerd.content.v1.content")
+    with tempfile.TemporaryDirectory(prefix="fc-") as short, socket.socket(socket.AF_UNIX) as fake:
+        address = f"{short}/containerd.sock"
+        found = storage.from_info(info_of(str(root), Containerd={"Address": address}))
+        assert found.containerd == str(own), "nobody listens there, so it may be at any known place"
+        storage._containerd_at.cache_clear()
+        fake.bind(address)
+        fake.listen()
+        with open(elsewhere / "io.containerd.metadata.v1.bolt/meta.db", "w"):
+            assert found.containerd == str(elsewhere)
+            assert found.roots == [str(root), str(elsewhere)]
+            assert found.paths()["layers"] == [f"{elsewhere}/{SNAPSHOTTER}"]
+            # What lies at the known place is of an engine that had its own once.
+            assert found.other_stores() == [f"{own}/io.containerd.content.v1.content", f"{own}/{SNAPSHOTTER}"]
+        storage._containerd_at.cache_clear()
+
+
+def test_of_two_containerds_the_one_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_CONTAINERD", ("{root}/containerd/daemon", f"{tmp_path}/system"))
+    places = [tmp_path / "root/containerd/daemon", tmp_path / "system"]
+    for place in places:
+        make(place, SNAPSHOTTER, "io.containerd.metadata.v1.bolt")
+    found = engine_storage(tmp_path / "root", "overlayfs", "containerd")
+    for place in places:
+        storage._is_open.cache_clear()
+        with open(place / "io.containerd.metadata.v1.bolt/meta.db", "w"):
+            assert found.containerd == str(place)
+    storage._is_open.cache_clear()
+    assert found.containerd == str(places[0]), "with none of them seen to run, its own"
+
+
+def test_a_graph_drivers_engine_has_nothing_of_another_store_without_layers(tmp_path: Path) -> None:
+    daemon = "containerd/daemon"
+    make(tmp_path, f"{daemon}/{SNAPSHOTTER}/snapshots", f"{daemon}/io.containerd.content.v1.content/blobs/sha256/x", "overlay2/x")
+    assert engine_storage(tmp_path).other_stores() == []
+    make(tmp_path, f"{daemon}/{SNAPSHOTTER}/snapshots/1")
+    assert engine_storage(tmp_path).other_stores() == [f"{tmp_path}/{daemon}/io.containerd.content.v1.content", f"{tmp_path}/{daemon}/{SNAPSHOTTER}"]
+    assert engine_storage(tmp_path, "overlayfs", "containerd").other_stores() == []
 
 
 # -- records of images and layers ------------------------------------------------------------------------
