@@ -202,9 +202,10 @@ class _Surveyor:
         nobodys, making = leftovers.find(self._storage, self._listed, self._owners, time.time())
         if holdings.doubts:
             # Without the records nobody can say what is nobody's.
-            for entry in nobodys:
-                self._own(entry.path, f"unattributed {entry.path}", "unattributed", words=f"{entry.path}: its records could not be read")
-                self._heavy[entry.path] = _LAST
+            for unclear in nobodys:
+                words = f"{unclear.path}: its records could not be read"
+                self._own(unclear.path, f"unattributed {unclear.path}", "unattributed", words=words)
+                self._heavy[unclear.path] = _LAST
             nobodys = []
         for entry in making:
             self._own(entry.path, "layers in the making", "images")
@@ -215,10 +216,9 @@ class _Surveyor:
         for path, account in list(self._owners.items()):
             if account in registered and os.path.lexists(path):
                 nobodys.append(leftovers.registered(path, self._accounts[account].words))
-        for entry in nobodys:
-            self._own(entry.path, f"leftover {entry.path}", "leftovers", words=entry.reason)
-            if entry.path not in self._heavy:
-                self._heavy[entry.path] = _LAST
+        for left in nobodys:
+            self._own(left.path, f"leftover {left.path}", "leftovers", words=left.reason)
+            self._heavy.setdefault(left.path, _LAST)
         return nobodys
 
     # -- sizes ---------------------------------------------------------------------------------

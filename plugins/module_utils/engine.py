@@ -16,6 +16,7 @@ import os
 import re
 import ssl
 import stat
+import time
 import typing as t
 from urllib.parse import quote
 
@@ -123,7 +124,15 @@ class Engine:
         params: dict[str, t.Any] = {"type": list(kinds)} if self.speaks("1.42") else {}
         if self.speaks("1.52"):
             params["verbose"] = 1  # without it, sums alone
-        return _with_old_names(self._object("/system/df", params, patient=True, empty=True))
+        end = time.monotonic() + REMOVAL_TIMEOUT
+        while True:
+            try:
+                return _with_old_names(self._object("/system/df", params, patient=True, empty=True))
+            except EngineError as error:
+                # Engines compute one at a time, for whoever asked first.
+                if "already running" not in error.answer or time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
 
     # -- removing ----------------------------------------------------------------------------
 

@@ -199,24 +199,19 @@ def _buildkit(
         parent = snapshots.get(key, {}).get("parent", "")
         return 1 + (depth(parent, seen + 1) if parent and seen < 200 else 0)
 
-    def hold_all(key: str, who: str, seen: set[str]) -> None:
-        if key in seen:
-            return
-        seen.add(key)
+    def hold_all(key: str, who: str) -> None:
+        seen: set[str] = set()
+        while key in snapshots and key not in seen and not key.startswith("sha256:"):
+            seen.add(key)
+            table = snapshots[key]
+            ident = table.get("committed") or key
+            if chain_of.get(key):
+                hold(chain_of[key], who)
+            category = "build_cache" if who == ENGINE else ""
+            found.add(f"layer {ident}", storage.layer_paths(ident), {who}, category, depth=depth(ident))
+            key = table.get("parent") or snapshots.get(ident, {}).get("parent", "")
         if key.startswith("sha256:"):
             hold(key, who)
-            return
-        table = snapshots.get(key)
-        if table is None:
-            return
-        ident = table.get("committed") or key
-        if chain_of.get(key):
-            hold(chain_of[key], who)
-        category = "build_cache" if who == ENGINE else ""
-        found.add(f"layer {ident}", storage.layer_paths(ident), {who}, category, depth=depth(ident))
-        parent = table.get("parent") or snapshots.get(ident, {}).get("parent", "")
-        if parent:
-            hold_all(parent, who, seen)
 
     # A record that was finished has its folder under the name that it was begun with.
     begun = {table["committed"] for table in snapshots.values() if table.get("committed")}
@@ -224,7 +219,7 @@ def _buildkit(
         # What BuildKit has and lists nowhere is still BuildKit's.
         unlisted = {ENGINE} if key not in begun and not key.startswith("sha256:") else set()
         for who in holder_of.get(key) or unlisted:
-            hold_all(key, who, set())
+            hold_all(key, who)
 
 
 class _Below:
@@ -259,7 +254,7 @@ def _records(top: bolt.Bucket) -> dict[str, dict[str, str]]:
         for name, raw in bucket.values().items():
             try:
                 value = json.loads(raw)["value"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
             if isinstance(value, str):
                 found[_string(key)][_string(name)] = value

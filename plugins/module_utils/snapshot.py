@@ -181,7 +181,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         containers = _containers(engine, wanted, pool, usage)
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
     layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
-    if not engine.speaks("1.22") and wanted.sizes:
+    if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
     return Snapshot(
         now=engine_clock(engine.info),

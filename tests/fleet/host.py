@@ -148,7 +148,10 @@ class Engine:
             sent.setdefault("Content-Type", "application/x-tar")
         connection = _UnixConnection(str(self.socket), timeout)
         try:
-            connection.request(method, path, body=body, headers=sent)
+            try:
+                connection.request(method, path, body=body, headers=sent)
+            except BrokenPipeError:
+                pass  # it has heard enough: what it says is the answer
             response = connection.getresponse()
             answer = response.read()
         except http.client.HTTPException as error:

@@ -52,6 +52,14 @@ make_zfs() {
     cp --sparse=always "$plain/root.img" "$folder/root.img"
     cp -r "$plain/vmlinuz" "$plain/busybox" "$plain/modules" "$folder/"
     mount_image
+    chroot "$root" apt-get -q=2 update
+    # The headers have to be that very kernel's, and a mirror does not keep those of older ones.
+    if ! chroot "$root" apt-cache show "linux-headers-$(ls "$root/lib/modules")" >/dev/null; then
+        umount "$root"
+        rm -rf "${folder:?}"/*
+        make_plain
+        chroot "$root" apt-get -q=2 update
+    fi
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
     # No service is started in here.
@@ -59,8 +67,6 @@ make_zfs() {
     chmod 755 "$root/usr/sbin/policy-rc.d"
     local kernel
     kernel=$(ls "$root/lib/modules")
-    chroot "$root" apt-get -q=2 update
-    # The headers of that very kernel: the mirror may have a newer one by now.
     chroot "$root" apt-get -q=2 -y --no-install-recommends install "linux-headers-$kernel" dkms build-essential zfs-dkms zfsutils-linux
     chroot "$root" dkms status -k "$kernel" zfs | grep installed
     # What was needed to build them is two thirds of it all.
