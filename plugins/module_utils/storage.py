@@ -420,8 +420,9 @@ def prove(
     random_names = [name for name in volumes if _ID.fullmatch(name)]
     if random_names:
         return _by_folders(f"{root}/volumes", random_names, foreign, "anonymous volumes")
-    if ident and address.startswith("unix://") and _key_id(key_file) == ident:
-        return Proof(True, key_file)
+    for key in (key_file, *_other_keys(root)) if ident and address.startswith("unix://") else ():
+        if _key_id(key) == ident:
+            return Proof(True, key)
     return Proof(
         False,
         f"nothing shows that the data root {root} here is the one of the engine at {address} "
@@ -443,6 +444,12 @@ def _first_line(path: str) -> str | None:
             return stream.readline(200).strip()
     except OSError:
         return None
+
+
+def _other_keys(root: str) -> list[str]:
+    """Where balenaEngine has its key, and an engine without root: with the rest of its user's configuration."""
+    home, _slash, rest = root.partition("/.local/share/")
+    return ["/etc/balena-engine/key.json"] + ([f"{home}/.config/{rest}/key.json"] if rest in ("docker", "balena-engine") else [])
 
 
 def _key_id(path: str) -> str | None:

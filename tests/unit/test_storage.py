@@ -315,6 +315,16 @@ def test_the_key_of_an_old_engine_proves_it_on_this_machines_socket_alone(tmp_pa
     assert not ask(tmp_path, address="tcp://127.0.0.1:2375", key_file=str(key)).proven
 
 
+@pytest.mark.parametrize("name", ["docker", "balena-engine"])
+def test_the_key_of_an_engine_without_root_is_among_its_users_own(tmp_path: Path, name: str) -> None:
+    root, config = tmp_path / ".local/share" / name, tmp_path / ".config" / name
+    make(tmp_path, str(root), str(config))
+    assert not ask(root).proven
+    (config / "key.json").write_text(json.dumps({"kid": "ABCD:EFGH"}))
+    assert ask(root).words == f"{config}/key.json"
+    assert not ask(root, ident="OTHER").proven
+
+
 @pytest.mark.parametrize("content", ["", "[]", "null", "{}", "not json", '{"kid": null}'])
 def test_a_broken_key_proves_nothing(tmp_path: Path, content: str) -> None:
     key = tmp_path / "key.json"
