@@ -3,13 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """FAKE engines, for what no kernel and no package at hand has: an HTTP server on a unix socket, and a data root in a folder.
 
-None of this is an engine. ``GET /version`` and ``GET /info`` answer what real ones were seen to answer (the source stands beside each), the
-lists are made up in the shape of their API. The trees are laid out as the engines' own source says:
+None of this is an engine. ``GET /version`` and the driver's part of ``GET /info`` answer what real ones were seen to answer (where stands beside
+each), but for paths and names; the lists are made up in the shape of their API. The trees are laid out as the engines' own source says:
 
 Docker 1.9.1   ``graph/graph.go``, ``daemon/daemon.go``, ``daemon/graphdriver/{aufs/aufs.go,devmapper/deviceset.go}``, ``volume/local/local.go``
 Docker 18.09   ``layer/filestore.go``, ``image/fs.go``, ``distribution/metadata``, ``daemon/graphdriver/aufs/aufs.go``, ``migrate/v1/migratev1.go`` of 1.10
 balenaEngine   the same layout: it is Docker 17.12, 19.03 and 20.10 under other names (its ``docs/getting-started.md``)
-rootless       ``daemon/config/config_linux.go`` (the data root), ``daemon/info_unix.go`` (its security option)
 
 What is laid out for whom is noted while it is laid out, and added up by ``du``: so nothing that is expected comes from the module.
 """
@@ -44,10 +43,10 @@ def _ident(*words: object) -> str:
 
 
 def du(*paths: Union[str, Path]) -> int:
-    """Bytes that these take on their filesystem, as ``du -sxB1`` says."""
+    """Bytes that these take on their filesystem. Nothing is mounted in them, so ``-x``, which takes some overlays for many filesystems, is not needed."""
     if not paths:
         return 0
-    done = subprocess.run(["du", "-sxcB1", "--", *map(str, paths)], check=True, capture_output=True, text=True)
+    done = subprocess.run(["du", "-scB1", "--", *map(str, paths)], check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1].split()[0])
 
 
@@ -274,7 +273,7 @@ class _Docker19:
 
         # Nobody's: a layer whose record is gone, the record of an image whose layer is, a container's folder, a volume.
         layer(_ident("lost layer"), "", 80 * KB, "")
-        self._graph(_ident("lost record"), base, 1, "")
+        self._graph(_ident("lost record"), base, 1)
         self.tree.leftover(f"graph/{_ident('lost record')}", "an image that the engine does not have")
         gone = _ident("container", "gone")
         self.tree.file(f"containers/{gone}/{gone}-json.log", 44 * KB)
@@ -285,7 +284,7 @@ class _Docker19:
     def image(self, name: str, parent: str, size: int, tag: str = "") -> str:
         ident = _ident("image", name)
         self._layer(ident, parent, size, "images")
-        self._graph(ident, parent, size, tag)
+        self._graph(ident, parent, size)
         self._total[ident] = self._total[parent] + size
         self.engine.layer_bytes[ident] = size
         self.engine.images.append({
@@ -305,7 +304,7 @@ class _Docker19:
         self._layer(f"{ident}-init", image, 0, "containers")
         self._layer(ident, f"{ident}-init", size, "containers")
 
-    def _graph(self, ident: str, parent: str, size: int, _tag: str) -> None:
+    def _graph(self, ident: str, parent: str, size: int) -> None:
         self.tree.file(f"graph/{ident}/json", json.dumps({"id": ident, "parent": parent, "Size": size}))
         self.tree.file(f"graph/{ident}/layersize", str(size))
         self.tree.file(f"graph/{ident}/tar-data.json.gz", 3 * KB)
@@ -383,7 +382,6 @@ def devicemapper_on_docker_1_9(socket: Path, root: Path) -> FakeEngine:
                 tree.leftover(str(path.relative_to(root)), "no image, container or build names")
 
     _Docker19(engine, layer)
-    tree.folder("devicemapper/devicemapper", "")
     tree.sparse("devicemapper/devicemapper/data", 100 << 30, 900 * KB, "images")
     tree.sparse("devicemapper/devicemapper/metadata", 2 << 30, 30 * KB, "images")
     for name in ("base", "deviceset-metadata", "transaction-metadata"):
