@@ -193,16 +193,23 @@ def _buildkit(
                 holder_of[key].add(who)
     chain_of = {key: table.get("chainid", "") for key, table in snapshots.items()}
 
-    def depth(key: str, seen: int = 0) -> int:
-        if key.startswith("sha256:"):
-            return len(below.chain(key))
-        parent = snapshots.get(key, {}).get("parent", "")
-        return 1 + (depth(parent, seen + 1) if parent and seen < 200 else 0)
+    depths: dict[str, int] = {}
+    done: dict[str, set[str]] = defaultdict(set)
+
+    def depth(key: str) -> int:
+        path: list[str] = []
+        while key in snapshots and key not in depths and key not in path:
+            path.append(key)
+            key = snapshots[key].get("parent", "")
+        lowest = depths.get(key, len(below.chain(key)) if key.startswith("sha256:") else 0)
+        for number, name in enumerate(reversed(path), 1):
+            depths[name] = lowest + number
+        return depths.get(path[0], lowest) if path else lowest
 
     def hold_all(key: str, who: str) -> None:
-        seen: set[str] = set()
-        while key in snapshots and key not in seen and not key.startswith("sha256:"):
-            seen.add(key)
+        # What somebody holds already he holds with all below it.
+        while key in snapshots and key not in done[who] and not key.startswith("sha256:"):
+            done[who].add(key)
             table = snapshots[key]
             ident = table.get("committed") or key
             if chain_of.get(key):
