@@ -199,7 +199,13 @@ class _Surveyor:
                     self._heavy[path] = 0
 
     def _leftovers(self, holdings: layers.Holdings) -> list[leftovers.Leftover]:
-        nobodys, making = leftovers.find(self._storage, self._listed, self._owners, time.time())
+        registered = {
+            path: self._accounts[account].words
+            for path, account in self._owners.items()
+            if self._accounts[account].category == "leftovers"
+        }
+        owned = self._owners.keys() - registered.keys()
+        nobodys, making = leftovers.find(self._storage, self._listed, owned, registered, time.time())
         if holdings.doubts:
             # Without the records nobody can say what is nobody's.
             for unclear in nobodys:
@@ -211,11 +217,9 @@ class _Surveyor:
             self._own(entry.path, "layers in the making", "images")
             self._heavy[entry.path] = _LAST
         nobodys += leftovers.others(self._storage)
-        # Registered layers that nobody has are in the records: their account says so.
-        registered = {name for name, account in self._accounts.items() if account.category == "leftovers"}
-        for path, account in list(self._owners.items()):
-            if account in registered and os.path.lexists(path):
-                nobodys.append(leftovers.registered(path, self._accounts[account].words))
+        for path in registered.keys() - {left.path for left in nobodys} - {entry.path for entry in making}:
+            # It came while we looked, or is no folder of its own kind: in doubt it is somebody's.
+            self._own(path, "layers in the making", "images")
         for left in nobodys:
             self._own(left.path, f"leftover {left.path}", "leftovers", words=left.reason)
             self._heavy.setdefault(left.path, _LAST)

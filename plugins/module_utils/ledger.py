@@ -40,9 +40,11 @@ class Ledger:
         self._accounts = accounts
         self._sizes = sizes
         self._held: dict[str, list[str]] = defaultdict(list)
+        self._sums: dict[str, Sizes] = {}
         for name, account in accounts.items():
             for holder in account.holders:
                 self._held[holder].append(name)
+            self._sums.setdefault(account.category, Sizes()).add(self.size(name))
 
     def of(self, holder: str) -> Sizes:
         """All that an object holds, also what others hold with it."""
@@ -64,11 +66,7 @@ class Ledger:
 
     def in_category(self, category: str) -> Sizes:
         """The sum of a category; categories have no account in common."""
-        total = Sizes()
-        for name, account in self._accounts.items():
-            if account.category == category:
-                total.add(self.size(name))
-        return total
+        return self._sums.get(category) or Sizes()
 
     def alone(self, holder: str) -> int:
         """Bytes that come free if this object goes and no other."""

@@ -77,11 +77,17 @@ def others(storage: Storage) -> list[Leftover]:
 
 
 def find(
-    storage: Storage, listed: t.Iterable[Entry], owned: t.Container[str], now: float
+    storage: Storage,
+    listed: t.Iterable[Entry],
+    owned: t.Container[str],
+    registered: t.Mapping[str, str],
+    now: float,
 ) -> tuple[list[Leftover], list[Entry]]:
     """Return what is nobody's, and what may be being made at this moment.
 
     :param owned: every path that has an owner, by records that were read after ``listed``.
+    :param registered: paths that the records name and no object has, with the reason in words. The engine knows
+        them, so they go with a restart and not by hand (moby 29358).
     :param now: this machine's clock, seconds since 1970; file times are counted by it.
     """
     free = [entry for entry in listed if entry.path not in owned and os.path.lexists(entry.path)]
@@ -93,14 +99,11 @@ def find(
             since = now
         if entry.changed > since:
             making.append(entry)
-            continue
-        nobodys.append(Leftover(entry.path, entry.kind, _REASONS[entry.kind], entry.changed))
+        elif entry.path in registered:
+            nobodys.append(Leftover(entry.path, "registered layer", registered[entry.path], entry.changed))
+        else:
+            nobodys.append(Leftover(entry.path, entry.kind, _REASONS[entry.kind], entry.changed))
     return nobodys, making
-
-
-def registered(path: str, reason: str) -> Leftover:
-    """What the engine's records name and none of its objects has: it goes with a restart, not by hand (moby 29358)."""
-    return Leftover(path, "registered layer", reason, _changed(path))
 
 
 _REASONS = {
@@ -143,15 +146,14 @@ def identity(path: str) -> str:
 
 
 def _making_since(storage: Storage) -> float | None:
-    """Since when a layer is being written, by the files that processes hold open below the layer store's ``tmp``.
+    """Since when images are being made, by the files that processes hold open in the engine's places for half-made things.
 
-    The engine makes a layer's folder, opens a transaction there, and unpacks: until it is committed, only that
-    open file tells (``layer/filestore.go``, StartTransaction).
+    The engine makes a layer's folder, opens a transaction in the layer store's ``tmp``, and unpacks: until it is
+    committed, only that open file tells (``layer/filestore.go``, StartTransaction). An image's layers are registered one
+    by one, and the image after the last of them; meanwhile what is loaded or pulled is open below ``tmp``.
     """
-    if storage.image_store != "graphdriver":
-        return None
-    folder = f"{storage.layer_records}/tmp"
-    if not _entries(folder, ""):
+    places = [f"{place}/" for place in (*storage.temporary(), f"{storage.layer_records}/tmp") if _entries(place, "")]
+    if not places:
         return None
     oldest = None
     for pid in (name for name in os.listdir("/proc") if name.isdigit()):
@@ -162,9 +164,10 @@ def _making_since(storage: Storage) -> float | None:
         for number in descriptors:
             try:
                 target = os.readlink(f"/proc/{pid}/fd/{number}")
-                if target.startswith(f"{folder}/"):
-                    begun = os.stat(os.path.dirname(target)).st_ctime
-                    oldest = begun if oldest is None else min(oldest, begun)
+                for place in places:
+                    if target.startswith(place):
+                        begun = os.stat(place + target[len(place):].split("/")[0]).st_ctime
+                        oldest = begun if oldest is None else min(oldest, begun)
             except OSError:
                 continue
     return oldest

@@ -16,6 +16,7 @@ import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
@@ -375,12 +376,16 @@ def chain_ids(diff_ids: t.Sequence[str]) -> tuple[str, ...]:
     """
     chain: list[str] = []
     for diff_id in diff_ids:
-        if chain:
-            digest = hashlib.sha256(f"{chain[-1]} {diff_id}".encode()).hexdigest()
-            chain.append(f"sha256:{digest}")
-        else:
-            chain.append(str(diff_id))
+        chain.append(_chain_id(chain[-1] if chain else "", diff_id))
     return tuple(chain)
+
+
+# Thousands of images share their lower layers: one string for each, computed once.
+@lru_cache(maxsize=1 << 16)
+def _chain_id(below: str, diff_id: str) -> str:
+    if not below:
+        return diff_id
+    return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode()).hexdigest()}"
 
 
 def _arrival(storage: Storage | None, image_id: str) -> float | None:

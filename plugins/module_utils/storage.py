@@ -204,8 +204,11 @@ class Storage:
             return sizes
         for name in names:
             try:
-                with open(f"{folder}/{name}/size", encoding="ascii") as stream:
-                    sizes[f"sha256:{name}"] = int(stream.read().strip() or 0)
+                descriptor = os.open(f"{folder}/{name}/size", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    sizes[f"sha256:{name}"] = int(os.read(descriptor, 40).strip() or 0)
+                finally:
+                    os.close(descriptor)
             except (OSError, ValueError):
                 continue
         return sizes

@@ -31,7 +31,7 @@ import stat
 import struct
 import typing as t
 from array import array
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.measure import (
     Mount,
@@ -69,8 +69,11 @@ class Sizes:
     inodes: int = 0
 
     def add(self, other: Sizes) -> None:
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        self.disk += other.disk
+        self.apparent += other.apparent
+        self.shared += other.shared
+        self.frees += other.frees
+        self.inodes += other.inodes
 
 
 @dataclass(frozen=True)
@@ -326,6 +329,10 @@ class _Work:
         found = Found()
         seen = Seen()
         for path in unit.paths:
+            mount = self._plan.foreign(path)
+            if mount:
+                found.mounts.append(mount)
+                continue
             _Walk(self._plan, unit.sharing, seen, found).tree(path)
         return found
 
@@ -339,6 +346,15 @@ class _Plan:
     parents: t.Collection[str]
     models: t.Mapping[int, Model]
     mounts: t.Mapping[str, Mount]
+
+    def foreign(self, path: str) -> Mount | None:
+        """The other filesystem in which a path lies, if it does."""
+        while path and path != "/":
+            mount = self.mounts.get(path)
+            if mount and not mount.own:
+                return mount
+            path = os.path.dirname(path)
+        return None
 
     def model(self, device: int) -> Model:
         found = self.models.get(device)

@@ -22,7 +22,9 @@ _NOUNS = {"build_cache": "build cache record"}
 
 def printable(text: object, width: int | None = None) -> str:
     """Text without control characters, cut in its middle to ``width`` columns."""
-    clean = "".join(char if char.isprintable() else "?" for char in str(text))
+    clean = str(text)
+    if not clean.isprintable():
+        clean = "".join(char if char.isprintable() else "?" for char in clean)
     if width and len(clean) > width:
         head = (width - 1) // 2
         clean = f"{clean[:head]}…{clean[len(clean) - (width - head - 1):]}"
