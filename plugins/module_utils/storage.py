@@ -483,7 +483,7 @@ def pool(storage: Storage) -> Pool:
     dataset = status.get("Parent Dataset")
     if dataset:
         found = _datasets(dataset)
-        if found:
+        if found is not None:
             return Pool(found, True)
         used = status.get("Space Used By Parent")
         return Pool({"all": int(used)}) if used and used.isdigit() else Pool()
@@ -493,11 +493,11 @@ def pool(storage: Storage) -> Pool:
     return Pool()
 
 
-def _datasets(parent: str) -> dict[str, int]:
-    """Bytes that each dataset below ``parent`` has of its own, with its snapshots."""
+def _datasets(parent: str) -> dict[str, int] | None:
+    """Bytes that each dataset below ``parent`` has of its own, with its snapshots; None if nobody can be asked."""
     tool = shutil.which("zfs", path=_TOOL_PLACES)
     if not tool or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/ -]*", parent):
-        return {}
+        return None
     columns = "name,usedbydataset,usedbysnapshots,usedbyrefreservation"
     try:
         done = subprocess.run(
@@ -506,11 +506,13 @@ def _datasets(parent: str) -> dict[str, int]:
             env={**os.environ, "LC_ALL": "C"},
         )
     except (OSError, subprocess.SubprocessError):
-        return {}
+        return None
+    if done.returncode:
+        return None
     found = {}
-    for line in done.stdout.splitlines() if done.returncode == 0 else ():
+    for line in done.stdout.splitlines():
         name, *figures = line.split("\t")
-        if name != parent and all(figure.isdigit() for figure in figures):
+        if name != parent and figures and all(figure.isdigit() for figure in figures):
             # The parent itself is the data root, whose files are walked.
             found[name.rpartition("/")[2]] = sum(int(figure) for figure in figures)
     return found
@@ -518,5 +520,5 @@ def _datasets(parent: str) -> dict[str, int]:
 
 def _human(text: str) -> int | None:
     """The engine's way to write sizes, decimal: ``240.1MB``."""
-    match = re.fullmatch(r"([0-9.]+) ?([kKMGTP]?)B", text.strip())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGTP]?)B", text.strip())
     return int(float(match[1]) * _DECIMAL[match[2].lower()]) if match else None
