@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 import typing as t
 from pathlib import Path
 
@@ -386,3 +387,210 @@ def test_a_data_root_that_may_not_be_read_asks_for_become() -> None:
             os.setresuid(*before)
     assert not proof.proven
     assert proof.words == f"the data root {root} cannot be read; use become: true"
+
+
+# -- where layers lie ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("driver", "parts"), TREES, ids=IDS)
+def test_a_layer_lies_below_each_of_its_drivers_folders_and_nowhere_else(driver: str, parts: tuple[str, ...]) -> None:
+    found = engine_storage(Path("/data"), driver)
+    paths = found.layer_paths(ONE)
+    assert {os.path.dirname(path) for path in paths} == set(found.layer_folders())
+    assert {os.path.basename(path) for path in paths} == {ONE}
+    # What is one store of all layers is no folder of layers.
+    assert set(found.layer_folders()).isdisjoint(found.pools)
+    assert {*found.layer_folders(), *found.pools} == {f"/data/{part}" for part in parts}
+
+
+@pytest.mark.parametrize("ident", [ONE, f"{ONE}-init", f"{ONE}-removing", "a" * 25, "17"])
+def test_what_drivers_call_layers_is_a_layer(ident: str) -> None:
+    assert engine_storage(Path("/data")).layer_paths(ident) == [f"/data/overlay2/{ident}"]
+    assert not engine_storage(Path("/data")).is_drivers_own(ident)
+
+
+@pytest.mark.parametrize("ident", ["", ".", "..", "../etc", "a/b", "a" * 65, "A" * 64, f"{ONE}-other", f"{ONE}\n", "a b", "é"])
+def test_what_is_no_layers_name_is_no_path(ident: str) -> None:
+    assert engine_storage(Path("/data")).layer_paths(ident) == []
+    assert engine_storage(Path("/data")).is_drivers_own(ident)
+
+
+def test_the_drivers_own_is_told_apart_from_layers() -> None:
+    assert engine_storage(Path("/data")).is_drivers_own("l")
+    assert engine_storage(Path("/data"), "devicemapper").is_drivers_own("base")
+    assert not engine_storage(Path("/data"), "vfs").is_drivers_own("l")
+
+
+def test_a_snapshotters_layers_are_called_by_numbers(tmp_path: Path) -> None:
+    found = engine_storage(tmp_path, "overlayfs", "containerd")
+    assert (found.containerd, found.snapshotter, found.layer_paths("17"), found.layer_folders()) == (None, None, [], [])
+    make(tmp_path, "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots")
+    base = f"{tmp_path}/containerd/daemon"
+    assert found.containerd == base
+    assert found.layer_paths("17") == [f"{base}/io.containerd.snapshotter.v1.overlayfs/snapshots/17"]
+    btrfs = engine_storage(tmp_path, "btrfs", "containerd")
+    make(tmp_path, "containerd/daemon/io.containerd.snapshotter.v1.btrfs/snapshots")
+    assert [os.path.basename(os.path.dirname(path)) for path in btrfs.layer_paths("17")] == ["active", "snapshots", "view"]
+
+
+def test_how_layers_share_is_their_drivers_way() -> None:
+    root = Path("/data")
+    ways = {driver: engine_storage(root, driver).sharing for driver, _parts in TREES}
+    assert ways == {
+        "overlay2": "", "overlay": storage.LINKS, "vfs": storage.COPIES, "btrfs": storage.SNAPSHOTS, "fuse-overlayfs": "",
+        "aufs": "", "devicemapper": "", "zfs": "",
+    }
+    assert engine_storage(root, "native", "containerd").sharing == storage.COPIES
+    assert engine_storage(root, "newfs").sharing == engine_storage(root, "newfs", "containerd").sharing == ""
+
+
+def test_a_data_root_is_named_without_links_and_a_containerd_elsewhere_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "data", "containerd/io.containerd.snapshotter.v1.overlayfs")
+    (tmp_path / "docker").symlink_to("data")
+    monkeypatch.setattr(storage, "_CONTAINERD", ("{root}/containerd/daemon", f"{tmp_path}/containerd"))
+    assert engine_storage(tmp_path / "docker").roots == [f"{tmp_path}/data"]
+    assert engine_storage(tmp_path / "docker", "overlayfs", "containerd").roots == [f"{tmp_path}/data", f"{tmp_path}/containerd"]
+    # One below the data root is no second root.
+    make(tmp_path, "data/containerd/daemon/io.containerd.snapshotter.v1.overlayfs")
+    assert engine_storage(tmp_path / "docker", "overlayfs", "containerd").roots == [f"{tmp_path}/data"]
+
+
+def test_the_records_of_docker_1_9_count_only_where_there_are_no_newer_ones(tmp_path: Path) -> None:
+    found = engine_storage(tmp_path, "aufs")
+    assert found.old_records is None
+    make(tmp_path, "graph")
+    assert found.old_records == f"{tmp_path}/graph"
+    make(tmp_path, "image/aufs/layerdb")
+    assert found.old_records is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", "7", "not json", '{"rootfs": null}', '{"rootfs": []}', '{"rootfs": 5}'])
+def test_a_broken_record_of_an_image_tells_no_layers(tmp_path: Path, content: str) -> None:
+    path = tmp_path / f"image/overlay2/imagedb/content/sha256/{ONE}"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert engine_storage(tmp_path).image_layers(f"sha256:{ONE}") is None
+
+
+def test_an_images_record_tells_its_layers_lowest_first(tmp_path: Path) -> None:
+    folder = tmp_path / "image/overlay2/imagedb/content/sha256"
+    folder.mkdir(parents=True)
+    (folder / ONE).write_text(json.dumps({"rootfs": {"type": "layers", "diff_ids": ["sha256:a", "sha256:b"]}}))
+    (folder / TWO).write_text(json.dumps({"rootfs": {"type": "layers"}}))
+    found = engine_storage(tmp_path)
+    assert found.image_layers(f"sha256:{ONE}") == ("sha256:a", "sha256:b")
+    assert found.image_layers(f"sha256:{TWO}") == ()
+    assert found.image_layers(f"sha256:{THREE}") is None
+    assert found.image_layers("../../etc/passwd") is None
+
+
+# -- outside plain folders ---------------------------------------------------------------------------------
+
+#: GET /info, as engine 20.10 gave it on a ZFS pool and on thin pools; what a layer is called is cut short.
+ZFS = {
+    "Zpool": "tank", "Zpool Health": "ONLINE", "Parent Dataset": "tank/docker", "Space Used By Parent": "46597632",
+    "Space Available": "3840398336", "Parent Quota": "no", "Compression": "off",
+}
+LOOP_FILES = {
+    "Pool Name": "docker-254:16-24577-pool", "Pool Blocksize": "65.54kB", "Data file": "/dev/loop0", "Metadata file": "/dev/loop1",
+    "Data loop file": "/var/lib/docker/devicemapper/devicemapper/data",
+    "Metadata loop file": "/var/lib/docker/devicemapper/devicemapper/metadata",
+    "Data Space Used": "277.1MB", "Data Space Total": "4.295GB", "Data Space Available": "4.018GB",
+}
+BLOCK_DEVICE = {**{key: value for key, value in LOOP_FILES.items() if "loop file" not in key}, "Pool Name": "vg-thinpool"}
+#: `zfs list -H -p`: name, usedbydataset, usedbysnapshots, usedbyrefreservation.
+DATASETS = f"""\
+tank/docker\t12958208\t0\t0
+tank/docker/{ONE}\t17408\t0\t0
+tank/docker/{ONE}-init\t17408\t16384\t0
+tank/docker/{TWO}\t12083200\t0\t0
+tank/docker/{THREE}\t-\t0\t0
+"""
+
+
+def with_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
+    """Put a fake ``zfs`` where the system's tools are; it writes down what it is asked."""
+    tool = tmp_path / "sbin/zfs"
+    tool.parent.mkdir()
+    asked = tmp_path / "asked"
+    tool.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >{asked}\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(storage, "_TOOL_PLACES", str(tool.parent))
+    return asked
+
+
+def pool_of(driver: str, status: dict[str, str]) -> storage.Pool:
+    return storage.pool(Storage("/var/lib/docker", driver, "graphdriver", status))
+
+
+def test_zfs_tells_each_layers_own_bytes_and_those_of_its_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = with_tool(tmp_path, monkeypatch, f"cat <<'END'\n{DATASETS}END")
+    found = pool_of("zfs", ZFS)
+    assert found == storage.Pool({ONE: 17408, f"{ONE}-init": 33792, TWO: 12083200}, True)
+    arguments = asked.read_text().splitlines()
+    assert arguments[0] == "list"
+    assert arguments[-1] == "tank/docker"
+    assert {"-H", "-p", "-r"} <= set(arguments)
+
+
+@pytest.mark.parametrize("script", ["echo 'cannot open: no such pool' >&2; exit 1", "exit 127", "kill -9 $$"])
+def test_where_zfs_cannot_be_asked_the_engines_sum_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    with_tool(tmp_path, monkeypatch, script)
+    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, False)
+
+
+def test_without_the_tool_the_engines_sum_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_TOOL_PLACES", str(tmp_path))
+    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, False)
+    assert pool_of("zfs", {"Parent Dataset": "tank/docker"}) == storage.Pool()
+    assert pool_of("zfs", {**ZFS, "Space Used By Parent": "a lot"}) == storage.Pool()
+
+
+def test_an_engine_without_any_layer_on_zfs_has_none_and_not_the_data_roots_own_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tool(tmp_path, monkeypatch, "printf 'tank/docker\\t44032\\t0\\t0\\n'")
+    assert pool_of("zfs", {**ZFS, "Space Used By Parent": "44032"}) == storage.Pool({}, True)
+
+
+def test_a_pool_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_tool(tmp_path, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(storage, "_PATIENCE", 0.2)
+    begun = time.monotonic()
+    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, False)
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("parent", ["-o", "--help", "tank;reboot", "tank\n-x", "", "$(id)", "/tank"])
+def test_a_dataset_of_a_hostile_name_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: str) -> None:
+    asked = with_tool(tmp_path, monkeypatch, f"cat <<'END'\n{DATASETS}END")
+    pool_of("zfs", {"Parent Dataset": parent})
+    assert not asked.exists()
+
+
+def test_a_thin_pool_on_block_devices_is_the_engines_sum() -> None:
+    assert pool_of("devicemapper", BLOCK_DEVICE) == storage.Pool({"all": 277_100_000}, False)
+
+
+def test_a_thin_pool_in_files_is_walked_and_not_counted_again() -> None:
+    assert pool_of("devicemapper", LOOP_FILES) == storage.Pool()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("277.1MB", 277_100_000), ("65.54kB", 65_540), ("4.295GB", 4_295_000_000), ("1.5TB", 1_500_000_000_000), ("0B", 0),
+        ("512B", 512), ("2 GB", 2_000_000_000), ("", None), ("many", None), ("1.2.3MB", None), (".MB", None), ("12", None), ("-5MB", None),
+    ],
+)
+def test_the_engines_sizes_are_decimal(text: str, size: int | None) -> None:
+    assert storage._human(text) == size
+    assert pool_of("devicemapper", {**BLOCK_DEVICE, "Data Space Used": text}) == (storage.Pool({"all": size}) if size else storage.Pool())
+
+
+@pytest.mark.parametrize("driver", ["overlay2", "vfs", "btrfs", "aufs", "overlayfs"])
+def test_drivers_that_keep_all_in_folders_have_nothing_outside(driver: str) -> None:
+    status = {"Backing Filesystem": "extfs", "Supports d_type": "true"}
+    assert pool_of(driver, status) == storage.Pool()
