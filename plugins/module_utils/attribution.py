@@ -13,6 +13,7 @@ for (logs, containers' folders, the engine's own files, leftovers) and takes the
 from __future__ import annotations
 
 import os
+import re
 import time
 import typing as t
 from collections import defaultdict
@@ -43,7 +44,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Size
 #: Categories that a report has, in the order in which people read them.
 CATEGORIES = (
     "images", "containers", "volumes", "build_cache", "logs", "container_metadata", "engine_metadata", "tmp", "leftovers",
-    "unattributed",
+    "other_users", "unattributed",
 )
 
 
@@ -131,15 +132,20 @@ class _Surveyor:
                 sizes[account].add(figures)  # what lies beside a layer's folder
             else:
                 sizes[account] = figures
+        walked = set(sizes)
         self._pooled(sizes, estimates)
         if self._how.exact:
             self._remember(found, sizes, remembered)
-        missing = {self._accounts[self._owners[path]].category for path in self._heavy if self._owners[path] not in sizes}
-        measured = frozenset(CATEGORIES) - (frozenset() if self._how.exact else missing)
+        missing = {
+            self._accounts[self._owners[path]].category
+            for path in self._heavy
+            if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
+        }
+        measured = frozenset(CATEGORIES) - missing
         ledger = Ledger(self._accounts, {**estimates, **sizes})
         return Survey(
             self._looked, ledger, self._accounts, measured, found, self._roots(sizes), nobodys, dict(self._owners),
-            holdings.doubts + self._links(), processes=processes, remembered=len(remembered),
+            holdings.doubts + self._links() + self._before_remapping(), processes=processes, remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
         )
 
@@ -241,13 +247,21 @@ class _Surveyor:
                 found[name] = _estimate(known[0] if len(known) == 1 else 0)
         return found
 
+    def _final(self) -> dict[str, list[str]]:
+        """The folders of each layer that never changes again (aufs has three)."""
+        folders: dict[str, list[str]] = defaultdict(list)
+        for path in self._heavy:
+            if self._accounts[self._owners[path]].final:
+                folders[self._owners[path]].append(path)
+        return {account: sorted(paths) for account, paths in folders.items()}
+
     def _remembered(self) -> tuple[dict[str, Sizes], dict[str, history.Measured]]:
         """What earlier runs measured of layers whose folders are still the same ones."""
         known = history.measured(self._how.state_dir, self._how.engine_id)
         sizes, still = {}, {}
-        for path, account in self._owners.items():
+        for account, paths in self._final().items() if known else ():
             old = known.get(account)
-            if old and path in self._heavy and self._accounts[account].final and old.identity == leftovers.identity(path):
+            if old and old.identity == leftovers.identity(*paths):
                 sizes[account] = Sizes(disk=old.disk, apparent=old.apparent, frees=old.frees, inodes=old.inodes)
                 still[account] = old
                 self._remembered_bytes += old.disk
@@ -263,19 +277,15 @@ class _Surveyor:
         sharing = storage.sharing
         if sharing == COPIES and not any(model.reflinks for model in models.values()):
             sharing = ""
-        barred = [path for path in self._heavy if self._owners.get(path) in known or not self._is_plain(path)]
-        todo = [path for path in self._heavy if path not in barred]
+        todo = [path for path in self._heavy if self._owners[path] not in known and self._is_plain(path)]
         if not self._how.exact:
             lightly = ("leftovers", "tmp", "unattributed")
-            walked = [path for path in todo if self._accounts[self._owners[path]].category in lightly]
-            barred += [path for path in todo if path not in walked]
-            todo = walked
-        count: dict[str, int] = defaultdict(int)
-        for path in self._heavy:
-            count[self._owners[path]] += 1
-        # An account of several folders has no one identity.
-        once = [path for path in todo if self._accounts[self._owners[path]].final and count[self._owners[path]] == 1]
-        self._identities = {path: leftovers.identity(path) for path in once}
+            todo = [path for path in todo if self._accounts[self._owners[path]].category in lightly]
+        barred = self._heavy.keys() - set(todo)
+        # Taken before the walk, and compared after it: what changed meanwhile is not remembered.
+        self._identities = {
+            account: leftovers.identity(*paths) for account, paths in self._final().items() if self._how.exact and account not in known
+        }
         units = [walk.Unit(tuple(storage.roots))]
         of_layers = tuple(f"{folder}/" for folder in storage.layer_folders())
         together = sorted((path for path in todo if sharing and path.startswith(of_layers)), key=lambda p: (self._heavy[p], p))
@@ -307,9 +317,9 @@ class _Surveyor:
         if found.unread or not self._how.state_dir:
             return
         notes = dict(still)
-        for path, identity in self._identities.items():
-            account = self._owners[path]
-            if account in found.self_contained and identity == leftovers.identity(path):
+        folders = self._final()
+        for account, identity in self._identities.items():
+            if account in found.self_contained and identity == leftovers.identity(*folders[account]):
                 figures = sizes[account]
                 notes[account] = history.Measured(identity, figures.disk, figures.apparent, figures.frees, figures.inodes)
         if notes != history.measured(self._how.state_dir, self._how.engine_id):
@@ -329,6 +339,14 @@ class _Surveyor:
     def _links(self) -> list[str]:
         places = {os.path.dirname(path) for path in self._heavy if not self._is_plain(path)}
         return [f"{place} leads elsewhere by a link; what is there is not counted" for place in sorted(places)]
+
+    def _before_remapping(self) -> list[str]:
+        """What an engine had before user namespaces were turned on lies beside its root, and is no business of this root's."""
+        above, name = os.path.split(self._storage.root)
+        old = [part for part in ("image", "containers", "volumes") if os.path.isdir(f"{above}/{part}")]
+        if re.fullmatch(r"\d+\.\d+", name) and old:
+            return [f"{above} has data of an engine without user namespaces ({', '.join(old)}); it is not counted"]
+        return []
 
     def _is_plain(self, path: str) -> bool:
         """Whether a path is reached without a link below the data root."""

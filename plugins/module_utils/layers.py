@@ -325,7 +325,7 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         if key in ours:
             continue
         words = f"layer of {_OTHERS}"
-        found.add(f"layer {number.ident}", storage.layer_paths(number.ident), (), "unattributed", words=words)
+        found.add(f"layer {number.ident}", storage.layer_paths(number.ident), (), "other_users", words=words)
     for name, full in graph.snapshots.items():
         if full not in numbers:
             continue
@@ -354,7 +354,7 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
             history = namespace == f"{storage.namespace}_history"
             found.add(
                 f"content {digest}", [f"{blobs}/{kind}/{value}"], {ENGINE} if history else (),
-                "engine_metadata" if history else "unattributed", final=True, words=f"content of {_OTHERS}",
+                "engine_metadata" if history else "other_users", final=True, words=f"content of {_OTHERS}",
             )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import typing as t
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
@@ -66,7 +66,7 @@ class Ledger:
 
     def in_category(self, category: str) -> Sizes:
         """The sum of a category; categories have no account in common."""
-        return self._sums.get(category) or Sizes()
+        return replace(self._sums.get(category) or Sizes())
 
     def alone(self, holder: str) -> int:
         """Bytes that come free if this object goes and no other."""

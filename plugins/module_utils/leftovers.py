@@ -128,20 +128,22 @@ def is_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
-def identity(path: str) -> str:
-    """What tells a layer's folder from one that was made anew in its place: inodes, and when they were changed last.
+def identity(*paths: str) -> str:
+    """What tells a layer's folders from ones that were made anew in their place: inodes, and when they were changed last.
 
     The folder itself changes when a layer is put on top (overlay2 notes it there), what is in it does not.
     """
     parts = []
-    for place in (path, f"{path}/diff", f"{path}/fs"):
-        try:
-            found = os.lstat(place)
-        except OSError:
-            continue
-        parts.append(f"{found.st_ino}" if place == path else f"{found.st_ino}.{found.st_ctime_ns}.{found.st_mtime_ns}")
-        if place == path and not any(os.path.lexists(f"{path}/{inner}") for inner in ("diff", "fs")):
-            parts.append(f"{found.st_ctime_ns}.{found.st_mtime_ns}.{found.st_size}")
+    for path in paths:
+        inner = [place for place in (f"{path}/diff", f"{path}/fs") if os.path.lexists(place)]
+        for place in (path, *inner):
+            try:
+                found = os.lstat(place)
+            except OSError:
+                continue
+            parts.append(str(found.st_ino))
+            if place != path or not inner:
+                parts.append(f"{found.st_ctime_ns}.{found.st_mtime_ns}.{found.st_size}")
     return " ".join(parts)
 
 

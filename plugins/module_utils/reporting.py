@@ -31,7 +31,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.storage import S
 Item = t.Dict[str, t.Any]
 
 #: What else is reported with what was asked for: a container's folder with the containers, and so on.
-_ALONG = {"containers": ("container_metadata",), "leftovers": ("tmp", "engine_metadata", "unattributed")}
+_ALONG = {"containers": ("container_metadata",), "leftovers": ("tmp", "engine_metadata", "other_users", "unattributed")}
 #: Ways to have space back: docker_clean's own policies, without any age.
 _WAYS: tuple[tuple[str, policy.Wishes, str], ...] = (
     ("stopped_containers", policy.Wishes(containers=policy.ContainerWish()), "docker_clean: containers: {}"),
@@ -81,6 +81,13 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     for what, answer in survey.snapshot.unreadable.items():
         result["warnings"].append(f'{what} could not be listed: the engine says "{answer}".')
     result["warnings"] += [words.printable(doubt) for doubt in survey.doubts]
+    unread = result["unread"]
+    if unread["count"]:
+        first = unread["examples"][0]
+        result["warnings"].append(
+            f"{unread['count']} files and folders could not be read, so figures are too small; the first: {first['path']}: {first['error']}. "
+            "Use become: true."
+        )
 
 
 class _Report:
@@ -110,6 +117,8 @@ class _Report:
             if category == "unattributed" and not self._exact:
                 continue
             if category in survey.snapshot.unreadable:
+                continue
+            if category == "other_users" and not any(a.category == category for a in survey.accounts.values()):
                 continue
             items = self._items(category)
             result["usage"][category] = self._usage(category, items, ways)

@@ -89,7 +89,7 @@ class Unit:
 
 @dataclass
 class Found:
-    """``sizes`` by account. ``self_contained``: accounts whose figures do not depend on any other's.
+    """``sizes`` by account. ``self_contained``: accounts whose figures do not depend on any other's; the rest are ``entangled``.
 
     ``in_subvolumes`` are the bytes of ``disk`` in btrfs subvolumes, into which ``du -x`` does not look.
     ``links``: by account, what was counted for files with links elsewhere, ``_LINK`` numbers for each.
@@ -97,6 +97,7 @@ class Found:
 
     sizes: dict[str, Sizes] = field(default_factory=dict)
     self_contained: set[str] = field(default_factory=set)
+    entangled: set[str] = field(default_factory=set)
     mounts: list[Mount] = field(default_factory=list)
     in_subvolumes: int = 0
     unread: int = 0
@@ -119,7 +120,8 @@ class Found:
     def merge(self, other: Found) -> None:
         for account, sizes in other.sizes.items():
             self.of(account).add(sizes)
-        self.self_contained |= other.self_contained
+        self.entangled |= other.entangled
+        self.self_contained = (self.self_contained | other.self_contained) - self.entangled
         self.mounts += other.mounts
         self.in_subvolumes += other.in_subvolumes
         self.unread += other.unread
@@ -439,8 +441,11 @@ class _Walk:
     def _finish(self, account: str) -> None:
         if self._open_links and self._sharing != LINKS:
             self._found.links += self._linked.items()
-        elif not self._sharing and not self._shares:
+        elif not self._sharing and not self._shares and account not in self._found.entangled:
             self._found.self_contained.add(account)
+            return
+        self._found.entangled.add(account)
+        self._found.self_contained.discard(account)
 
     def _elsewhere(self, path: str, own: os.stat_result, device: int) -> bool:
         """Whether another filesystem came to be mounted there; then it is named and left alone."""

@@ -37,8 +37,8 @@ options:
     description:
       - What to report. An empty list gives the engine's facts and paths alone, from one question to the engine.
       - >-
-        V(containers) has the category C(container_metadata) with it; V(leftovers) has C(tmp), C(engine_metadata) and, with
-        O(measure=exact), C(unattributed).
+        V(containers) has the category C(container_metadata) with it; V(leftovers) has C(tmp), C(engine_metadata), C(other_users)
+        and, with O(measure=exact), C(unattributed).
     type: list
     elements: str
     choices: [filesystem, images, containers, volumes, build_cache, logs, leftovers]
@@ -164,8 +164,8 @@ usage:
   description: >-
     By category. C(images) (layers, each once), C(containers) (writable layers), C(volumes) (of the driver C(local)),
     C(build_cache), C(logs) (of every driver that writes files, rotated ones too), C(container_metadata), C(engine_metadata)
-    (databases and records), C(tmp), C(leftovers) (what no object of the engine owns) and C(unattributed). Categories do not
-    overlap in C(disk_bytes). With another machine's engine there are the engine's figures alone.
+    (databases and records), C(tmp), C(leftovers) (what no object of the engine owns), C(other_users) (where others use the same
+    containerd) and C(unattributed). Categories do not overlap in C(disk_bytes). With another machine's engine there are the engine's figures alone.
   returned: when the engine answers
   type: dict
   sample:

@@ -636,7 +636,7 @@ def test_what_other_users_of_the_same_containerd_have_is_nobodys_leftover(store:
     history = store.blob(MANIFEST, space="moby_history")
     found = store.read(image("app", id=CONFIG))
     for path in theirs:
-        assert (holders(found, path), category(found, path)) == (set(), "unattributed")
+        assert (holders(found, path), category(found, path)) == (set(), "other_users")
         assert "another user of the same containerd" in found.accounts[found.paths[path]].words
     assert holders(found, both) == {IMAGE + CONFIG}
     assert category(found, history) == "engine_metadata"
