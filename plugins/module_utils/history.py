@@ -154,30 +154,30 @@ def _note(state_dir: str, engine_id: str, write: t.Callable[[sqlite3.Connection]
             return False
         os.makedirs(state_dir, mode=0o700, exist_ok=True)
         try:
-            _write(path, write)
+            return _write(path, write)
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
                 return False  # locked, full, read-only: another time
             os.unlink(path)  # torn, or no database of ours at all: begin anew
-            _write(path, write)
-    except (sqlite3.Error, OSError, TypeError, ValueError):
+            return _write(path, write)
+    except (sqlite3.Error, OSError, TypeError, ValueError, OverflowError):
         return False
-    return True
 
 
-def _write(path: str, write: t.Callable[[sqlite3.Connection], None]) -> None:
+def _write(path: str, write: t.Callable[[sqlite3.Connection], None]) -> bool:
     connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(_MIGRATIONS):
             connection.execute("ROLLBACK")  # a later release's: it knows more than we do
-            return
+            return False
         for number, step in enumerate(_MIGRATIONS[version:], version + 1):
             connection.execute(step)
             connection.execute(f"PRAGMA user_version = {number}")
         write(connection)
         connection.execute("COMMIT")
+        return True
     finally:
         connection.close()
 
