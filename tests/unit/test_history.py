@@ -1,16 +1,20 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What earlier runs saw: it makes images look younger, and is never in the way."""
+"""What earlier runs saw: it makes images look younger, spares a walk, and is never in the way."""
 
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
+import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import history
+from ansible_collections.fleetclean.docker.plugins.module_utils.history import Measured
 
 ENGINE, IMAGE, OTHER = "ENGINE:ID", "sha256:aa", "sha256:bb"
 
@@ -106,3 +110,157 @@ def test_without_sqlite_nothing_is_remembered(folder: str, monkeypatch: pytest.M
     monkeypatch.setattr(history, "sqlite3", None)
     assert not history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert history.last_uses(folder, ENGINE) == {}
+
+
+# -- what layers take --------------------------------------------------------------------------------------
+
+LAYER, UPPER = "layer aa", "layer bb"
+FIGURES = Measured("12 34.5.6", 4096, 100, 4096, 2)
+
+
+def test_what_a_layer_takes_is_remembered_and_others_are_forgotten(folder: str) -> None:
+    assert history.measured(folder, ENGINE) == {}
+    assert history.note_measured(folder, ENGINE, {LAYER: FIGURES, UPPER: FIGURES._replace(disk=0)})
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES, UPPER: FIGURES._replace(disk=0)}
+    assert history.note_measured(folder, ENGINE, {LAYER: FIGURES._replace(identity="other")})
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES._replace(identity="other")}
+    assert history.note_measured(folder, ENGINE, {})
+    assert history.measured(folder, ENGINE) == {}
+
+
+def test_two_engines_do_not_mix_what_their_layers_take(folder: str) -> None:
+    history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    history.note_measured(folder, "ANOTHER", {LAYER: FIGURES._replace(disk=1)})
+    history.note_measured(folder, "ANOTHER", {UPPER: FIGURES})
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
+    assert history.measured(folder, "ANOTHER") == {UPPER: FIGURES}
+    assert history.measured(folder, "") == {}
+    assert not history.note_measured(folder, "", {LAYER: FIGURES})
+
+
+def test_uses_and_figures_do_not_touch_each_other(folder: str) -> None:
+    history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    history.note_uses(folder, ENGINE, {}, [])
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
+    history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    history.note_measured(folder, ENGINE, {})
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 1.0}
+
+
+def edit(folder: str, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(Path(folder, "history.sqlite"))) as connection, connection:
+        connection.execute(statement, values)
+
+
+@pytest.mark.parametrize("column", ["account", "identity", "disk", "apparent", "frees", "inodes", "sum"])
+@pytest.mark.parametrize("value", [7, -1, "text", b"\xff", 1.5])
+def test_a_figure_that_was_changed_is_not_taken(folder: str, column: str, value: object) -> None:
+    # SQLite notices no flipped bit in a row.
+    history.note_measured(folder, ENGINE, {LAYER: FIGURES, UPPER: FIGURES})
+    edit(folder, f"UPDATE measured SET {column} = ? WHERE account = ?", value, LAYER)
+    assert history.measured(folder, ENGINE) == {UPPER: FIGURES}
+
+
+def test_flipped_bytes_anywhere_give_the_right_figures_or_none(folder: str) -> None:
+    layers = {f"layer {number:064x}": Measured(f"{number} {number}.1.2", number * 4096, number, number, 1) for number in range(200)}
+    history.note_measured(folder, ENGINE, layers)
+    path = Path(folder, "history.sqlite")
+    whole = path.read_bytes()
+    dice = random.Random(1)
+    for _ in range(200):
+        torn = bytearray(whole)
+        for _ in range(dice.choice((1, 1, 20))):
+            torn[dice.randrange(len(torn))] ^= 1 << dice.randrange(8)
+        path.write_bytes(torn)
+        for account, figures in history.measured(folder, ENGINE).items():
+            assert layers[account] == figures
+    # Whatever it became, it is made anew.
+    path.write_bytes(whole[:100] + b"\xff" * (len(whole) - 100))
+    assert history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all", b"SQLite format 3\0" + b"\xff" * 4096], ids=["empty", "other", "torn"])
+def test_of_a_torn_file_no_layer_is_known_and_it_is_made_anew(folder: str, content: bytes) -> None:
+    os.makedirs(folder)
+    Path(folder, "history.sqlite").write_bytes(content)
+    assert history.measured(folder, ENGINE) == {}
+    assert history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
+
+
+def test_a_file_of_the_release_before_is_migrated_and_keeps_what_it_knows(folder: str) -> None:
+    os.makedirs(folder)
+    edit(
+        folder,
+        "CREATE TABLE last_use (engine TEXT NOT NULL, object TEXT NOT NULL, used REAL NOT NULL,"
+        " PRIMARY KEY (engine, object)) WITHOUT ROWID",
+    )
+    edit(folder, "INSERT INTO last_use VALUES (?, ?, ?)", ENGINE, IMAGE, 7.0)
+    edit(folder, "PRAGMA user_version = 1")
+    assert history.measured(folder, ENGINE) == {}
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 7.0}
+    assert history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 7.0}
+
+
+def test_a_file_of_a_later_release_is_neither_read_nor_written_and_nothing_is_said_to_be_noted(folder: str) -> None:
+    history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    edit(folder, "PRAGMA user_version = 99")
+    before = Path(folder, "history.sqlite").read_bytes()
+    assert history.measured(folder, ENGINE) == {}
+    assert not history.note_measured(folder, ENGINE, {})
+    assert not history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    assert Path(folder, "history.sqlite").read_bytes() == before
+
+
+def test_while_another_run_writes_no_figures_are_noted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_PATIENCE", 0.05)
+    history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    with closing(sqlite3.connect(Path(folder, "history.sqlite"), isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert not history.note_measured(folder, ENGINE, {})
+        assert history.measured(folder, ENGINE) == {}
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not")
+def test_what_may_not_be_written_is_read_and_stays() -> None:
+    with tempfile.TemporaryDirectory() as state:
+        history.note_measured(state, ENGINE, {LAYER: FIGURES})
+        os.chmod(state, 0o755)
+        before = os.getresuid()
+        os.setresuid(-1, 65534, 0)
+        try:
+            assert history.measured(state, ENGINE) == {LAYER: FIGURES}
+            assert not history.note_measured(state, ENGINE, {})
+        finally:
+            os.setresuid(*before)
+        assert history.measured(state, ENGINE) == {LAYER: FIGURES}
+
+
+def test_figures_too_large_for_the_file_are_not_noted_and_take_nothing_with_them(folder: str) -> None:
+    history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    # Two sparse files of 8 EiB, as xfs can have them.
+    assert not history.note_measured(folder, ENGINE, {LAYER: FIGURES._replace(apparent=1 << 64)})
+    assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
+
+
+def test_without_a_folder_or_sqlite_or_room_no_figures_are_noted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not history.note_measured("", ENGINE, {LAYER: FIGURES})
+    assert history.measured("", ENGINE) == {}
+    monkeypatch.setattr(history, "_ROOM", 1 << 60)
+    assert not history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    assert not os.path.exists(folder)
+    monkeypatch.setattr(history, "sqlite3", None)
+    assert not history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+    assert history.measured(folder, ENGINE) == {}
+
+
+def test_odd_folders_are_found_again(tmp_path: Path) -> None:
+    for name in ("a b", "100%", "what?", "#1", "new\nline", "ü", "\udcff", "file:x?mode=rwc"):
+        folder = str(tmp_path / name)
+        assert history.note_measured(folder, ENGINE, {LAYER: FIGURES})
+        assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
