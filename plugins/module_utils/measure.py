@@ -113,7 +113,7 @@ def mounts_below(paths: t.Collection[str]) -> list[Mount]:
     by_point = {entry.point: entry for entry in _mounts()}  # of several on one place the last is the one on top
     found = []
     for point, entry in by_point.items():
-        if not point.startswith(beneath):
+        if point == "/" or not point.startswith(beneath):
             continue
         above: _Entry | None = None
         upper = point
