@@ -525,6 +525,19 @@ def test_a_unit_without_links_to_others_depends_on_nobody(tree: Path) -> None:
     assert walked(Unit((str(tree / "alone"),), COPIES)).self_contained == set()
 
 
+def test_an_account_of_several_folders_depends_on_others_if_one_of_them_does(tree: Path) -> None:
+    # A layer of aufs has three.
+    for place in ("diff", "layers", "outside"):
+        fill(tree / place / "file")
+    os.link(tree / "layers/file", tree / "outside/again")
+    owners = {f"{tree}/diff": "layer", f"{tree}/layers": "layer"}
+    for processes in (1, 2):
+        assert walked(tree / "diff", tree / "layers", owners=owners, processes=processes).self_contained == set()
+        assert walked(tree / "layers", tree / "diff", owners=owners, processes=processes).self_contained == set()
+    os.unlink(tree / "outside/again")
+    assert walked(tree / "diff", tree / "layers", owners=owners).self_contained == {"layer"}
+
+
 # -- layers that share -------------------------------------------------------------------------------------
 
 
