@@ -90,9 +90,16 @@ def survey(engine: Engine, storage: Storage | None, how: How) -> Survey:
     # The engine may name its root by a link. Below it none is followed.
     own = replace(storage, root=os.path.realpath(storage.root)) if storage else None
     listed = leftovers.listing(own) if own else []
-    looked = snapshot.take(
-        engine, snapshot.Wanted(images=True, volumes=True, build_cache=True, sizes=True, volume_sizes=not (own and how.exact)), own
+    wanted = snapshot.Wanted(
+        images=True,
+        volumes=True,
+        build_cache=True,
+        # When an image was last used is worth a call for each container; fast is for those who cannot wait.
+        container_ages=how.exact,
+        sizes=True,
+        volume_sizes=not (own and how.exact),
     )
+    looked = snapshot.take(engine, wanted, own)
     if own is None:
         accounts, estimates = _by_the_engine(looked)
         return Survey(looked, Ledger(accounts, estimates), accounts, seconds=time.monotonic() - begun)

@@ -302,7 +302,7 @@ def _decide_images(
     last_seen_used: t.Mapping[str, float],
 ) -> None:
     users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)])
-    used_at = _last_uses(snapshot.containers, last_seen_used, snapshot.now)
+    used_at = last_uses(snapshot.containers, last_seen_used, snapshot.now)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
     manager = _host_manager(snapshot.containers) if draft.wishes.orchestrated == "keep" else None
     children: dict[str, list[str]] = defaultdict(list)
@@ -313,7 +313,7 @@ def _decide_images(
     dangling, tagged = [], []
     with_tagged: set[str] = set()
     for image in _children_first(snapshot.images, children):
-        evidence = _evidence(image, used_at)
+        evidence = evidence_of(image, used_at)
         name = _image_name(image)
         mine = children[image.id]
         reason = f"managed by {manager}" if manager else None
@@ -398,12 +398,14 @@ def _known_as(image: Image) -> set[str]:
 
 
 @dataclass(frozen=True)
-class _Evidence:
+class Evidence:
+    """When an image was last wanted, seconds since 1970, and by which sign."""
+
     moment: float | None
     words: str
 
 
-def _evidence(image: Image, used_at: t.Mapping[str, float]) -> _Evidence:
+def evidence_of(image: Image, used_at: t.Mapping[str, float]) -> Evidence:
     """When an image was last wanted, and how that is known. The latest sign of life counts."""
     uses = [used_at[name] for name in _known_as(image) if name in used_at]
     signs = [
@@ -414,13 +416,14 @@ def _evidence(image: Image, used_at: t.Mapping[str, float]) -> _Evidence:
     known = [(moment, words) for moment, words in signs if moment is not None]
     if known:
         moment, words = max(known)
-        return _Evidence(moment, words.replace(", never used", "") if uses else words)
-    return _Evidence(image.created, "created; no later use is known")
+        return Evidence(moment, words.replace(", never used", "") if uses else words)
+    return Evidence(image.created, "created; no later use is known")
 
 
-def _last_uses(
+def last_uses(
     containers: t.Sequence[Container], last_seen_used: t.Mapping[str, float], now: float
 ) -> dict[str, float]:
+    """When each name that an image may go by was last in use; ``last_seen_used`` is what earlier runs saw."""
     uses = dict(last_seen_used)
     for container in containers:
         moment = now if container.live else container.last_use
@@ -433,7 +436,7 @@ def _last_uses(
 
 def uses_seen(snapshot: Snapshot) -> dict[str, float]:
     """When images and volumes were last seen in use, by the containers that are there: what history is to remember."""
-    by_name = _last_uses(snapshot.containers, {}, snapshot.now)
+    by_name = last_uses(snapshot.containers, {}, snapshot.now)
     seen: dict[str, float] = {}
     for image in snapshot.images:
         moments = [by_name[name] for name in _known_as(image) if name in by_name]
@@ -497,7 +500,7 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _why_image_goes(draft: _Draft, image: Image, evidence: _Evidence, follows: bool) -> str:
+def _why_image_goes(draft: _Draft, image: Image, evidence: Evidence, follows: bool) -> str:
     if not image.tags and follows:
         return "parent of images that go"
     unused = f"unused for {draft.ago(evidence.moment)} ({evidence.words})"

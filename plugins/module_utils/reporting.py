@@ -15,6 +15,7 @@ from collections import defaultdict
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
     attribution,
+    history,
     measure,
     policy,
     session,
@@ -77,7 +78,7 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     exact = params["measure"] == "exact" and own is not None
     how = attribution.How(exact, params["gentle"], params["state_dir"] or "", str(site.engine.info.get("ID") or ""))
     survey = attribution.survey(site.engine, own, how)
-    _Report(survey, own, exact, params["top"]).fill(result, include)
+    _Report(survey, own, exact, params["top"], history.last_uses(how.state_dir, how.engine_id)).fill(result, include)
     for what, answer in survey.snapshot.unreadable.items():
         result["warnings"].append(f'{what} could not be listed: the engine says "{answer}".')
     result["warnings"] += [words.printable(doubt) for doubt in survey.doubts]
@@ -93,8 +94,16 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
 class _Report:
     """The result's parts, out of one survey."""
 
-    def __init__(self, survey: attribution.Survey, storage: Storage | None, exact: bool, top: int) -> None:
+    def __init__(
+        self,
+        survey: attribution.Survey,
+        storage: Storage | None,
+        exact: bool,
+        top: int,
+        last_seen_used: t.Mapping[str, float] | None = None,
+    ) -> None:
         self._survey = survey
+        self._used_at = policy.last_uses(survey.snapshot.containers, last_seen_used or {}, survey.snapshot.now)
         self._storage = storage
         self._exact = exact
         self._top = top
@@ -246,6 +255,8 @@ class _Report:
             if not image.tags and image.id in parents:
                 continue  # a step of a build, with its image's layers
             used_by = self._used_by.get(IMAGE + image.id, [])
+            evidence = policy.evidence_of(image, self._used_at)
+            last_used = None if evidence.moment is None else max(0, int(self._now - evidence.moment))
             found.append(
                 self._item(
                     category, image.id, ", ".join(image.tags) or (image.digests[0] if image.digests else "<none>"), image.bytes,
@@ -253,6 +264,7 @@ class _Report:
                     tags=[words.printable(tag) for tag in image.tags],
                     digests=[words.printable(digest) for digest in image.digests],
                     dangling=not image.tags, layers=len(image.layers),
+                    last_used=last_used if self._exact else None, evidence=evidence.words if self._exact else None,
                 )
             )
         return found

@@ -151,7 +151,7 @@ class Snapshot:
 class Wanted:
     """What to ask the engine for. Containers are always asked for: they hold everything else.
 
-    ``ages`` needs a call for each container and each image; ``sizes`` lets the engine walk the
+    ``ages`` needs a call for each container and each image, ``container_ages`` one for each container; ``sizes`` lets the engine walk the
     containers' writable layers and, unless ``volume_sizes`` is off, the volumes.
     """
 
@@ -160,6 +160,7 @@ class Wanted:
     networks: bool = False
     build_cache: bool = False
     ages: bool = False
+    container_ages: bool = False
     sizes: bool = False
     volume_sizes: bool = True
     parallel: int = 4
@@ -281,7 +282,7 @@ def _containers(
 ) -> tuple[Container, ...]:
     sizes = {str(raw.get("Id")): raw for raw in usage.get("Containers") or ()}
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
-    inspect = wanted.ages or not engine.speaks("1.22")
+    inspect = wanted.ages or wanted.container_ages or not engine.speaks("1.22")
 
     def read(summary: dict[str, t.Any]) -> Container | None:
         known = sizes.get(str(summary["Id"])) or {}

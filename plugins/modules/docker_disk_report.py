@@ -202,7 +202,8 @@ items:
   description: >-
     By category the largest items, with C(id), C(name), C(size), C(logical_bytes), C(disk_bytes), C(shared_bytes),
     C(reclaimable_bytes) (removing it and nothing else), C(age) in seconds, C(active) and C(used_by). Images have C(tags),
-    C(digests), C(dangling) and C(layers) besides; containers C(state), C(image) and C(virtual_bytes); volumes C(driver),
+    C(digests), C(dangling), C(layers) and, with O(measure=exact), C(last_used) (seconds ago) and C(evidence) (how that is known)
+    besides; containers C(state), C(image) and C(virtual_bytes); volumes C(driver),
     C(anonymous), C(dangling) and C(path); build cache C(type), C(in_use), C(shared) and C(last_used) (seconds ago); logs C(path)
     and C(files); leftovers C(kind), C(reason) and C(path).
   returned: when the engine answers

@@ -406,13 +406,15 @@ def item_words(category: str, item: dict[str, t.Any]) -> str:
         if users:
             more = f" and {len(users) - 2} more" if len(users) > 2 else ""
             words.append(f"used by {', '.join(printable(user, 40) for user in users[:2])}{more}")
+        elif item.get("last_used") is not None:
+            words.append(f"unused for {say_duration(item['last_used'])}")
         else:
             words.append("unused")
     if item.get("state") and item["state"] != "running":
         words.append(printable(item["state"], 20))
     if item.get("reason"):
         words.append(printable(item["reason"], 80))
-    if category in ("images", "containers") and item.get("age"):
+    if category in ("images", "containers") and item.get("age") and (users or item.get("last_used") is None):
         words.append(f"made {say_duration(item['age'])} ago")
     return ", ".join(words)
 
