@@ -407,7 +407,7 @@ REPORT: dict[str, t.Any] = {
     },
     "items": {
         "images": [
-            {"name": "ci/build:417, ci/build:latest", "size": 2 * GB, "disk_bytes": 2 * GB, "age": 34 * 86400, "used_by": []},
+            {"name": "ci/build:417, ci/build:latest", "size": 2 * GB, "disk_bytes": 2 * GB, "age": 90 * 86400, "last_used": 34 * 86400, "used_by": []},
             {"name": "app:1", "size": GB, "disk_bytes": GB, "age": None, "used_by": ["web", "db", "job"]},
         ],
         "logs": [{"name": "ci-runner", "size": 8 * GB, "disk_bytes": 8 * GB, "age": 100, "used_by": ["ci-runner"]}],
@@ -429,7 +429,7 @@ def test_the_table_of_a_report_says_what_could_be_had_and_the_largest_items() ->
     assert lines[2].startswith("web9 ") and "connection refused" in lines[2]
     assert "Columns are GB on disk." in lines
     assert " ".join(" ".join(lines[-2:]).split()) == (
-        "build1, largest: log of ci-runner 8.0 GB · image ci/build:417 2.0 GB (unused, made 34 days ago) · image app:1 1.0 GB (used by web, db and 1 more)"
+        "build1, largest: log of ci-runner 8.0 GB · image ci/build:417 2.0 GB (unused for 34 days) · image app:1 1.0 GB (used by web, db and 1 more)"
     )
 
 
