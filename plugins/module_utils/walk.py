@@ -546,7 +546,7 @@ class _Walk:
             self._linked.setdefault(account, array("Q")).extend((key, blocks, found.st_size, shared, frees))
 
     def _shared(self, path: str, folder: int | None, name: str) -> int:
-        """Bytes of a file's extents that others have as well. Of copies within the unit, the first one's are its own."""
+        """Bytes of a file's extents that others have as well. Of copies and snapshots in the unit, the first one's are its own."""
         try:
             descriptor = os.open(
                 name if folder is not None else path,
@@ -559,7 +559,7 @@ class _Walk:
         try:
             total = 0
             for physical, length in _shared_extents(descriptor):
-                if self._sharing == COPIES and self._seen.add(physical):
+                if self._sharing in (COPIES, SNAPSHOTS) and self._seen.add(physical):
                     continue
                 total += length
             return total

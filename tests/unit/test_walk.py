@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The walk on real files: to the byte what du says, never a link followed, whatever happens to the files meanwhile.
 
-Reflinks, snapshots and mounts need filesystems of their own: tests/integration/test_walk.py.
+Reflinks, snapshots and mounts need filesystems of their own: tests/integration/test_filesystems.py.
 """
 
 from __future__ import annotations
@@ -620,6 +620,15 @@ def test_copies_that_share_blocks_are_the_first_layers(tree: Path, monkeypatch: 
     # By itself, each of them says what others have as well.
     alone = walked(lower, models=models)
     assert (alone.sizes[str(lower)].shared, alone.self_contained) == (8192, set())
+
+
+def test_what_snapshots_share_is_the_lowest_ones(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # To the kernel the lower one's extents are shared as soon as there is a snapshot of it.
+    monkeypatch.setattr(walk, "_shared_extents", Extents({"lower": [(1 << 20, 8192)], "changed": [(1 << 20, 4096)]}))
+    lower, upper = fill(tree / "a/lower", 8192).parent, fill(tree / "b/changed", 8192).parent
+    found = walked(Unit((str(lower), str(upper)), SNAPSHOTS), models={os.stat(tree).st_dev: Model(reflinks=True)})
+    assert (found.sizes[str(lower)].shared, found.sizes[str(lower)].frees) == (0, du(lower))
+    assert (found.sizes[str(upper)].shared, found.sizes[str(upper)].frees) == (4096, du(upper) - 4096)
 
 
 def test_never_more_is_shared_than_a_file_has(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
