@@ -131,6 +131,9 @@ class _Surveyor:
         self._containers()
         self._volumes()
         nobodys = self._leftovers(holdings)
+        # A path that went to another account leaves none behind that would still be counted by the engine's figure.
+        named = set(self._owners.values())
+        self._accounts = {name: account for name, account in self._accounts.items() if name in named}
         estimates = self._estimates(holdings)
         sizes, remembered = self._remembered() if self._how.exact or self._how.state_dir else ({}, {})
         found, processes = self._walk(set(sizes))
@@ -311,6 +314,8 @@ class _Surveyor:
             if not account:
                 account = f"pool {ident}"
                 self._accounts.setdefault(account, Account("images", words="in the storage driver's pool"))
+            if pool.with_root:
+                size = max(0, size - sum(figures.disk for figures in sizes.values()))  # what was walked is in it
             mine = sizes.setdefault(account, Sizes())
             mine.disk += size
             mine.frees += size

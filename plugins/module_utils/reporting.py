@@ -235,7 +235,7 @@ class _Report:
             sizes = self._ledger.size(f"writable layer of {ident}")
         disk = sizes.disk if measured else None
         return {
-            "id": ident,
+            "id": words.printable(ident),
             "name": words.printable(name),
             "size": (sizes.disk - sizes.shared if category != "images" else sizes.disk) if measured else logical or 0,
             "logical_bytes": logical,

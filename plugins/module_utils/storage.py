@@ -471,10 +471,12 @@ class Pool:
     """Layers that no folder shows: ZFS datasets, thin pools on block devices.
 
     ``layers``: bytes by the id that the driver knows a layer by; one entry for all if only the sum is known.
+    ``with_root``: the sum has the data root's own files in it.
     """
 
     layers: dict[str, int] = field(default_factory=dict)
     by_layer: bool = False
+    with_root: bool = False
 
 
 def pool(storage: Storage) -> Pool:
@@ -486,7 +488,7 @@ def pool(storage: Storage) -> Pool:
         if found is not None:
             return Pool(found, True)
         used = status.get("Space Used By Parent")
-        return Pool({"all": int(used)}) if used and used.isdigit() else Pool()
+        return Pool({"all": int(used)}, with_root=True) if used and used.isdigit() else Pool()
     if status.get("Pool Name") and not status.get("Data loop file"):
         used_bytes = _human(status.get("Data Space Used", ""))
         return Pool({"all": used_bytes}) if used_bytes else Pool()
