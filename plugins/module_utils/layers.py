@@ -39,6 +39,8 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 #: A damaged disk may have thousands; a few say enough.
 _MOST_DOUBTS = 5
 _OTHERS = "another user of the same containerd"
+#: What the engine lays between an image and a container's writable layer: mount points, and files such as /etc/hosts.
+_INIT = "-init"
 #: Who holds what the engine itself refers to and no object of its API does.
 ENGINE = "engine:"
 
@@ -332,12 +334,15 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         number = numbers[full]
         who = holders.get(("s", name), set())
         depth = graph.depth(name)
-        writable = not number.committed or name.endswith("-init")
-        account = f"writable layer of {name.replace('-init', '')}" if writable else f"layer {number.ident}"
+        container = name[: -len(_INIT)] if name.endswith(_INIT) else name
+        # What was committed from a container stands on its init layer, and keeps that one alone.
+        writable = not number.committed or (container != name and who == holders.get(("s", container)))
+        account = f"writable layer of {container}" if writable else f"layer {number.ident}"
         found.add(
             account, storage.layer_paths(number.ident), who,
             "containers" if writable and any(holder.startswith(CONTAINER) for holder in who) else "",
-            final=number.committed, words="snapshot that nothing refers to", depth=depth,
+            # The init layer never changes, but the one that it shares the account with does.
+            final=not writable, words="snapshot that nothing refers to", depth=depth,
         )
         if number.committed and number.size is not None:
             found.logical[account] = number.size
@@ -395,7 +400,7 @@ class _Graph:
             for resource in resources:
                 self._mark(resource, who, found)
         for name in self.snapshots:
-            plain = name[: -len("-init")] if name.endswith("-init") else name
+            plain = name[: -len(_INIT)] if name.endswith(_INIT) else name
             if plain in containers:
                 self._mark(("s", name), CONTAINER + plain, found)
         for node in self.labelled:

@@ -430,7 +430,26 @@ def test_a_containers_snapshot_is_its_writable_layer(store: ContainerdRoot) -> N
     assert holders(found, mine) == holders(found, init) == holders(found, base) == {CONTAINER + run.id}
     assert found.paths[mine] == found.paths[init] == f"writable layer of {run.id}"
     assert category(found, mine) == category(found, base) == "containers"
-    assert not found.accounts[found.paths[mine]].final or found.paths[mine] == found.paths[init]
+    assert not found.accounts[found.paths[mine]].final, "what is in it changes, though its init layer never does"
+    assert found.accounts[found.paths[base]].final
+
+
+def test_what_was_committed_from_a_container_keeps_its_init_layer_and_no_more(store: ContainerdRoot) -> None:
+    run = container("web", "app")
+    store.snapshot(BASE)
+    init = store.snapshot(f"{run.id}-init", BASE)
+    mine = store.snapshot(run.id, f"{run.id}-init", kind=2)
+    committed = store.snapshot(TOP, f"{run.id}-init")
+    store.image("saved:1", CONFIG)
+    store.blob(CONFIG, ref_snapshot_overlayfs=TOP)
+    found = store.read(run, image("saved", id=CONFIG))
+    assert holders(found, mine) == {CONTAINER + run.id}
+    assert holders(found, init) == {CONTAINER + run.id, IMAGE + CONFIG}
+    assert holders(found, committed) == {IMAGE + CONFIG}
+    assert found.paths[init] != found.paths[mine]
+    # And once the container is gone, it is the image's.
+    found = store.read(image("saved", id=CONFIG))
+    assert (holders(found, init), category(found, init)) == ({IMAGE + CONFIG}, "images")
 
 
 def test_a_snapshot_of_a_container_that_is_gone_is_a_leftover(store: ContainerdRoot) -> None:
