@@ -81,16 +81,18 @@ class How:
     engine_id: str
 
 
-def survey(engine: Engine, storage: Storage | None, how: How) -> Survey:
+def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.Wanted | None = None) -> Survey:
     """Ask the engine for everything, and its disk, and bring both together.
 
     :param storage: the engine's storage if it is proven to be here; else the engine's figures are all there is.
+    :param wanted: what else to ask the engine for; all that has bytes is asked for anyway.
     """
     begun = time.monotonic()
     # The engine may name its root by a link. Below it none is followed.
     own = replace(storage, root=os.path.realpath(storage.root)) if storage else None
     listed = leftovers.listing(own) if own else []
-    wanted = snapshot.Wanted(
+    everything = replace(
+        wanted or snapshot.Wanted(),
         images=True,
         volumes=True,
         build_cache=True,
@@ -99,7 +101,7 @@ def survey(engine: Engine, storage: Storage | None, how: How) -> Survey:
         sizes=True,
         volume_sizes=not (own and how.exact),
     )
-    looked = snapshot.take(engine, wanted, own)
+    looked = snapshot.take(engine, everything, own)
     if own is None:
         accounts, estimates = _by_the_engine(looked)
         return Survey(looked, Ledger(accounts, estimates), accounts, seconds=time.monotonic() - begun)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    attribution,
     history,
     measure,
     options,
@@ -22,6 +23,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES, Ledger
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import resolve
 
 
@@ -112,10 +114,13 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             _remembered(module, site, wanted, snapshot.take(site.engine, wanted, own))
         return
     wanted = _wanted(module, wishes, marks)
-    looked = snapshot.take(site.engine, wanted, own)
+    survey = _survey(module, site, wanted) if module.check_mode and own else None
+    looked = survey.snapshot if survey else snapshot.take(site.engine, wanted, own)
     plan = policy.decide(looked, wishes, _remembered(module, site, wanted, looked))
+    if survey:
+        plan = _sized(plan, survey.ledger)
     if module.check_mode and marks.target and not space.missing_inodes():
-        # What the known sizes promise. A real run goes by the filesystem, and may need more or less.
+        # What was measured promises so much. A real run goes by the filesystem itself.
         plan = plan.until(space.missing())
     result["planned_bytes"] = plan.bytes
     result["kept"] = plan.kept_by_reason()
@@ -138,6 +143,20 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         steps = plan.steps if module.check_mode else [policy.Step(**entry) for entry in result["removed"]]
         free = words.free_words(result["free_before"], result["free_after"], result["filesystem_bytes"])
         result["diff"] = {"prepared": "\n".join(words.plan_lines(steps, result["kept"], free)) + "\n"}
+
+
+def _survey(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted) -> attribution.Survey:
+    """Measure exactly, since it is the sizes that are asked for: a plain run does not pay for them."""
+    how = attribution.How(True, False, module.params["state_dir"] or "", str(site.engine.info.get("ID") or ""))
+    return attribution.survey(site.engine, site.own_storage, how, wanted)
+
+
+def _sized(plan: policy.Plan, ledger: Ledger) -> policy.Plan:
+    """The plan with the bytes that come free with each step at its place: what is shared comes with the last that has it."""
+    sized = [step for step in plan.steps if step.kind in PREFIXES]
+    freed = iter(ledger.freed_in_turn(PREFIXES[step.kind] + step.id for step in sized))
+    steps = (replace(step, bytes=next(freed)) if step.kind in PREFIXES else step for step in plan.steps)
+    return replace(plan, steps=tuple(steps))
 
 
 def _remembered(

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
 IMAGE, CONTAINER, VOLUME, CACHE = "image:", "container:", "volume:", "build_cache:"
+#: What stands before the id of an object, by the kind that a plan calls it.
+PREFIXES = {"image": IMAGE, "container": CONTAINER, "volume": VOLUME, "build_cache": CACHE}
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ class Ledger:
         """The sum of a category; categories have no account in common."""
         return replace(self._sums.get(category) or Sizes())
 
-    def alone(self, holder: str) -> int:
-        """Bytes that come free if this object goes and no other."""
-        names = self._held.get(holder, ())
-        return sum(self.size(name).frees for name in names if len(self._accounts[name].holders) == 1)
+    def alone(self, *holders: str) -> int:
+        """Bytes that come free if these objects go and no others."""
+        going = frozenset(holders)
+        names = {name for holder in going for name in self._held.get(holder, ())}
+        return sum(self.size(name).frees for name in names if self._accounts[name].holders <= going)
 
     def freed(self, gone: t.Iterable[str]) -> int:
         """Bytes that the filesystem has more once these objects are gone."""

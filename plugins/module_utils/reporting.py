@@ -10,7 +10,7 @@ allocated blocks. A figure that nobody has is None.
 from __future__ import annotations
 
 import typing as t
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
@@ -19,12 +19,14 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     measure,
     policy,
     session,
+    snapshot,
     words,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     CACHE,
     CONTAINER,
     IMAGE,
+    PREFIXES,
     VOLUME,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
@@ -56,7 +58,6 @@ _WAY_OF = {
     "containers": "stopped_containers", "images": "unused_images", "volumes": "unused_volumes",
     "build_cache": "unused_build_cache", "logs": "logs", "leftovers": "leftovers",
 }
-_HOLDER = {"container": CONTAINER, "image": IMAGE, "volume": VOLUME, "build_cache": CACHE}
 
 
 def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
@@ -202,7 +203,7 @@ class _Report:
         found: dict[str, dict[str, t.Any]] = {}
         for name, wishes, means in _WAYS:
             plan = policy.decide(self._survey.snapshot, wishes)
-            gone = [_HOLDER[step.kind] + step.id for step in plan.steps if step.kind in _HOLDER]
+            gone = [PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES]
             found[name] = {"bytes": self._ledger.freed(gone), "count": len(gone), "means": means}
             if name == "everything_unused":
                 self._gone_logs = sum(self._log_bytes(who[len(CONTAINER):]) for who in gone if who.startswith(CONTAINER))
@@ -225,12 +226,12 @@ class _Report:
 
     def _item(
         self, category: str, ident: str, name: str, logical: int | None, account: str = "", holder: str = "",
-        moment: float | None = None, active: bool = False, used_by: t.Sequence[str] = (), **more: t.Any,
+        moment: float | None = None, active: bool = False, used_by: t.Sequence[str] = (), along: t.Iterable[str] = (), **more: t.Any,
     ) -> Item:
-        """One entry: by its own account, or by all accounts of its holder."""
+        """One entry: by its own account, or by all accounts of its holder. ``along``: holders that go with it."""
         sizes = self._ledger.of(holder) if holder and not account else self._ledger.size(account)
         measured = category in self._survey.measured and self._storage is not None
-        alone = self._ledger.alone(holder) if holder and not account else sizes.frees
+        alone = self._ledger.alone(holder, *along) if holder and not account else sizes.frees
         if holder and not account and category == "containers":
             sizes = self._ledger.size(f"writable layer of {ident}")
         disk = sizes.disk if measured else None
@@ -249,7 +250,8 @@ class _Report:
         }
 
     def _images(self, category: str) -> list[Item]:
-        parents = {image.parent for image in self._survey.snapshot.images}
+        by_id = {image.id: image for image in self._survey.snapshot.images}
+        parents = Counter(image.parent for image in by_id.values())
         found = []
         for image in self._survey.snapshot.images:
             if not image.tags and image.id in parents:
@@ -261,12 +263,24 @@ class _Report:
                 self._item(
                     category, image.id, ", ".join(image.tags) or (image.digests[0] if image.digests else "<none>"), image.bytes,
                     holder=IMAGE + image.id, moment=image.created, active=bool(used_by), used_by=used_by,
+                    along=self._steps_below(image, by_id, parents),
                     tags=[words.printable(tag) for tag in image.tags],
                     digests=[words.printable(digest) for digest in image.digests],
                     dangling=not image.tags, layers=len(image.layers),
                     last_used=last_used if self._exact else None, evidence=evidence.words if self._exact else None,
                 )
             )
+        return found
+
+    def _steps_below(
+        self, image: snapshot.Image, by_id: t.Mapping[str, snapshot.Image], children: t.Mapping[str, int]
+    ) -> list[str]:
+        """The steps of an image's build that the engine removes with it: without a name, a user, or another child."""
+        found: list[str] = []
+        step = by_id.get(image.parent)
+        while step and not (step.tags or step.digests or children[step.id] > 1 or IMAGE + step.id in (*self._used_by, *found)):
+            found.append(IMAGE + step.id)
+            step = by_id.get(step.parent)
         return found
 
     def _containers(self, category: str) -> list[Item]:

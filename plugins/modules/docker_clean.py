@@ -229,7 +229,9 @@ removed:
     id: {description: "The engine's id (for a tag, its image's).", type: str, returned: always}
     name: {description: What people call it., type: str, returned: always}
     bytes:
-      description: The engine's figure of what comes free with it; null where it was not asked for (see check mode).
+      description: >-
+        What comes free with it at its place in the plan, with all that goes along (a container's folder and log, a layer with the last
+        that has it). In check mode measured on the disk; else the engine's figure, and null where it was not asked for.
       type: int
       returned: always
     reason: {description: Why it goes., type: str, returned: always}
@@ -246,7 +248,9 @@ kept:
   elements: dict
   sample: [{kind: image, reason: used by a container, count: 12, bytes: 9800000000}]
 planned_bytes:
-  description: The known sizes of all that the plan removes, bytes.
+  description: >-
+    The sum of RV(removed[].bytes) of the whole plan. In check mode it is measured, as
+    M(fleetclean.docker.docker_disk_report#module) does with C(measure=exact), and is what the filesystem will have more.
   returned: when the engine answers
   type: int
   sample: 13600000000

@@ -484,12 +484,14 @@ def test_what_could_be_had_is_what_comes_free(fleet: Fleet, ansible: Ansible) ->
     wrong: List[str] = []
     for way, wishes in WAYS:
         said = ansible.module("docker_disk_report", {"measure": "exact", "top": 0})
+        foretold = ansible.module("docker_clean", wishes, check=True)
         before = on_all(fleet, free)
         cleaned = ansible.module("docker_clean", wishes)
         assert not [name for name, result in cleaned.items() if result["failed"]], cleaned
         after = on_all(fleet, free)
         for host in fleet:
             bytes_, came = said[host.name]["reclaimable"][way]["bytes"], after[host.name] - before[host.name]
+            assert foretold[host.name]["planned_bytes"] == bytes_ == sum(step["bytes"] for step in foretold[host.name]["removed"])
             rows.append(f"{host.name:<16} {way:<18} {bytes_:>12,} {came:>12,} {bytes_ / max(came, 1):.4f}")
             # The engine's own databases and logs grow and shrink by some blocks meanwhile.
             if abs(bytes_ - came) > max(came, bytes_) * PRECISION[host.spec.filesystem or ""] + 131072:

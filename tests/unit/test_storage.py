@@ -538,12 +538,12 @@ def test_zfs_tells_each_layers_own_bytes_and_those_of_its_snapshots(tmp_path: Pa
 @pytest.mark.parametrize("script", ["echo 'cannot open: no such pool' >&2; exit 1", "exit 127", "kill -9 $$"])
 def test_where_zfs_cannot_be_asked_the_engines_sum_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     with_tool(tmp_path, monkeypatch, script)
-    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, False)
+    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, with_root=True)
 
 
 def test_without_the_tool_the_engines_sum_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_TOOL_PLACES", str(tmp_path))
-    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, False)
+    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, with_root=True)
     assert pool_of("zfs", {"Parent Dataset": "tank/docker"}) == storage.Pool()
     assert pool_of("zfs", {**ZFS, "Space Used By Parent": "a lot"}) == storage.Pool()
 
@@ -559,7 +559,7 @@ def test_a_pool_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pyte
     with_tool(tmp_path, monkeypatch, "exec sleep 60")
     monkeypatch.setattr(storage, "_PATIENCE", 0.2)
     begun = time.monotonic()
-    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, False)
+    assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, with_root=True)
     assert time.monotonic() - begun < 10
 
 
