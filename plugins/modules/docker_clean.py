@@ -250,7 +250,7 @@ kept:
 planned_bytes:
   description: >-
     The sum of RV(removed[].bytes) of the whole plan. In check mode it is measured, as
-    M(fleetclean.docker.docker_disk_report#module) does with C(measure=exact), and is what the filesystem will have more.
+    M(fleetclean.docker.docker_disk_report) does with C(measure=exact), and is what the filesystem will have more.
   returned: when the engine answers
   type: int
   sample: 13600000000
