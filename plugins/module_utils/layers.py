@@ -84,7 +84,6 @@ class Holdings:
             self.paths[path] = name
             self.depth[path] = max(depth, self.depth.get(path, 0))
 
-
     def doubt(self, words: str) -> None:
         """Note a record that could not be read."""
         if len(self.doubts) < _MOST_DOUBTS:

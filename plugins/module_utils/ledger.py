@@ -94,4 +94,3 @@ class Ledger:
             done.add(holder)
             freed.append(bytes_)
         return freed
-

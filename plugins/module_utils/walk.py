@@ -265,8 +265,7 @@ _WORK: _Work | None = None
 
 
 def _walk_one(number: int) -> Found:
-    assert _WORK is not None
-    return _WORK.one(number)
+    return t.cast("_Work", _WORK).one(number)
 
 
 def _end_with_parent() -> None:

@@ -234,11 +234,11 @@ def _fleet(view: _View, records: t.Sequence[Record], hosts: t.Sequence[_Host]) -
     if size:
         legend += "" if view.measures else f'<li><span><i class="other"></i>still used<b>{say_size(used)}</b></span></li>'
         legend += f'<li><span><i class="free"></i>free<b>{say_size(size - used)}</b></span></li>'
-    bar = (
+    drawn = (
         f'<div class="card whole">{_bar(view, whole)}'
         f'<ul class="legend" aria-label="Sums over the fleet; a button sorts the hosts by its category">{legend}</ul></div>'
     )
-    return f'<section aria-label="The fleet"><dl class="figures">{figures}</dl>{bar if sums else ""}</section>'
+    return f'<section aria-label="The fleet"><dl class="figures">{figures}</dl>{drawn if sums else ""}</section>'
 
 
 def _having(records: t.Sequence[Record], status: str) -> int:
