@@ -542,15 +542,17 @@ def _host_manager(containers: t.Sequence[Container]) -> str | None:
 def _children_first(images: t.Sequence[Image], children: t.Mapping[str, list[str]]) -> list[Image]:
     by_id = {image.id: image for image in images}
     done: dict[str, None] = {}
+    begun: set[str] = set()
     for image in sorted(images, key=lambda i: i.id):
         stack = [(image.id, False)]
         while stack:
             ident, expanded = stack.pop()
-            if ident in done or ident not in by_id:
-                continue
             if expanded:
                 done[ident] = None
                 continue
+            if ident in begun or ident not in by_id:
+                continue  # begun and not done: an engine that names parents in a circle
+            begun.add(ident)
             stack.append((ident, True))
             stack += [(child, False) for child in children.get(ident, ()) if child not in done]
     return [by_id[ident] for ident in done]

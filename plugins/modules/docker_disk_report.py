@@ -201,7 +201,8 @@ usage:
 items:
   description: >-
     By category the largest items, with C(id), C(name), C(size), C(logical_bytes), C(disk_bytes), C(shared_bytes),
-    C(reclaimable_bytes) (removing it and nothing else), C(age) in seconds, C(active) and C(used_by). Images have C(tags),
+    C(reclaimable_bytes) (removing it alone; an image takes the unnamed steps of its build along), C(age) in
+    seconds, C(active) and C(used_by). Images have C(tags),
     C(digests), C(dangling), C(layers) and, with O(measure=exact), C(last_used) (seconds ago) and C(evidence) (how that is known)
     besides; containers C(state), C(image) and C(virtual_bytes); volumes C(driver),
     C(anonymous), C(dangling) and C(path); build cache C(type), C(in_use), C(shared) and C(last_used) (seconds ago); logs C(path)

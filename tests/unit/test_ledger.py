@@ -55,6 +55,8 @@ def test_alone_frees_no_more_than_it_holds_and_just_what_it_frees_by_itself(seed
     ledger, _accounts, _sizes, holders = random_ledger(random.Random(seed))
     for holder in holders:
         assert ledger.alone(holder) == ledger.freed([holder]) <= ledger.of(holder).frees
+        for other in holders:
+            assert ledger.alone(holder, other) == ledger.freed([holder, other])
     # Together they free at least what each frees alone.
     assert ledger.freed(holders) >= sum(ledger.alone(holder) for holder in holders)
 

@@ -653,6 +653,11 @@ def test_a_long_chain_of_parents_is_no_problem() -> None:
     assert [step.id for step in plan.steps] == [sha(f"i{n}") for n in reversed(range(3000))]
 
 
+def test_parents_in_a_circle_are_no_hang() -> None:
+    circle = [image("a", parent="b"), image("b", parent="a"), image("c", parent="c"), image("d", parent="a")]
+    assert {step.id for step in plan_of(world(*circle), images=ImageWish()).steps} <= {sha("d")}
+
+
 # -- images: bytes -----------------------------------------------------------------------------
 
 

@@ -298,6 +298,26 @@ def test_items_have_what_they_hold_and_what_goes_with_them_alone(host: Host) -> 
     assert [each["name"] for each in result["items"]["tmp"] if "GetImageBlob1" in each["name"]]
 
 
+def test_an_image_takes_the_steps_of_its_build_along_that_are_nobody_elses(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the classic builder leaves them: each step is an image of its own, and goes with its last child."""
+    alone = item(host.report(), "images", sha("two"))["reclaimable_bytes"]
+    assert alone > 90_000
+    record = {"rootfs": {"type": "layers", "diff_ids": [DIFFS["base"], DIFFS["other"]]}}
+    (host.root / "image/overlay2/imagedb/content/sha256" / hexadecimal("step")).write_text(json.dumps(record))
+    one, two = host.engine.images()
+    step = {"Id": sha("step"), "RepoTags": ["<none>:<none>"], "RepoDigests": [], "Created": 1709000000, "Size": 300_000}
+    listed = [one, {**two, "ParentId": sha("step")}, step]
+    monkeypatch.setattr(host.engine, "images", lambda: listed)
+    assert abs(item(host.report(), "images", sha("two"))["reclaimable_bytes"] - alone) < 8192
+    # Unless somebody else wants such a step: by a name, or as his own.
+    for other in ({**step, "RepoTags": ["step:1"]}, step):
+        listed[2:] = [other] if other["RepoTags"] == ["step:1"] else [other, {**step, "Id": sha("sister"), "ParentId": sha("step")}]
+        assert item(host.report(), "images", sha("two"))["reclaimable_bytes"] < 8192
+    # Nor are parents in a circle a hang.
+    listed[2:] = [{**step, "ParentId": sha("two")}]
+    host.report()
+
+
 def test_of_a_volume_that_another_driver_keeps_nobody_here_knows_a_size(host: Host) -> None:
     nfs = item(host.report(), "volumes", "nfs")
     assert (nfs["size"], nfs["logical_bytes"], nfs["disk_bytes"], nfs["shared_bytes"], nfs["path"]) == (0, None, None, None, None)
