@@ -379,7 +379,7 @@ def _estimate(size: int | None) -> Sizes:
 
 
 def _by_the_engine(looked: snapshot.Snapshot) -> tuple[dict[str, Account], dict[str, Sizes]]:
-    """Accounts by the engine's figures alone: an image's own bytes, and what it shares, which goes with the last."""
+    """Accounts by the engine's figures alone: of an image its own bytes, since with whom it shares the rest is not told."""
     accounts: dict[str, Account] = {}
     sizes: dict[str, Sizes] = {}
 
@@ -387,9 +387,18 @@ def _by_the_engine(looked: snapshot.Snapshot) -> tuple[dict[str, Account], dict[
         accounts[name] = Account(category, frozenset(holders))
         sizes[name] = _estimate(size)
 
+    images = {image.id: image for image in looked.images}
+    holders: dict[str, set[str]] = defaultdict(set)
     for image in looked.images:
-        shared = looked.shared_bytes.get(image.id, 0)
-        note(f"image {image.id}", "images", {IMAGE + image.id}, max(0, (image.bytes or 0) - shared))
+        step: snapshot.Image | None = image
+        while step and IMAGE + image.id not in holders[step.id]:
+            holders[step.id].add(IMAGE + image.id)
+            step = images.get(step.parent)
+    for image in looked.images:
+        # The classic builder leaves each step as an image: one has what was added to its parent, and holds that, too.
+        parent = images.get(image.parent)
+        others = (parent.bytes or 0) if parent else looked.shared_bytes.get(image.id, 0)
+        note(f"image {image.id}", "images", holders[image.id], max(0, (image.bytes or 0) - others))
     for container in looked.containers:
         note(f"writable layer of {container.id}", "containers", {CONTAINER + container.id}, container.bytes)
     for volume in looked.volumes:

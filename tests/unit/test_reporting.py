@@ -541,6 +541,20 @@ def test_of_an_engine_elsewhere_what_would_come_free_are_its_own_figures(host: H
     assert ways["everything_unused"] == 240_000
 
 
+def test_of_an_engine_elsewhere_the_steps_of_a_build_count_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.storage = None
+    one, two = host.engine.images()
+    steps = [
+        {"Id": sha(name), "RepoTags": ["<none>:<none>"], "RepoDigests": [], "Created": 1709000000, "Size": size, "ParentId": parent}
+        for name, size, parent in (("step1", 500_000, ""), ("step2", 700_000, sha("step1")))
+    ]
+    built = {**steps[0], "Id": sha("built"), "RepoTags": ["built:1"], "Size": 720_000, "ParentId": sha("step2")}
+    monkeypatch.setattr(host.engine, "images", lambda: [one, two, *steps, built])
+    result = host.report()
+    assert item(result, "images", "built:1")["reclaimable_bytes"] == 720_000
+    assert result["reclaimable"]["unused_images"]["bytes"] == 200_000 + 720_000
+
+
 def test_an_engine_elsewhere_never_has_this_machines_disk_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.storage = None
     touched: list[str] = []
