@@ -145,6 +145,7 @@ class _Surveyor:
             else:
                 sizes[account] = figures
         walked = set(sizes)
+        self._linked(found, sizes)
         self._pooled(sizes, estimates)
         if self._how.exact:
             self._remember(found, sizes, remembered)
@@ -305,8 +306,20 @@ class _Surveyor:
             units.append(walk.Unit(tuple(together), sharing))
         apart = set(together)
         units += [walk.Unit((path,)) for path in todo if path not in apart]
-        processes = walk.spare_processors()
+        processes = walk.spare_processors(self._how.gentle)
         return walk.walk(units, self._owners, models, processes, barred), processes
+
+    def _linked(self, found: walk.Found, sizes: dict[str, Sizes]) -> None:
+        """Files with hard links on several accounts come free with the last of all holders."""
+        for names, frees in found.together.items():
+            accounts = [self._accounts[name] for name in sorted(names)]
+            # What has no holder stays, and so do they.
+            stays = any(not account.holders for account in accounts)
+            holders: frozenset[str] = frozenset() if stays else frozenset().union(*(account.holders for account in accounts))
+            category = next((account.category for account in accounts if account.category != "leftovers"), "leftovers")
+            name = f"links on {', '.join(sorted(names))}"
+            self._accounts[name] = Account(category, holders)
+            sizes[name] = Sizes(frees=frees)
 
     def _pooled(self, sizes: dict[str, Sizes], estimates: t.Mapping[str, Sizes]) -> None:
         """Bytes of layers that a driver keeps outside plain folders: no walk sees them."""

@@ -31,6 +31,7 @@ import stat
 import struct
 import typing as t
 from array import array
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.measure import (
@@ -93,6 +94,7 @@ class Found:
 
     ``in_subvolumes`` are the bytes of ``disk`` in btrfs subvolumes, into which ``du -x`` does not look.
     ``links``: by account, what was counted for files with links elsewhere, ``_LINK`` numbers for each.
+    ``together``: what comes free once all of these accounts are gone, and in none of them yet.
     """
 
     sizes: dict[str, Sizes] = field(default_factory=dict)
@@ -104,6 +106,7 @@ class Found:
     vanished: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
     links: list[tuple[str, array[int]]] = field(default_factory=list)
+    together: dict[frozenset[str], int] = field(default_factory=dict)
 
     def of(self, account: str) -> Sizes:
         return self.sizes.setdefault(account, Sizes())
@@ -199,9 +202,15 @@ def model_of(path: str, kind: str) -> Model:
     return Model(reflinks=kind in ("bcachefs", "ocfs2"))
 
 
-def spare_processors() -> int:
-    """How many processors nobody uses at this moment, this process' own among them; at least one."""
+def spare_processors(gentle: bool) -> int:
+    """How many processors to use, at least one.
+
+    :param gentle: at the lowest priority each is to spare, since whoever wants it has it. Else those that nobody uses
+        at this moment.
+    """
     have = len(os.sched_getaffinity(0))
+    if gentle:
+        return min(8, have)
     try:
         with open("/proc/loadavg", encoding="ascii") as stream:
             running = int(stream.read().split()[3].partition("/")[0]) - 1
@@ -245,8 +254,8 @@ def walk(
 
 
 def _count_links_once(found: Found) -> None:
-    """A file with links in several units counts where the first of them was."""
-    seen = Seen()
+    """A file with links in several units counts where the first of them was, and comes free with the last."""
+    seen, again = Seen(), defaultdict(set)
     for account, numbers in found.links:
         sizes = found.of(account)
         for at in range(0, len(numbers), _LINK):
@@ -257,6 +266,15 @@ def _count_links_once(found: Found) -> None:
                 sizes.shared -= shared
                 sizes.frees -= frees
                 sizes.inodes -= 1
+                again[key].add(account)
+    for account, numbers in found.links if again else ():
+        for at in range(0, len(numbers), _LINK):
+            # Its first place is the first at which it comes by; the others know already.
+            others = again.pop(numbers[at], None)
+            if others and others != {account}:
+                found.of(account).frees -= numbers[at + _LINK - 1]
+                together = frozenset((account, *others))
+                found.together[together] = found.together.get(together, 0) + numbers[at + _LINK - 1]
     found.links = []
 
 

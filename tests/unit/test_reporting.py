@@ -331,6 +331,33 @@ def test_a_hard_link_between_what_two_own_is_counted_once(host: Host) -> None:
     assert result["totals"]["disk_bytes"] == du(host.root) == sum(use["disk_bytes"] for use in result["usage"].values())
 
 
+def test_a_file_with_links_in_two_volumes_comes_free_with_both(host: Host) -> None:
+    before = host.report()
+    put(host.root / "volumes/old/_data/one", 300_000)
+    os.link(host.root / "volumes/old/_data/one", host.root / "volumes" / ANONYMOUS / "_data/two")
+    os.link(host.root / "volumes/old/_data/one", host.root / "volumes" / ANONYMOUS / "_data/three")
+    after = host.report()
+
+    def grown(*path: str) -> int:
+        figures: list[t.Any] = []
+        for result in (before, after):
+            for key in path:
+                result = result[key]
+            figures.append(result)
+        return figures[1] - figures[0]
+
+    blocks = du(host.root / "volumes/old/_data/one")
+    for name in ("old", ANONYMOUS):
+        assert 0 <= item(after, "volumes", name)["reclaimable_bytes"] - item(before, "volumes", name)["reclaimable_bytes"] < 8192
+    assert blocks <= grown("reclaimable", "unused_volumes", "bytes") < blocks + 8192
+    assert blocks <= grown("usage", "volumes", "disk_bytes") < blocks + 8192
+    assert 0 <= grown("reclaimable", "anonymous_volumes", "bytes") < 8192
+    # A third link, in what nobody removes: nothing comes free.
+    os.link(host.root / "volumes/old/_data/one", host.root / "linked backup")
+    after = host.report()
+    assert 0 <= grown("reclaimable", "unused_volumes", "bytes") < 8192
+
+
 def test_names_are_printable(host: Host) -> None:
     put(host.root / os.fsdecode(b"bad \xff\n\x1b[31m name"), 100)
     put(host.root / "tmp" / os.fsdecode(b"\xff\x1b[2J"), 100)

@@ -134,7 +134,7 @@ def test_a_tree_in_units_and_on_accounts_takes_what_du_says(tree: Path, seed: in
     assert disk(found) == du(tree)
     assert all(figure >= 0 for sizes in found.sizes.values() for figure in vars(sizes).values())
     # Without a filesystem that knows better, blocks are what comes free, and inodes are those that there are.
-    assert sum(sizes.frees for sizes in found.sizes.values()) == disk(found)
+    assert sum(sizes.frees for sizes in found.sizes.values()) + sum(found.together.values()) == disk(found)
     inodes = {(os.lstat(path).st_dev, os.lstat(path).st_ino) for path in [str(tree), *folders, *files]}
     inodes |= {(os.lstat(f"{top}/{name}").st_dev, os.lstat(f"{top}/{name}").st_ino) for top, names, _f in os.walk(tree) for name in names}
     assert sum(sizes.inodes for sizes in found.sizes.values()) == len(inodes)
@@ -804,7 +804,9 @@ def test_no_more_processes_walk_than_processors_are_idle(
     (tmp_path / "loadavg").write_text(loadavg)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(have)))
     monkeypatch.setattr(walk, "open", lambda _path, **more: open(tmp_path / "loadavg", **more), raising=False)
-    assert walk.spare_processors() == expected
+    assert walk.spare_processors(gentle=False) == expected
+    # At the lowest priority every processor is to spare.
+    assert walk.spare_processors(gentle=True) == min(8, have)
 
 
 def test_a_gentle_walk_lets_everybody_else_go_first() -> None:
