@@ -60,7 +60,6 @@ def fails(ansible: Ansible, module: str, args: Dict[str, Any], **variables: Any)
         ("docker_log_truncate", {"rotated": "remove"}, "rotated: remove: not there yet in this release"),
         ("docker_log_truncate", {"restart": "engine"}, "restart: engine: not there yet in this release"),
         ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
-        ("docker_disk_report", {"measure": "exact"}, "measure: exact: not there yet in this release"),
     ],
 )
 def test_bad_input_names_the_option_and_what_it_takes(ansible: Ansible, module: str, args: Dict[str, Any], words: str) -> None:

@@ -164,7 +164,7 @@ def test_check_mode_gives_the_same_answer_on_a_fake(fakes: Fakes, name: str) -> 
     assert not second["changed"]
 
     def told(result: Dict[str, Any]) -> Dict[str, List[Dict[str, Any]]]:
-        return {category: [{**item, "age": None} for item in found] for category, found in result["items"].items()}
+        return {category: [{**item, "age": None, "last_used": None} for item in found] for category, found in result["items"].items()}
 
     assert told(first) == told(second)
 
