@@ -100,7 +100,7 @@ def open_log(root: str, ident: str, write: bool) -> t.Iterator[int]:
     """
     if not _ID.fullmatch(ident):
         raise LogRefused(f"{ident!r} is not a container's id")
-    path = f"{root}/containers/{ident}/{ident}-json.log"
+    path = path_of(root, ident)
     folders = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     opened = [os.open(os.path.realpath(root), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
@@ -125,6 +125,11 @@ def open_log(root: str, ident: str, write: bool) -> t.Iterator[int]:
     finally:
         for descriptor in reversed(opened):
             os.close(descriptor)
+
+
+def path_of(root: str, ident: str) -> str:
+    """Where json-file writes a container's log: the only one that is cut."""
+    return f"{root}/containers/{ident}/{ident}-json.log"
 
 
 def files(folder: str, ident: str) -> list[str]:

@@ -30,6 +30,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     VOLUME,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
 Item = t.Dict[str, t.Any]
 
@@ -217,7 +218,9 @@ class _Report:
         return found
 
     def _log_bytes(self, ident: str) -> int:
-        return self._ledger.size(f"log of {ident}").frees
+        """What cutting a log gives back: its blocks; the file stays."""
+        sizes = self._ledger.size(f"log of {ident}")
+        return sizes.disk - sizes.shared
 
     # -- items ---------------------------------------------------------------------------------
 
@@ -332,18 +335,23 @@ class _Report:
         for path, owner in self._survey.paths.items():
             paths[owner].append(path)
         for container in self._survey.snapshot.containers:
-            account = f"log of {container.id}"
-            if account not in self._survey.accounts:
+            accounts = [name for name in (f"log of {container.id}", f"other logs of {container.id}") if name in paths]
+            if not accounts:
                 continue
-            sizes = self._ledger.size(account)
-            found.append(
-                self._item(
-                    category, container.id, container.name, sizes.apparent, account=account, moment=container.created,
-                    active=container.live, used_by=[container.name],
-                    path=words.printable(min(paths[account], key=len)), files=len(paths[account]),
-                )
+            sizes = Sizes()
+            for name in accounts:
+                sizes.add(self._ledger.size(name))
+            item = self._item(
+                category, container.id, container.name, sizes.apparent, account=accounts[0], moment=container.created,
+                active=container.live, used_by=[container.name],
+                path=words.printable(min(paths[accounts[0]], key=len)), files=sum(len(paths[name]) for name in accounts),
             )
-            found[-1]["reclaimable_bytes"] = sizes.frees  # also while its container runs: it is cut in place
+            # Also while its container runs: it is cut in place.
+            item.update(
+                size=sizes.disk - sizes.shared, disk_bytes=sizes.disk, shared_bytes=sizes.shared,
+                reclaimable_bytes=self._log_bytes(container.id),
+            )
+            found.append(item)
         return found
 
     def _leftovers(self, category: str) -> list[Item]:
