@@ -94,6 +94,7 @@ class Found:
 
     ``in_subvolumes`` are the bytes of ``disk`` in btrfs subvolumes, into which ``du -x`` does not look.
     ``links``: by account, what was counted for files with links elsewhere, ``_LINK`` numbers for each.
+    ``extents``: by account, place and length of extents that other files have as well.
     ``together``: what comes free once all of these accounts are gone, and in none of them yet.
     """
 
@@ -106,6 +107,7 @@ class Found:
     vanished: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
     links: list[tuple[str, array[int]]] = field(default_factory=list)
+    extents: list[tuple[str, array[int]]] = field(default_factory=list)
     together: dict[frozenset[str], int] = field(default_factory=dict)
 
     def of(self, account: str) -> Sizes:
@@ -120,6 +122,14 @@ class Found:
         if len(self.examples) < _EXAMPLES:
             self.examples.append((path, error.strerror or str(error)))
 
+    def free_with(self, accounts: set[str], frees: int) -> None:
+        """Note what comes free with the last of these accounts."""
+        if len(accounts) == 1:
+            self.of(*accounts).frees += frees
+        else:
+            together = frozenset(accounts)
+            self.together[together] = self.together.get(together, 0) + frees
+
     def merge(self, other: Found) -> None:
         for account, sizes in other.sizes.items():
             self.of(account).add(sizes)
@@ -131,6 +141,7 @@ class Found:
         self.vanished += other.vanished
         self.examples += other.examples[: _EXAMPLES - len(self.examples)]
         self.links += other.links
+        self.extents += other.extents
 
 
 @dataclass(frozen=True)
@@ -250,6 +261,7 @@ def walk(
     for part in work.all(processes):
         found.merge(part)
     _count_links_once(found)
+    _free_extents_with_the_last(found)
     return found
 
 
@@ -269,13 +281,27 @@ def _count_links_once(found: Found) -> None:
                 again[key].add(account)
     for account, numbers in found.links if again else ():
         for at in range(0, len(numbers), _LINK):
-            # Its first place is the first at which it comes by; the others know already.
+            # The first place at which it comes by is the one that counted.
             others = again.pop(numbers[at], None)
-            if others and others != {account}:
+            if others:
                 found.of(account).frees -= numbers[at + _LINK - 1]
-                together = frozenset((account, *others))
-                found.together[together] = found.together.get(together, 0) + numbers[at + _LINK - 1]
+                found.free_with({account, *others}, numbers[at + _LINK - 1])
     found.links = []
+
+
+def _free_extents_with_the_last(found: Found) -> None:
+    """An extent in several files comes free with the last of them. One that was met once has its others elsewhere, and stays."""
+    seen, again = Seen(), defaultdict(set)
+    for account, numbers in found.extents:
+        for place in numbers[::2]:
+            if not seen.add(place):
+                again[place].add(account)
+    for account, numbers in found.extents if again else ():
+        for place, length in zip(numbers[::2], numbers[1::2]):
+            others = again.pop(place, None)
+            if others:
+                found.free_with({account, *others}, length)
+    found.extents = []
 
 
 #: What forked processes work on: they have it from the process that they come from, without a copy.
@@ -390,6 +416,7 @@ class _Walk:
         self._plan, self._sharing, self._seen, self._found = plan, sharing, seen, found
         self._links = seen if sharing == LINKS else Seen()
         self._linked: dict[str, array[int]] = {}
+        self._extents: dict[str, array[int]] = {}
         self._open_links = 0
         self._shares = False
 
@@ -456,6 +483,7 @@ class _Walk:
         self._finish(account)
 
     def _finish(self, account: str) -> None:
+        self._found.extents += self._extents.items()
         if self._open_links and self._sharing != LINKS:
             self._found.links += self._linked.items()
         elif not self._sharing and not self._shares and account not in self._found.entangled:
@@ -544,8 +572,14 @@ class _Walk:
             shared = blocks
         else:
             if model.reflinks and blocks and not inline and stat.S_ISREG(found.st_mode):
-                shared = min(blocks, self._shared(path, folder, name))
+                extents = self._shared(path, folder, name)
+                everything = sum(length for _physical, length in extents)
+                shared = min(blocks, everything)
                 self._shares = self._shares or bool(shared)
+                if self._sharing not in (COPIES, SNAPSHOTS):
+                    mine = self._extents.setdefault(account, array("Q")) if extents else array("Q")
+                    for physical, length in extents:  # compressed, they are longer than their blocks
+                        mine.extend((physical, length * shared // everything))
             if model.copies:
                 frees = 0 if inline else blocks - shared
                 frees += model.metadata(len(os.fsencode(name)), found.st_size, found.st_blocks)
@@ -562,8 +596,8 @@ class _Walk:
         if found.st_nlink > 1 and self._sharing != LINKS:
             self._linked.setdefault(account, array("Q")).extend((key, blocks, found.st_size, shared, frees))
 
-    def _shared(self, path: str, folder: int | None, name: str) -> int:
-        """Bytes of a file's extents that others have as well. Of copies and snapshots in the unit, the first one's are its own."""
+    def _shared(self, path: str, folder: int | None, name: str) -> list[tuple[int, int]]:
+        """A file's extents that others have as well. Of copies and snapshots in the unit, the first one's are its own."""
         try:
             descriptor = os.open(
                 name if folder is not None else path,
@@ -572,16 +606,14 @@ class _Walk:
             )
         except OSError as error:
             self._found.fail(f"{path}/{name}" if folder is not None else path, error)
-            return 0
+            return []
         try:
-            total = 0
-            for physical, length in _shared_extents(descriptor):
-                if self._sharing in (COPIES, SNAPSHOTS) and self._seen.add(physical):
-                    continue
-                total += length
-            return total
+            return [
+                extent for extent in _shared_extents(descriptor)
+                if self._sharing not in (COPIES, SNAPSHOTS) or not self._seen.add(extent[0])
+            ]
         except OSError:
-            return 0  # a file without extents to ask for
+            return []  # a file without extents to ask for
         finally:
             os.close(descriptor)
 

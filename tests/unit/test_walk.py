@@ -622,6 +622,21 @@ def test_copies_that_share_blocks_are_the_first_layers(tree: Path, monkeypatch: 
     assert (alone.sizes[str(lower)].shared, alone.self_contained) == (8192, set())
 
 
+def test_an_extent_comes_free_with_the_last_that_has_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extents = {"twice": [(1 << 20, 8192)], "again": [(1 << 20, 8192)], "outside": [(2 << 20, 4096)], "inside": [(3 << 20, 4096)]}
+    monkeypatch.setattr(walk, "_shared_extents", Extents({**extents, "also": extents["inside"]}))
+    one, two = fill(tree / "one/twice", 8192).parent, fill(tree / "two/again", 8192).parent
+    fill(one / "outside", 4096)
+    fill(two / "inside", 4096)
+    fill(two / "also", 4096)
+    found = walked(one, two, models={os.stat(tree).st_dev: Model(reflinks=True)})
+    # What was met once is shared with somebody whom nobody walked.
+    assert (found.sizes[str(one)].shared, found.sizes[str(one)].frees) == (12288, du(one) - 12288)
+    # A copy within one account comes free with it, once.
+    assert (found.sizes[str(two)].shared, found.sizes[str(two)].frees) == (16384, du(two) - 16384 + 4096)
+    assert found.together == {frozenset((str(one), str(two))): 8192}
+
+
 def test_what_snapshots_share_is_the_lowest_ones(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # To the kernel the lower one's extents are shared as soon as there is a snapshot of it.
     monkeypatch.setattr(walk, "_shared_extents", Extents({"lower": [(1 << 20, 8192)], "changed": [(1 << 20, 4096)]}))
