@@ -53,13 +53,15 @@ class Survey:
     """All that is known of an engine's disk at one moment.
 
     ``ledger`` has what was measured, and the engine's figures where nothing was; ``measured`` says which
-    categories have nothing but measured figures. ``found`` is None where there was no disk to look at.
+    categories have nothing but measured figures. ``sharers`` are the images that have a build cache record's layer, where that is
+    known. ``found`` is None where there was no disk to look at.
     """
 
     snapshot: snapshot.Snapshot
     ledger: Ledger
     accounts: dict[str, Account] = field(default_factory=dict)
     measured: frozenset[str] = frozenset()
+    sharers: dict[str, frozenset[str]] = field(default_factory=dict)
     found: walk.Found | None = None
     roots: dict[str, int] = field(default_factory=dict)
     leftovers: list[leftovers.Leftover] = field(default_factory=list)
@@ -157,7 +159,7 @@ class _Surveyor:
         measured = frozenset(CATEGORIES) - missing
         ledger = Ledger(self._accounts, {**estimates, **sizes})
         return Survey(
-            self._looked, ledger, self._accounts, measured, found, self._roots(sizes), nobodys, dict(self._owners),
+            self._looked, ledger, self._accounts, measured, self._sharers(holdings), found, self._roots(sizes), nobodys, dict(self._owners),
             holdings.doubts + self._links() + self._before_remapping(), processes=processes, remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
         )
@@ -353,6 +355,13 @@ class _Surveyor:
                 notes[account] = history.Measured(identity, figures.disk, figures.apparent, figures.frees, figures.inodes)
         if notes != history.measured(self._how.state_dir, self._how.engine_id):
             history.note_measured(self._how.state_dir, self._how.engine_id, notes)
+
+    def _sharers(self, holdings: layers.Holdings) -> dict[str, frozenset[str]]:
+        images: dict[str, set[str]] = defaultdict(set)
+        for image in self._looked.images:
+            for layer in image.layers:
+                images[layer].add(image.id)
+        return {record: frozenset(images[chain]) for record, chain in holdings.chains.items()}
 
     def _roots(self, sizes: t.Mapping[str, Sizes]) -> dict[str, int]:
         """Bytes below each data root."""

@@ -49,6 +49,7 @@ ENGINE = "engine:"
 class Holdings:
     """``paths``: whose account each folder and record is, ``depth`` how many layers lie below it.
 
+    ``chains``: by record of BuildKit's the layer, as images name it, that makes it a shared one as long as an image has it.
     ``doubts``: records that could not be read, in words. As long as there are any, nothing is nobody's.
     """
 
@@ -56,6 +57,7 @@ class Holdings:
     paths: dict[str, str] = field(default_factory=dict)
     depth: dict[str, int] = field(default_factory=dict)
     logical: dict[str, int] = field(default_factory=dict)
+    chains: dict[str, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     same: dict[frozenset[str], frozenset[str]] = field(default_factory=dict, repr=False)
 
@@ -196,6 +198,9 @@ def _buildkit(
             if who:
                 holder_of[key].add(who)
     chain_of = {key: table.get("chainid", "") for key, table in snapshots.items()}
+    for key, holders in holder_of.items():
+        chain = chain_of.get(key) or (key if key.startswith("sha256:") else "")
+        found.chains.update({who[len(CACHE):]: chain for who in holders if chain})
 
     depths: dict[str, int] = {}
     done: dict[str, set[str]] = defaultdict(set)
@@ -345,6 +350,7 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         )
         if number.committed and number.size is not None:
             found.logical[account] = number.size
+    found.chains = _chains(f"{storage.root}/buildkit/containerd-{storage.driver}/metadata_v2.db", snapshot)
     blobs = f"{base}/io.containerd.content.v1.content/blobs"
     for digest in graph.content:
         kind, _colon, value = digest.partition(":")
@@ -360,6 +366,24 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
                 f"content {digest}", [f"{blobs}/{kind}/{value}"], {ENGINE} if history else (),
                 "engine_metadata" if history else "other_users", final=True, words=f"content of {_OTHERS}",
             )
+
+
+def _chains(database: str, snapshot: Snapshot) -> dict[str, str]:
+    """The layer of images that each of BuildKit's records is, or else stands on: either makes it a shared one there."""
+    try:
+        records = bolt.read(database, _records)
+    except (OSError, bolt.BoltError):
+        return {}  # whose layers they are says the graph
+    found = {}
+    for listed in snapshot.build_cache:
+        ident, seen = listed.id, set()
+        while ident in records and ident not in seen and "cache.chainID" not in records[ident]:
+            seen.add(ident)
+            ident = records[ident].get("cache.parent", "")
+        chain = records.get(ident, {}).get("cache.chainID")
+        if chain:
+            found[listed.id] = chain
+    return found
 
 
 class _Number(t.NamedTuple):
@@ -393,8 +417,8 @@ class _Graph:
             who = IMAGE + target if target in images else ENGINE
             self._mark(("c", target), who, found)
         for lease, resources in self.leases.items():
-            # The engine's lease for a container has the container's id, BuildKit's the record's.
-            name = lease[: -len("-variants")] if lease.endswith("-variants") else lease
+            # The engine's lease for a container has the container's id, BuildKit's the record's (cache/refs.go).
+            name = re.sub("-(variants|view)$", "", lease)
             who = CONTAINER + lease if lease in containers else CACHE + name if name in records else ENGINE
             for resource in resources:
                 self._mark(resource, who, found)

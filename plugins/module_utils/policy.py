@@ -205,11 +205,18 @@ class _Draft:
         return say_duration(self.now - moment) if moment is not None else "an unknown time"
 
 
-def decide(snapshot: Snapshot, wishes: Wishes, last_seen_used: t.Mapping[str, float] | None = None) -> Plan:
+def decide(
+    snapshot: Snapshot,
+    wishes: Wishes,
+    last_seen_used: t.Mapping[str, float] | None = None,
+    sharers: t.Mapping[str, t.Collection[str]] | None = None,
+) -> Plan:
     """Return what goes, in which order and why, and what stays and why.
 
     :param last_seen_used: when earlier runs saw things in use, seconds since 1970: by image id, and by
         volume name behind ``VOLUME``.
+    :param sharers: by build cache record the images that have its layer: once they are gone it is shared no more. Without
+        it such a record stays, and goes when it is looked at again.
     """
     draft = _Draft(snapshot.now, wishes)
     staying = _decide_containers(draft, snapshot)
@@ -219,7 +226,10 @@ def decide(snapshot: Snapshot, wishes: Wishes, last_seen_used: t.Mapping[str, fl
         _decide_images(draft, snapshot, staying, wishes.images, last_seen_used or {})
     _decide_volumes(draft, snapshot, staying, last_seen_used or {})
     if wishes.build_cache:
-        _decide_cache(draft, snapshot.build_cache, wishes.build_cache)
+        going = {step.id for group in ("dangling", "image") for step in draft.steps[group] if step.kind == "image"}
+        alone = {record for record, images in (sharers or {}).items() if images and going.issuperset(images)}
+        records = [replace(record, shared=record.shared and record.id not in alone) for record in snapshot.build_cache]
+        _decide_cache(draft, records, wishes.build_cache)
     order = ("container", "network", "dangling", "image", "volume", "build_cache")
     if wishes.cheapest_first:
         order = ("container", "network", "dangling", "build_cache", "image", "volume")

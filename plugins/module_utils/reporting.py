@@ -203,7 +203,7 @@ class _Report:
         """What each way of cleaning would give back, by the very policy that docker_clean goes by."""
         found: dict[str, dict[str, t.Any]] = {}
         for name, wishes, means in _WAYS:
-            plan = policy.decide(self._survey.snapshot, wishes)
+            plan = policy.decide(self._survey.snapshot, wishes, sharers=self._survey.sharers)
             gone = [PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES]
             found[name] = {"bytes": self._ledger.freed(gone), "count": len(gone), "means": means}
             if name == "everything_unused":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import typing as t
 from dataclasses import replace
@@ -290,6 +291,7 @@ def test_a_record_that_became_an_images_layer_shares_its_folder_with_it(graph: G
     assert holders(found, top) == holders(found, base) == {CACHE + "r1", IMAGE + sha("built")}
     assert category(found, top) == "images"
     assert found.accounts[found.paths[top]].final
+    assert found.chains == {"r1": TOP}
 
 
 def test_of_a_record_and_its_mutable_twin_the_listed_one_holds_the_layer(graph: GraphRoot) -> None:
@@ -466,6 +468,7 @@ def test_a_lease_holds_for_whom_it_was_taken(store: ContainerdRoot) -> None:
     store.lease(run.id, snapshots=[BASE])
     store.lease("r1", snapshots=[TOP])
     store.lease("r1-variants", content=[BLOB])
+    store.lease("r1-view", snapshots=[TOP])
     store.lease("moby-image-pull", content=[CONFIG])
     found = store.read(run, record("r1"))
     assert holders(found, of_container) == {CONTAINER + run.id}
@@ -476,6 +479,27 @@ def test_a_lease_holds_for_whom_it_was_taken(store: ContainerdRoot) -> None:
 
 def moment(delta: timedelta) -> str:
     return (datetime.now(timezone.utc) + delta).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_record_is_shared_by_whom_its_layer_has_or_the_one_that_it_stands_on(store: ContainerdRoot) -> None:
+    store.snapshot(BASE)
+    records = {
+        "r1": {"cache.chainID": BASE, "cache.parent": "r0"}, "r2": {"cache.parent": "r1"}, "r3": {"cache.parent": "r4"},
+        "r4": {"cache.parent": "r3"}, "r5": {}, "unlisted": {"cache.chainID": TOP},
+    }
+    main = {
+        key.encode(): {name.encode(): json.dumps({"value": value}).encode() for name, value in fields.items()}
+        for key, fields in records.items()
+    }
+    objects = [record(f"r{number}") for number in range(1, 7)]
+    assert store.read(*objects).chains == {}
+    path = Path(store.storage.root) / "buildkit/containerd-overlayfs/metadata_v2.db"
+    path.parent.mkdir(parents=True)
+    boltfile.write(path, {b"_main": main})
+    assert store.read(*objects).chains == {"r1": BASE, "r2": BASE}
+    path.write_bytes(b"torn")
+    found = store.read(*objects)
+    assert (found.chains, found.doubts) == ({}, []), "whose layers they are is known without it"
 
 
 def test_a_lease_that_expired_holds_nothing(store: ContainerdRoot) -> None:

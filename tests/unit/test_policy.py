@@ -900,6 +900,18 @@ def test_a_records_children_go_first_and_it_waits() -> None:
     assert [step.waits for step in plan.steps] == [False, False, True]
 
 
+def test_a_record_is_shared_no_more_once_all_its_images_go() -> None:
+    one, two, used = image("one", "one:1"), image("two", "two:1"), image("used", "used:1")
+    records = [record(name, shared=True) for name in ("alone", "both", "stays", "unknown")]
+    here = world(one, two, used, container("c", "used"), *records)
+    sharers = {"alone": {one.id}, "both": {one.id, two.id}, "stays": {one.id, used.id}, "unknown": set()}
+    wishes = Wishes(images=ImageWish(scope="unused"), build_cache=CacheWish())
+    assert {step.id for step in decide(here, wishes, sharers=sharers).steps if step.kind == "build_cache"} == {"alone", "both"}
+    assert not [step for step in decide(here, wishes).steps if step.kind == "build_cache"]
+    # Nothing of that holds while the images stay.
+    assert not decide(here, Wishes(build_cache=CacheWish()), sharers=sharers).steps
+
+
 def test_the_parent_of_a_record_that_stays_stays() -> None:
     here = world(record("base"), record("middle", 10 * DAY, "base"), record("top", HOUR, "middle"))
     plan = plan_of(here, build_cache=CacheWish(older_than=DAY))
