@@ -116,7 +116,8 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     wanted = _wanted(module, wishes, marks)
     survey = _survey(module, site, wanted) if module.check_mode and own else None
     looked = survey.snapshot if survey else snapshot.take(site.engine, wanted, own)
-    plan = policy.decide(looked, wishes, _remembered(module, site, wanted, looked))
+    remembered = _remembered(module, site, wanted, looked)
+    plan = policy.decide(looked, wishes, remembered, survey.sharers if survey else None)
     if survey:
         plan = _sized(plan, survey.ledger)
     if module.check_mode and marks.target and not space.missing_inodes():

@@ -132,7 +132,7 @@ options:
       scope:
         description:
           - V(unused) leaves what images share and what the builder keeps for itself; V(all) takes that as well.
-          - What only images share that go in the same run is found out once they are gone, so it is not in check mode's plan.
+          - What only images share that go in the same run goes after them. With another machine's engine it is not in check mode's plan.
         type: str
         choices: [unused, all]
         default: unused
