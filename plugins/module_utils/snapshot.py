@@ -178,19 +178,23 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         arrival of images and the sizes of their layers are read there.
     """
     unreadable: dict[str, str] = {}
-    usage = _usage(engine, wanted, storage, unreadable)
-    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel)) as pool:
-        containers = _containers(engine, wanted, pool, usage)
+    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel) + 1) as pool:
+        # The engine walks its disk for it. Meanwhile all else is asked, but the containers: who uses what comes last.
+        walking = pool.submit(_usage, engine, wanted, storage, unreadable)
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
-    layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
+        layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
+        networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
+        usage = walking.result()
+        volumes = _volumes(engine, usage) if wanted.volumes else ()
+        containers = _containers(engine, wanted, pool, usage)
     if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
     return Snapshot(
         now=engine_clock(engine.info),
         containers=containers,
         images=images,
-        volumes=_volumes(engine, usage) if wanted.volumes else (),
-        networks=tuple(_network(raw) for raw in engine.networks()) if wanted.networks else (),
+        volumes=volumes,
+        networks=networks,
         build_cache=tuple(_cache_record(raw) for raw in usage.get("BuildCache") or ()) if engine.speaks("1.39") else (),
         layer_bytes=layer_bytes,
         shared_bytes={
