@@ -475,6 +475,8 @@ def grow(host: Host) -> None:
     (data / "large").write_bytes(os.urandom(50_000_000))
     for number in range(2000):
         (data / str(number)).write_bytes(b"y" * (number % 5000))
+    # A file takes its last block only when it is written out, and two runs have to see the same.
+    host.exec(["sync", "--file-system", host.data_root])
 
 
 def test_what_could_be_had_is_what_comes_free(fleet: Fleet, ansible: Ansible) -> None:
