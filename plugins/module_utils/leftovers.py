@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 
 #: Seconds within which something may be half made without any sign of it: folder and record are made at once.
-_YOUNG = 10.0
+_YOUNG = 3.0
 _ID = re.compile(r"[0-9a-f]{64}")
 
 

@@ -133,6 +133,8 @@ class _Report:
                 continue
             items = self._items(category)
             result["usage"][category] = self._usage(category, items, ways)
+            if category == "images":
+                items += self._held_by_the_engine()
             if self._top:
                 items.sort(key=lambda item: (-item["size"], item["name"]))
                 result["items"][category] = items if self._top < 0 else items[: self._top]
@@ -210,6 +212,11 @@ class _Report:
                 self._gone_logs = sum(self._log_bytes(who[len(CONTAINER):]) for who in gone if who.startswith(CONTAINER))
         logs = [self._log_bytes(container.id) for container in self._survey.snapshot.containers]
         found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": "docker_log_truncate: keep: 0"}
+        found["tmp"] = {
+            "bytes": self._ledger.in_category("tmp").frees,
+            "count": sum(1 for account in self._survey.accounts.values() if account.category == "tmp" and account.words),
+            "means": "the engine's next start: what is half made and nobody goes on with goes then",
+        }
         sizes = self._ledger.in_category("leftovers")
         found["leftovers"] = {
             "bytes": sizes.frees, "count": len(self._survey.leftovers),
@@ -274,6 +281,19 @@ class _Report:
                 )
             )
         return found
+
+    def _held_by_the_engine(self) -> list[Item]:
+        """What counts as images and no image has: layers in the making, of a pull that was killed, a driver's pool of all."""
+        size = sum(
+            self._ledger.size(name).disk
+            for name, account in self._survey.accounts.items()
+            if account.category == "images" and not any(holder.startswith(IMAGE) for holder in account.holders)
+        )
+        if not size or "images" not in self._survey.measured:
+            return []
+        item = self._item("images", "engine", "layers that no image names", None, active=True, used_by=["the engine"])
+        nothing = {"tags": [], "digests": [], "dangling": False, "layers": None, "last_used": None, "evidence": None}
+        return [{**item, "size": size, "disk_bytes": size, **nothing}]
 
     def _steps_below(
         self, image: snapshot.Image, by_id: t.Mapping[str, snapshot.Image], children: t.Mapping[str, int]

@@ -102,6 +102,9 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
 
 def open_site(params: dict[str, t.Any]) -> Site:
     """Connect to the engine of the module's shared options and find out whether its disk is here."""
+    state_dir = params["state_dir"] or "/"
+    if not os.path.isabs(state_dir):
+        raise FleetcleanError(f'state_dir: "{state_dir}" is not an absolute path; use one such as /var/lib/fleetclean, or "".', "bad_input")
     used_sdk = sdk.provide(params["sdk"], params["_sdk_archive"], params["_sdk_about"])
     engine = engines.connect(params)
     where = from_info(engine.info)

@@ -201,12 +201,12 @@ usage:
 items:
   description: >-
     By category the largest items, with C(id), C(name), C(size), C(logical_bytes), C(disk_bytes), C(shared_bytes),
-    C(reclaimable_bytes) (removing it alone; an image takes the unnamed steps of its build along), C(age) in
-    seconds, C(active) and C(used_by). Images have C(tags),
-    C(digests), C(dangling), C(layers) and, with O(measure=exact), C(last_used) (seconds ago) and C(evidence) (how that is known)
-    besides; containers C(state), C(image) and C(virtual_bytes); volumes C(driver),
-    C(anonymous), C(dangling) and C(path); build cache C(type), C(in_use), C(shared) and C(last_used) (seconds ago); logs C(path)
-    and C(files); leftovers C(kind), C(reason) and C(path).
+    C(reclaimable_bytes) (removing it alone; an image takes the unnamed steps of its build along), C(age) in seconds, C(active)
+    and C(used_by). Images have C(tags), C(digests), C(dangling), C(layers) and, with O(measure=exact), C(last_used) (seconds ago)
+    and C(evidence) (how that is known) besides, and one item stands for all layers that no image names (in the making, held by
+    the engine, a pool); containers have C(state), C(image) and C(virtual_bytes); volumes C(driver), C(anonymous), C(dangling)
+    and C(path); build cache C(type), C(in_use), C(shared) and C(last_used) (seconds ago); logs C(path) and C(files); leftovers
+    C(kind), C(reason) and C(path).
   returned: when the engine answers
   type: dict
   sample:
@@ -218,7 +218,7 @@ reclaimable:
     What could be had back, way by way: C(bytes), C(count) of objects and C(means). The ways are C(stopped_containers),
     C(dangling_images), C(unused_images), C(anonymous_volumes), C(unused_volumes), C(unused_build_cache), C(everything_unused)
     (all of these in one run), C(logs) (the files that can be cut in place: not rotated ones, which go with their container, nor
-    those of the driver C(local)) and C(leftovers). All are without any age; what a label or an orchestrator keeps is
+    those of the driver C(local)), C(tmp) and C(leftovers). All are without any age; what a label or an orchestrator keeps is
     not counted.
   returned: when something but the filesystem was asked for
   type: dict

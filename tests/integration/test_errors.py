@@ -60,6 +60,7 @@ def fails(ansible: Ansible, module: str, args: Dict[str, Any], **variables: Any)
         ("docker_log_truncate", {"rotated": "remove"}, "rotated: remove: not there yet in this release"),
         ("docker_log_truncate", {"restart": "engine"}, "restart: engine: not there yet in this release"),
         ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
+        ("docker_disk_report", {"state_dir": "state"}, 'docker_disk_report: state_dir: "state" is not an absolute path'),
     ],
 )
 def test_bad_input_names_the_option_and_what_it_takes(ansible: Ansible, module: str, args: Dict[str, Any], words: str) -> None:

@@ -417,6 +417,19 @@ def test_what_is_young_is_no_leftover(host: Host) -> None:
     assert result["totals"]["disk_bytes"] == du(host.root) == sum(use["disk_bytes"] for use in result["usage"].values())
 
 
+def test_what_no_image_names_is_one_item_and_no_image(host: Host) -> None:
+    os.utime(Path(host.layer(NOBODYS)))
+    result = host.report()
+    unnamed = item(result, "images", "layers that no image names")
+    assert unnamed["disk_bytes"] >= du(host.layer(NOBODYS)) and unnamed["active"]
+    assert result["usage"]["images"]["count"] == len(result["items"]["images"]) - 1
+
+
+def test_what_is_half_made_has_a_way_to_be_had_back(host: Host) -> None:
+    way = host.report()["reclaimable"]["tmp"]
+    assert (way["bytes"], way["count"]) == (du(host.root / "tmp"), 1)
+
+
 def test_what_came_after_the_engine_was_asked_is_no_leftover(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     # A container that is made, an image that is pulled, between our question and our look.
     real = snapshot.take
