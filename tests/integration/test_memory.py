@@ -17,8 +17,7 @@ from tests.integration.bare import Bare
 from tests.integration.support import start
 
 IMAGES, LAYERS, FILES, LINKS = 5_000, 20, 900_000, 100_000
-#: Bytes of each process, and of all of them at once: what a worker writes to is its own.
-MOST, MOST_TOGETHER = 100_000_000, 125_000_000
+MOST = 100_000_000
 
 
 @pytest.fixture(scope="module")
@@ -42,5 +41,6 @@ def test_a_million_files_and_5000_images_take_less_than_100_mb(crowded: Host, me
     print(f"{measure}: {outcome.peak / 1e6:.0f} MB, its workers {outcome.workers_peak / 1e6:.0f} MB each, together {outcome.together / 1e6:.0f} MB")
     usage = outcome.result["usage"]
     assert usage["images"]["count"] > IMAGES and usage["volumes"]["count"] == 1
-    assert outcome.peak < MOST and outcome.workers_peak < MOST
-    assert outcome.together < MOST_TOGETHER
+    assert outcome.peak < MOST
+    # Pages that they share with the module are in the workers' figures as well, but they are there once.
+    assert outcome.workers_peak < MOST and outcome.together < MOST
