@@ -127,12 +127,26 @@ def cpu_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(host: Host, rounds: int, cold: bool) -> dict[str, Series]:
-    """Each contender ``rounds`` times, in turn."""
+def idle_cpus(seconds: float = 0.5) -> float:
+    """How many of the machine's CPUs nobody uses at this moment, see proc_stat(5)."""
+    def read() -> tuple[int, int]:
+        ticks = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return ticks[3] + ticks[4], sum(ticks)
+
+    idle, every = read()
+    time.sleep(seconds)
+    idle_then, every_then = read()
+    return (idle_then - idle) / max(1, every_then - every) * (os.cpu_count() or 1)
+
+
+def measure(host: Host, rounds: int, cold: bool, idle: list[float]) -> dict[str, Series]:
+    """Each contender ``rounds`` times, in turn; how idle the machine was before each round is added to ``idle``."""
     field_of = list(contenders(host))
     taken: dict[str, Series] = {contender.name: Series() for contender in field_of}
     # With a warm cache the first round only warms it.
     for number in range(rounds if cold else rounds + 1):
+        if cold or number:
+            idle.append(round(idle_cpus(), 1))
         for contender in field_of:
             contender.before()
             if cold:
@@ -242,10 +256,12 @@ def main() -> int:
             if options.profile:
                 return profile(host, options.profile)
             there = what_is_there(host)
-            by_cache = {}
+            by_cache: dict[str, dict[str, Series]] = {}
+            idle: dict[str, list[float]] = {}
             for cache, rounds in (("warm", options.rounds), ("cold", options.cold_rounds)):
                 if rounds:
-                    by_cache[cache] = measure(host, rounds, cache == "cold")
+                    idle[cache] = []
+                    by_cache[cache] = measure(host, rounds, cache == "cold", idle[cache])
     except FleetError as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
@@ -254,12 +270,13 @@ def main() -> int:
           f"Bytes: du {there['du_bytes']:,}, exact {there['exact_bytes'] or 0:,}.")
     for cache, taken in by_cache.items():
         print("", *table(f"{cache} cache", taken), sep="\n")
-        # It takes the CPUs that nobody else uses at the moment.
+        # Several processes gain nothing where others have the CPUs.
+        print(f"\nidle CPUs before each round: {', '.join(map(str, idle[cache]))}")
         if FIRST in taken:
-            print(f"\n{FIRST}: walked with {', '.join(map(str, taken[FIRST].processes))} processes")
+            print(f"{FIRST}: walked with {', '.join(map(str, taken[FIRST].processes))} processes")
     print("", *aims(by_cache), sep="\n")
     if options.json:
-        figures = {"host": there, **{cache: {name: series.to_json() for name, series in taken.items()} for cache, taken in by_cache.items()}}
+        figures = {"host": there, "idle_cpus": idle, **{cache: {name: series.to_json() for name, series in taken.items()} for cache, taken in by_cache.items()}}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
