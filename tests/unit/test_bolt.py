@@ -440,6 +440,6 @@ def test_no_descriptor_is_left_open_whatever_happens(tmp_path: Path) -> None:
 def test_a_database_of_some_size_is_read_in_a_moment(tmp_path: Path) -> None:
     tree = {b"bucket %05d" % number: {b"labels": b"x" * 200} for number in range(20_000)}
     path = boltfile.write(tmp_path / "x.db", tree)
-    begun = time.monotonic()
+    begun = time.process_time()
     assert len(content(path)) == 20_000
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
