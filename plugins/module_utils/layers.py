@@ -163,7 +163,7 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
                 )
         words = "record of a writable layer of a container that is gone"
         found.add(f"layer record of {name}", [f"{mounts}/{name}"], who, "engine_metadata" if who else "", words=words)
-    _buildkit(storage, snapshot, found, folders, hold, below)
+    _buildkit(storage, snapshot, found, hold, below)
     for chain, folder in folders.items():
         who = holders.pop(chain)
         words = "layer of no image"
@@ -178,7 +178,6 @@ def _buildkit(
     storage: Storage,
     snapshot: Snapshot,
     found: Holdings,
-    folders: t.Mapping[str, str],
     hold: t.Callable[[str, str], None],
     below: _Below,
 ) -> None:

@@ -16,7 +16,7 @@ import stat
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, open_files
 
 #: Seconds within which something may be half made without any sign of it: folder and record are made at once.
 _YOUNG = 3.0
@@ -157,22 +157,15 @@ def _making_since(storage: Storage) -> float | None:
     places = [f"{place}/" for place in (*storage.temporary(), f"{storage.layer_records}/tmp") if _entries(place, "")]
     if not places:
         return None
-    oldest = None
-    for pid in (name for name in os.listdir("/proc") if name.isdigit()):
-        try:
-            descriptors = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            continue
-        for number in descriptors:
-            try:
-                target = os.readlink(f"/proc/{pid}/fd/{number}")
-                for place in places:
-                    if target.startswith(place):
-                        begun = os.stat(place + target[len(place):].split("/")[0]).st_ctime
-                        oldest = begun if oldest is None else min(oldest, begun)
-            except OSError:
-                continue
-    return oldest
+    begun = []
+    for target in (path for opened in open_files() for path in opened):
+        for place in places:
+            if target.startswith(place):
+                try:
+                    begun.append(os.stat(place + target[len(place):].split("/")[0]).st_ctime)
+                except OSError:
+                    continue
+    return min(begun, default=None)
 
 
 def _entries(folder: str, kind: str) -> list[Entry]:

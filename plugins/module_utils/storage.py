@@ -275,7 +275,7 @@ class Storage:
 
     def is_drivers_own(self, name: str) -> bool:
         """Whether an entry beside the layers belongs to the driver."""
-        return name in self._kind().own or not LAYER_NAME.fullmatch(name) or name == "backingFsBlockDev"
+        return name in self._kind().own or not LAYER_NAME.fullmatch(name)
 
     def engines_own(self) -> list[str]:
         """Places of which the engine has no object: its databases, records and keys."""
@@ -348,8 +348,7 @@ def _containerd_at(address: str) -> str | None:
                 # The fourth are its flags: __SO_ACCEPTCON is a socket that listens (net/unix/af_unix.c).
                 if len(fields) == 8 and fields[3] == "00010000" and os.path.realpath(fields[7]) == path:
                     sockets.add(f"socket:[{fields[6]}]")
-        for pid in (name for name in os.listdir("/proc") if name.isdigit()) if sockets else ():
-            opened = _open_files(f"/proc/{pid}/fd")
+        for opened in open_files() if sockets else ():
             if sockets.intersection(opened):
                 return next((name[: -len(_DATABASE)] for name in opened if name.endswith(_DATABASE)), None)
     except OSError:
@@ -361,7 +360,7 @@ def _containerd_at(address: str) -> str | None:
 def _is_open(path: str) -> bool:
     """Whether a process has a file open, as far as that can be seen."""
     path = os.path.realpath(path)
-    return any(path in _open_files(f"/proc/{name}/fd") for name in os.listdir("/proc") if name.isdigit())
+    return any(path in opened for opened in open_files())
 
 
 def _has_entries(folder: str) -> bool:
@@ -371,17 +370,19 @@ def _has_entries(folder: str) -> bool:
         return False
 
 
-def _open_files(folder: str) -> list[str]:
-    found = []
-    try:
-        for number in os.listdir(folder):
-            try:
-                found.append(os.readlink(f"{folder}/{number}"))
-            except OSError:
-                continue
-    except OSError:
-        pass  # gone, or another user's
-    return found
+def open_files() -> t.Iterator[list[str]]:
+    """What each process has open, as far as that can be seen: another user's cannot, and processes end meanwhile."""
+    for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+        found = []
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                try:
+                    found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+                except OSError:
+                    continue
+        except OSError:
+            pass
+        yield found
 
 
 def prove(

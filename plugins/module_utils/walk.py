@@ -386,7 +386,7 @@ class _Work:
         for path in unit.paths:
             mount = self._plan.foreign(path)
             if mount:
-                found.mounts.append(mount)
+                found.mounts.append(mount)  # a layer's device while its container runs, a volume's own disk
                 continue
             _Walk(self._plan, unit.sharing, seen, found).tree(path)
         return found
@@ -432,10 +432,6 @@ class _Walk:
 
     def tree(self, path: str) -> None:
         account = self._plan.owners.get(path, path)
-        mount = self._plan.mounts.get(path)
-        if mount and not mount.own:
-            self._found.mounts.append(mount)  # a layer's device, while its container runs
-            return
         try:
             top = os.lstat(path)
             if not stat.S_ISDIR(top.st_mode):
@@ -449,8 +445,8 @@ class _Walk:
         # (path, descriptor, its folders that are still to be walked, device, account)
         stack: list[tuple[str, int, list[str], int, str]] = []
         try:
-            device = os.fstat(descriptor).st_dev
-            stack.append((path, descriptor, self._folder(path, descriptor, account), device, account))
+            own = os.fstat(descriptor)
+            stack.append((path, descriptor, self._folder(path, descriptor, own, account), own.st_dev, account))
         except OSError as error:
             os.close(descriptor)
             self._found.fail(path, error)
@@ -483,7 +479,7 @@ class _Walk:
                     if self._elsewhere(below, own, device):
                         os.close(inner)
                         continue
-                    stack.append((below, inner, self._folder(below, inner, owner), own.st_dev, owner))
+                    stack.append((below, inner, self._folder(below, inner, own, owner), own.st_dev, owner))
                 except OSError as error:
                     os.close(inner)
                     self._found.fail(below, error)
@@ -511,9 +507,8 @@ class _Walk:
         self._found.mounts.append(Mount(path, "", False))
         return True
 
-    def _folder(self, path: str, descriptor: int, account: str) -> list[str]:
+    def _folder(self, path: str, descriptor: int, own: os.stat_result, account: str) -> list[str]:
         """Count a folder and its files; return the names of the folders in it."""
-        own = os.fstat(descriptor)
         model = self._plan.model(own.st_dev)
         sizes = self._found.of(account)
         inherited = self._sharing == SNAPSHOTS and not self._seen.add(_identity(path.rpartition("/")[2], own))
