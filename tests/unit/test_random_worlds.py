@@ -1,0 +1,752 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Small random engines, random wishes, and others at work meanwhile: what is wanted never goes, and what was planned is what is done.
+
+``Expected`` is written from the documentation of docker_clean, and shares no line with the policy. A failing test has its seed in its
+name; ``-k 'seed-17]'`` runs it again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import typing as t
+from fnmatch import fnmatchcase
+
+import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
+from model import NOW, Box, Data, Model, Net, Picture, Record
+from worlds import DAY, HOUR, MINUTE, hexadecimal, sha
+
+AGES = (None, 0, HOUR, DAY, 7 * DAY)
+LABELS: tuple[dict[str, str], ...] = ({}, {}, {}, {}, {}, {"fleetclean.keep": ""}, {"tier": "database"}, {"other": "fleetclean.keep"})
+MANAGERS = (
+    {"io.kubernetes.pod.name": "p"},
+    {"com.amazonaws.ecs.task-arn": "arn"},
+    {"com.hashicorp.nomad.alloc_id": "a"},
+    {"com.docker.swarm.task": "t"},
+)
+#: What containers, networks and images may be called, and no shell, path or pattern would like.
+NETS = ("a b", "../../etc", "%2e%2e%2f", "*", "[ab]", "sch\u00f6n", "net:1", "null", "0123456789abcdef")
+REPOSITORIES = ("app", "host:5000/team/db", "ci/build", "a.b-c__d/x", "deadbeef")
+
+
+# -- a world, and wishes ---------------------------------------------------------------------------
+
+
+def moment(dice: random.Random, none: bool = True) -> float | None:
+    """A time in the past, seldom in the future (clocks differ), never near a limit that a wish may have."""
+    age = dice.choice((-HOUR, MINUTE, 2 * HOUR, 3 * DAY, 10 * DAY, 100 * DAY, dice.uniform(8, 40) * DAY, None if none else DAY + HOUR))
+    return None if age is None else NOW - age - dice.random()
+
+
+def when(dice: random.Random) -> float:
+    return moment(dice, none=False) or NOW
+
+
+def labels(dice: random.Random, managed: float = 0.03) -> dict[str, str]:
+    found = dict(dice.choice(LABELS))
+    if dice.random() < managed:
+        found.update(dice.choice(MANAGERS))
+    return found
+
+
+def random_model(dice: random.Random) -> Model:
+    engine = Model(dice.choice(("graphdriver", "containerd")))
+    free = [f"{repository}:{tag}" for repository in REPOSITORIES for tag in ("1", "2", "latest")]
+    dice.shuffle(free)
+    for number in range(dice.randint(0, 8)):
+        names = [free.pop() for _ in range(dice.choice((0, 0, 1, 1, 1, 2, 3))) if free]
+        parent = f"i{dice.randrange(number)}" if number and dice.random() < 0.4 else ""
+        made = engine.add_image(
+            f"i{number}", *names, created=when(dice), parent=parent, labels=dict(dice.choice(LABELS)), tagged=moment(dice) if names else None
+        )
+        if dice.random() < 0.5 and not engine.containerd:
+            others = [f"{dice.choice(REPOSITORIES)}@{sha(f'other {number} {more}')}" for more in range(dice.choice((0, 0, 1, 2)))]
+            made.references += [f"{name.rpartition(':')[0]}@{sha(f'digest {number}')}" for name in names[:1]] + others
+        elif engine.containerd and not names and dice.random() < 0.4:
+            made.references += [f"{dice.choice(REPOSITORIES)}@{made.id}"]
+    for number in range(dice.randint(0, 5)):
+        anonymous = dice.random() < 0.5
+        marked = {"com.docker.volume.anonymous": ""} if anonymous and engine.containerd else {}
+        elsewhere = ({"type": "nfs", "o": "addr=10.0.0.1", "device": ":/x"}, {"type": "none", "o": "bind", "device": "/x"})
+        options = dice.choice(({}, {}, {}, {"size": "1g"}, *elsewhere))
+        driver = "local" if anonymous else dice.choice(("local", "local", "local", "rexray"))
+        project = {"com.docker.compose.project": dice.choice("pq")} if not anonymous and dice.random() < 0.2 else {}
+        name = hexadecimal(f"v{number}") if anonymous else dice.choice((f"v{number}", f"buildx_buildkit_b{number}_state"))
+        engine.add_volume(
+            name, moment(dice), labels={**labels(dice), **marked, **project}, driver=driver,
+            options={} if anonymous or driver != "local" else options, cluster=dice.random() < 0.05,
+        )
+    for name in dice.sample(NETS, dice.randint(0, 4)):
+        project = {"com.docker.compose.project": dice.choice("pq")} if dice.random() < 0.2 else {}
+        engine.add_net(name, moment(dice), labels={**labels(dice), **project}, scope="swarm" if dice.random() < 0.1 else "local")
+    for number in range(dice.randint(0, 6)):
+        random_box(dice, engine, number)
+    ids: list[str] = []
+    for number in range(dice.randint(0, 8)):
+        parents = sorted({dice.choice(ids) for _ in range(dice.choice((0, 1, 1, 2) if engine.containerd else (0, 1))) if ids})
+        # Ids that are parts of each other, and one that is full of what an expression has.
+        ids.append(dice.choice(("r", "r1", "r.")) + str(number))
+        engine.add_record(
+            ids[-1], *parents, type=dice.choice(("regular", "source.local", "internal", "frontend", "exec.cachemount")),
+            in_use=dice.random() < 0.1, size=dice.choice((None, 0, 1, 5, 20)), created=when(dice), used=moment(dice),
+            images=frozenset(dice.sample(sorted(engine.pictures), min(len(engine.pictures), 2))) if dice.random() < 0.3 else frozenset(),
+        )
+    if dice.random() < 0.1:
+        for picture in dice.sample(list(engine.pictures.values()), min(2, len(engine.pictures))):
+            names = picture.tags + picture.digests
+            if names:
+                spec = {"TaskTemplate": {"ContainerSpec": {"Image": dice.choice(names), "Mounts": [{"Type": "volume", "Source": "v1"}]}}}
+                engine.swarm_services.append({"Spec": spec} if dice.random() < 0.5 else {"Spec": {}, "PreviousSpec": spec})
+    for picture in engine.pictures.values():
+        if picture.tags and dice.random() < 0.2:
+            actor = {"ID": "gone", "Attributes": {"image": dice.choice(picture.tags)}}
+            action, time = dice.choice(("create", "start", "die")), int(min(when(dice), NOW - 2))
+            engine.events.append({"Type": "container", "Action": action, "Actor": actor, "time": time})
+    return engine
+
+
+def random_box(dice: random.Random, engine: Model, number: int) -> None:
+    state = dice.choice(("created", "exited", "exited", "dead", "running", "paused", "restarting", "removing"))
+    created = when(dice)
+    started = None if state == "created" else max(created, when(dice))
+    finished = max(started, when(dice)) if started and state in ("exited", "dead", "restarting") else None
+    if state in ("exited", "dead") and dice.random() < 0.1:
+        finished = None  # the engine was killed meanwhile
+    marked = labels(dice, 0.06)
+    if dice.random() < 0.15:
+        marked["com.docker.compose.project"] = dice.choice("pq")
+    name = f"c{number}"
+    if dice.random() < 0.04:
+        name = dice.choice(("k8s_POD_x", "ecs-agent", "nomad_init_x", "buildx_buildkit_b1")) + str(number) * (dice.random() < 0)
+    image = dice.choice(sorted(engine.pictures)) if engine.pictures and dice.random() < 0.85 else sha("taken by force")
+    given = dice.choice([*engine.pictures[image].references, image]) if image in engine.pictures else "app:gone"
+    box = Box(
+        hexadecimal(f"container {number}"), name, image, state=state, given=given, created=created, started=started, finished=finished,
+        labels=marked, restart=dice.choice(("no", "no", "on-failure", "unless-stopped", "always")),
+        volumes=[volume for volume in engine.data if dice.random() < 0.35],
+        networks=[net.name if dice.random() < 0.7 else net.id for net in engine.nets.values() if net.scope == "local" and dice.random() < 0.3],
+        links=[f"/c0/alias{number}"] if dice.random() < 0.1 else [],
+    )
+    if not any(other.name == name for other in engine.boxes.values()):
+        engine.boxes[box.id] = box
+
+
+def random_wishes(dice: random.Random, engine: Model) -> policy.Wishes:
+    def maybe(wish: t.Any) -> t.Any:
+        return wish if dice.random() < 0.8 else None
+
+    def some(*patterns: str) -> tuple[str, ...]:
+        return tuple(pattern for pattern in patterns if dice.random() < 0.15)
+
+    image = dice.choice(sorted(engine.pictures) or [sha("none")])
+    digest = dice.choice([digest for picture in engine.pictures.values() for digest in picture.digests] or ["no@digest"])
+    return policy.Wishes(
+        containers=maybe(
+            policy.ContainerWish(
+                states=tuple(state for state in ("created", "exited", "dead", "running", "paused", "restarting") if dice.random() < 0.6),
+                older_than=dice.choice(AGES),
+                keep=some("c1", "c[23]", hexadecimal("container 4"), hexadecimal("container 0")[:12], "*/alias5"),
+                volumes=dice.random() < 0.5,
+            )
+        ),
+        images=maybe(
+            policy.ImageWish(
+                scope=dice.choice(("dangling", "unused", "unused", "all")),
+                older_than=dice.choice(AGES),
+                dangling_older_than=dice.choice(AGES),
+                keep=some("app", "*:latest", "docker.io/library/deadbeef", "host:5000/*", image, image[7:19], digest),
+                keep_latest=dice.choice((0, 0, 0, 1, 2)),
+                keep_local=dice.random() < 0.2,
+            )
+        ),
+        volumes=maybe(
+            policy.VolumeWish(
+                dice.choice(("anonymous", "unused")), dice.choice(AGES), some("v1", "v[23]", hexadecimal("v0")),
+                drivers=dice.choice((("local",), ("local",), ("local", "rexray"), ("*",), ("local", "local/bind"), ())),
+            )
+        ),
+        networks=maybe(policy.NetworkWish(dice.choice(AGES), some("[ab]", "../*", hexadecimal("network a b")))),
+        build_cache=maybe(policy.CacheWish(dice.choice(("unused", "all")), dice.choice(AGES), dice.choice((None, None, 0, 10, 40)))),
+        keep_labels=dice.choice((("fleetclean.keep",), ("fleetclean.keep",), ("tier=data*", "fleetclean.*"), ("tier=x",), ())),
+        orchestrated=dice.choice(("keep", "clean")),
+        cheapest_first=dice.random() < 0.3,
+    )
+
+
+# -- what the documentation says ---------------------------------------------------------------------
+
+
+class Expected:
+    """``stays``: what must not go. ``goes``: what must. ``asked``: what has to be accounted for. All as Model.everything() names it."""
+
+    def __init__(self, engine: Model, wishes: policy.Wishes, seen: t.Mapping[str, float]) -> None:
+        self.engine, self.wishes, self.seen = engine, wishes, seen
+        self.goes: set[tuple[str, str]] = set()
+        self.asked: set[tuple[str, str]] = set()
+        self.keeping = wishes.orchestrated == "keep"
+        boxes = list(engine.boxes.values())
+        self.leaving = [box for box in boxes if wishes.containers and not self.box_stays(box, wishes.containers)]
+        self.staying = [box for box in boxes if box not in self.leaving]
+        self.projects = {box.labels.get("com.docker.compose.project") for box in self.staying} - {None}
+        self.goes.update(("container", box.id) for box in self.leaving)
+        self.asked.update(("container", box.id) for box in boxes if wishes.containers)
+        self.judged: dict[str, bool] = {}
+        if wishes.images:
+            self.images(wishes.images)
+        for data in engine.data.values():
+            along = self.goes_along(data)
+            if wishes.volumes or along:
+                self.asked.add(("volume", data.name))
+                if not self.volume_stays(data, along):
+                    self.goes.add(("volume", data.name))
+        for net in engine.nets.values() if wishes.networks else ():
+            self.asked.add(("network", net.id))
+            if not self.net_stays(net):
+                self.goes.add(("network", net.id))
+        self.stays = engine.everything() - self.goes - {("build_cache", ident) for ident in engine.records}
+        if wishes.build_cache:
+            self.asked.update(("build_cache", ident) for ident in engine.records)
+        for record in engine.records.values():
+            if self.record_stays(record):
+                self.stays |= {("build_cache", record.id)}
+
+    # Shared by all kinds.
+
+    def labelled(self, labels_: dict[str, str]) -> bool:
+        for pattern in self.wishes.keep_labels:
+            key, equals, value = pattern.partition("=")
+            for own, content in labels_.items():
+                if fnmatchcase(own, key) and (not equals or fnmatchcase(content, value)):
+                    return True
+        return False
+
+    @staticmethod
+    def young(since: float | None, older_than: int | None) -> bool:
+        """Nothing known is no permission; 0 is no limit."""
+        return bool(older_than) and (since is None or NOW - since < (older_than or 0))
+
+    @staticmethod
+    def named(patterns: t.Iterable[str], ident: str, *names: str) -> bool:
+        plain = ident.rpartition(":")[2]
+        for pattern in patterns:
+            if any(name == pattern or fnmatchcase(name, pattern) for name in names):
+                return True
+            if len(pattern) >= 12 and set(pattern) <= set("sha256:0123456789abcdef") and plain.startswith(pattern.rpartition(":")[2]):
+                return True
+        return False
+
+    @staticmethod
+    def manager(labels_: dict[str, str], box: Box | None = None) -> str:
+        for prefix, name, who in (
+            ("io.kubernetes.", "k8s_", "host"), ("com.amazonaws.ecs.", "ecs-agent", "host"), ("com.hashicorp.nomad.", "nomad_init_", "host"),
+            ("com.docker.swarm.", "\0", "swarm"), ("\0", "buildx_buildkit_", "buildx"),
+        ):
+            if any(key.startswith(prefix) for key in labels_) or (box and box.name.startswith(name)):
+                return who
+        return ""
+
+    # Containers.
+
+    def box_stays(self, box: Box, wish: policy.ContainerWish) -> bool:
+        stopped_at = box.finished or (None if box.state == "exited" else box.created)
+        return (
+            box.state not in wish.states
+            or self.wanted(box)
+            or (self.keeping and box.restart == "always" and not box.live and "running" not in wish.states)
+            or self.young(box.created if box.live else stopped_at, wish.older_than)
+        )
+
+    def wanted(self, box: Box) -> bool:
+        """Somebody said that it stays; its state and age are not that."""
+        wish = self.wishes.containers
+        links = [link.lstrip("/") for link in box.links]
+        return (
+            (wish is not None and self.named(wish.keep, box.id, box.name, *links))
+            or (self.keeping and bool(self.manager(box.labels, box)))
+            or self.labelled(box.labels)
+        )
+
+    # Images.
+
+    def images(self, wish: policy.ImageWish) -> None:
+        children: dict[str, list[str]] = {}
+        for picture in self.engine.pictures.values():
+            children.setdefault(picture.parent, []).append(picture.id)
+            self.asked.add(("image", picture.id))
+        todo = list(self.engine.pictures.values())
+        while todo:
+            picture = todo.pop(0)
+            mine = children.get(picture.id, [])
+            if any(child not in self.judged for child in mine):
+                todo.append(picture)
+                continue
+            self.judged[picture.id] = self.image_stays(picture, wish, bool(mine)) or any(self.judged[child] for child in mine)
+            kept = {tag for tag in picture.tags if self.tag_stays(tag, wish)}
+            if not self.judged[picture.id]:
+                self.goes.update(("tag", tag) for tag in picture.tags if tag not in kept)
+                if kept:
+                    self.judged[picture.id] = True
+                else:
+                    self.goes.add(("image", picture.id))
+
+    def image_stays(self, picture: Picture, wish: policy.ImageWish, parent: bool) -> bool:
+        users = [box for box in self.staying if box.image == picture.id]
+        if wish.scope == "all":
+            users = [box for box in users if box.live or self.wanted(box)]
+        hosts = [box for box in self.engine.boxes.values() if self.manager(box.labels, box) == "host"]
+        repositories = [] if picture.tags else [digest.partition("@")[0] for digest in picture.digests]
+        local = not picture.digests or self.engine.containerd
+        if (
+            users
+            or (self.keeping and (hosts or self.served(picture)))
+            or self.labelled(picture.labels)
+            or self.named(wish.keep, picture.id, *picture.digests, *repositories)
+            or (picture.tags and (wish.scope == "dangling" or (wish.keep_local and local)))
+        ):
+            return True
+        if parent and not picture.tags:
+            return False
+        limit = wish.dangling_older_than if not picture.tags and wish.dangling_older_than is not None else wish.older_than
+        return self.young(self.last_use(picture), limit)
+
+    def served(self, picture: Picture) -> bool:
+        specs = [service.get(which) or {} for service in self.engine.swarm_services for which in ("Spec", "PreviousSpec")]
+        return any((spec.get("TaskTemplate") or {}).get("ContainerSpec", {}).get("Image") in picture.references for spec in specs)
+
+    def last_use(self, picture: Picture) -> float:
+        signs = [self.seen.get(picture.id), picture.tagged]
+        for box in self.engine.boxes.values():
+            if box.image == picture.id:
+                signs += [NOW] if box.live else [box.created, box.started, box.finished]
+        signs += [event["time"] for event in self.engine.events if event["Actor"]["Attributes"]["image"] in picture.tags]
+        return max((sign for sign in signs if sign is not None), default=int(picture.created))
+
+    def tag_stays(self, tag: str, wish: policy.ImageWish) -> bool:
+        repository = tag.rpartition(":")[0]
+        plain = [pattern.replace("docker.io/library/", "") for pattern in wish.keep]
+        if any(fnmatchcase(name, pattern) for pattern in plain for name in (tag, repository)):
+            return True
+        alike = [
+            (int(picture.created), picture.tagged or 0, own)
+            for picture in self.engine.pictures.values() for own in picture.tags if own.rpartition(":")[0] == repository
+        ]
+        return tag in [own for _created, _tagged, own in sorted(alike, reverse=True)[: wish.keep_latest]]
+
+    # Volumes and networks.
+
+    def goes_along(self, data: Data) -> bool:
+        wish = self.wishes.containers
+        return bool(wish and wish.volumes) and data.anonymous and any(data.name in box.volumes for box in self.leaving)
+
+    def volume_stays(self, data: Data, along: bool) -> bool:
+        wish = self.wishes.volumes
+        driver = data.driver
+        if driver == "local" and data.options.get("device"):
+            driver = "local/bind" if data.options["type"] == "none" else f"local/{data.options['type']}"
+        drivers = wish.drivers if wish else ("local",)
+        served = any(data.name == "v1" for _ in self.engine.swarm_services)
+        if (
+            any(data.name in box.volumes for box in self.staying)
+            or data.cluster
+            or self.labelled(data.labels)
+            or (self.keeping and (served or bool(self.manager(data.labels))))
+            or data.labels.get("com.docker.compose.project") in self.projects
+            or not any(fnmatchcase(driver, pattern) for pattern in drivers)
+            or (wish is not None and self.named(wish.keep, data.name, data.name))
+        ):
+            return True
+        if along:
+            return False
+        assert wish
+        signs = [data.created, self.seen.get(policy.VOLUME + data.name)]
+        for box in self.engine.boxes.values():
+            if data.name in box.volumes:
+                signs += [NOW] if box.live else [box.created, box.started, box.finished]
+        last = max((sign for sign in signs if sign is not None), default=None)
+        return (wish.scope == "anonymous" and not data.anonymous) or self.young(last, wish.older_than)
+
+    def net_stays(self, net: Net) -> bool:
+        wish = self.wishes.networks
+        assert wish
+        return (
+            net.name in ("bridge", "host", "none")
+            or net.scope == "swarm"
+            or any({net.name, net.id} & set(box.networks) for box in self.staying)
+            or self.named(wish.keep, net.id, net.name)
+            or self.labelled(net.labels)
+            or (self.keeping and bool(self.manager(net.labels)))
+            or net.labels.get("com.docker.compose.project") in self.projects
+            or self.young(net.created, wish.older_than)
+        )
+
+    # Build cache.
+
+    def record_stays(self, record: Record) -> bool:
+        wish = self.wishes.build_cache
+        if wish is None:
+            return True
+        shared = any(("image", image) not in self.goes for image in record.images)
+        return (
+            record.in_use
+            or (wish.scope == "unused" and (shared or record.type in ("internal", "frontend")))
+            or self.young(record.used or record.created, wish.older_than)
+            or any(self.record_stays(child) for child in self.engine.records.values() if record.id in child.parents)
+        )
+
+
+# -- doing it --------------------------------------------------------------------------------------------
+
+
+class Case(t.NamedTuple):
+    """A world, wishes, what they come to, and the plan."""
+
+    engine: Model
+    wishes: policy.Wishes
+    expected: Expected
+    plan: policy.Plan
+    remembered: dict[str, float]
+
+
+def wanted_of(wishes: policy.Wishes) -> snapshot.Wanted:
+    """As the module asks (module_utils/cleaning.py)."""
+    return snapshot.Wanted(
+        images=wishes.images is not None,
+        volumes=wishes.volumes is not None or bool(wishes.containers and wishes.containers.volumes),
+        networks=wishes.networks is not None,
+        build_cache=wishes.build_cache is not None,
+        ages=True,
+        parallel=1,
+    )
+
+
+def look(engine: Model, wishes: policy.Wishes) -> snapshot.Snapshot:
+    return snapshot.take(t.cast(t.Any, engine), wanted_of(wishes), None)
+
+
+def case(dice: random.Random) -> Case:
+    engine = random_model(dice)
+    wishes = random_wishes(dice, engine)
+    seen = {ident: when(dice) for ident in engine.pictures if dice.random() < 0.2}
+    seen.update({policy.VOLUME + name: when(dice) for name in engine.data if dice.random() < 0.2})
+    looked = look(engine, wishes)
+    sharers = {record.id: record.images for record in engine.records.values()}
+    plan = policy.decide(looked, wishes, seen, sharers)
+    remembered = dict(seen)
+    for name, moment_ in policy.uses_seen(looked).items():
+        remembered[name] = max(moment_, remembered.get(name, 0))
+    return Case(engine, wishes, Expected(engine, wishes, seen), plan, remembered)
+
+
+def act(made: Case, parallel: int) -> removal.Outcome:
+    outcome = removal.Outcome()
+    removal.carry_out(t.cast(t.Any, made.engine), made.plan, parallel, lambda: None, None, outcome)
+    return outcome
+
+
+def what(steps: t.Iterable[t.Any]) -> list[tuple[str, str]]:
+    """Steps as Model.everything() names objects."""
+    return [(step.kind, step.name if step.kind == "tag" else step.id) for step in steps]
+
+
+def promised(plan: policy.Plan) -> set[tuple[str, str]]:
+    """All that is not there after the plan: an image takes its last tag along."""
+    return set(what(plan.steps)) | {("tag", tag) for step in plan.steps if step.kind == "image" for tag in step.expects}
+
+
+def explain(made: Case) -> str:
+    def say(found: t.Iterable[t.Any]) -> list[str]:
+        return [f"{entry.kind} {entry.name} {entry.id[:19]}: {entry.reason}" for entry in found]
+
+    return "\n".join(["", str(made.wishes), *say(made.plan.steps), "kept:", *say(made.plan.kept)])
+
+
+seeds = pytest.mark.parametrize("seed", range(400), ids=lambda seed: f"seed-{seed}")
+some_seeds = pytest.mark.parametrize("seed", range(1000, 1300), ids=lambda seed: f"seed-{seed}")
+
+
+@seeds
+def test_the_plan_takes_what_was_asked_for_and_nothing_that_is_wanted(seed: int) -> None:
+    made = case(random.Random(seed))
+    going = promised(made.plan)
+    assert not going & made.expected.stays, explain(made)
+    kinds = {"container", "image", "tag", "volume", "network"}
+    assert {entry for entry in going if entry[0] in kinds} == made.expected.goes, explain(made)
+    accounted = [entry for entry in what(made.plan.steps) if entry[0] != "tag"] + [(kept.kind, kept.id) for kept in made.plan.kept]
+    assert len(accounted) == len(set(accounted)), "an object is told of twice" + explain(made)
+    assert set(accounted) == made.expected.asked, explain(made)
+    check_cache(made)
+
+
+def check_cache(made: Case) -> None:
+    """The least recently used goes first, as much as keep_storage asks and no record more."""
+    wish, records = made.wishes.build_cache, made.engine.records
+    if wish is None:
+        return
+    total = sum(record.size or 0 for record in records.values())
+    left = dict(records)
+    for step in (step for step in made.plan.steps if step.kind == "build_cache"):
+        assert wish.keep_storage is None or total > wish.keep_storage, "more than needed" + explain(made)
+        able = [
+            record.used or record.created or 0 for record in left.values()
+            if ("build_cache", record.id) not in made.expected.stays and not any(record.id in other.parents for other in left.values())
+        ]
+        record = left.pop(step.id)
+        assert (record.used or record.created or 0) == min(able), "not the least recently used" + explain(made)
+        total -= record.size or 0
+    if wish.keep_storage is None or total > wish.keep_storage:
+        assert {("build_cache", ident) for ident in left} <= made.expected.stays, explain(made)
+
+
+@seeds
+def test_what_is_planned_is_what_is_done_and_the_second_run_plans_nothing(seed: int) -> None:
+    made = case(random.Random(seed))
+    before = made.engine.everything()
+    parallel = 1 if seed % 2 else 4
+    outcome = act(made, parallel)
+    assert (outcome.failed, outcome.gone, outcome.kept) == ([], [], []), explain(made)
+    assert before - made.engine.everything() == promised(made.plan), explain(made)
+    assert made.engine.robbed == [], "a container lost its network" + explain(made)
+    if parallel == 1:
+        assert outcome.removed == list(made.plan.steps)
+        tags = {("tag", tag) for step in made.plan.steps if step.kind == "image" for tag in step.expects}
+        # Of the build cache the engine takes many at once, in its own order.
+        cache = {("build_cache", ident) for ident in made.engine.records} | {entry for entry in made.engine.log if entry[0] == "build_cache"}
+        assert [entry for entry in made.engine.log if entry not in tags | cache] == [
+            entry for entry in what(made.plan.steps) if entry not in cache
+        ], explain(made)
+    else:
+        assert sorted(what(outcome.removed)) == sorted(what(made.plan.steps))
+    again = policy.decide(look(made.engine, made.wishes), made.wishes, made.remembered, {})
+    assert again.steps == (), explain(made) + "\nagain:\n" + explain(made._replace(plan=again))
+
+
+# -- others at work ------------------------------------------------------------------------------------------
+
+
+class Others:
+    """Does what people and programs do on a host while it is cleaned; ``wanted`` is what must be there afterwards, ``took`` what they took."""
+
+    def __init__(self, dice: random.Random, engine: Model) -> None:
+        self.dice, self.engine = dice, engine
+        self.wanted: set[tuple[str, str]] = set()
+        self.took: set[tuple[str, str]] = set()
+        self.did: list[tuple[str, ...]] = []
+        self.made = 0
+        self.lock = threading.RLock()
+
+    def any_of(self, found: t.Iterable[t.Any]) -> t.Any:
+        listed = list(found)
+        return self.dice.choice(listed) if listed else None
+
+    def use(self, box: Box, names: bool = True) -> None:
+        """A container, its image and its volumes are wanted from now on; with ``names`` the image's tags and the networks, too."""
+        self.did.append(("used", box.name, box.image[:19], *box.networks))
+        self.wanted.add(("container", box.id))
+        self.wanted.update(("volume", name) for name in box.volumes if name in self.engine.data)
+        if box.image in self.engine.pictures:
+            self.wanted.add(("image", box.image))
+            self.wanted.update(("tag", tag) for tag in self.engine.pictures[box.image].tags if names)
+        self.wanted.update(("network", net.id) for net in self.engine.nets.values() if names and {net.id, net.name} & set(box.networks))
+
+    def starts(self, names: bool = True) -> None:
+        box = self.any_of(box for box in self.engine.boxes.values() if box.state in ("created", "exited"))
+        if box:
+            try:
+                self.engine.start(box.id)
+            except Exception:  # its network is gone: others took it
+                return
+            self.use(box, names)
+
+    def creates(self, names: bool = True, state: str = "created") -> None:
+        picture = self.any_of(self.engine.pictures.values())
+        if picture:
+            self.made += 1
+            nets = [net.name for net in self.engine.nets.values() if names and net.scope == "local" and self.dice.random() < 0.5]
+            volumes = [name for name in self.engine.data if self.dice.random() < 0.5]
+            box = self.engine.add_box(
+                f"new{self.made}", picture.id, state=state, started=NOW if state == "running" else None, volumes=volumes, networks=nets
+            )
+            self.use(box, names)
+
+    def runs_again(self) -> None:
+        """A stopped container was started and has ended again."""
+        box = self.any_of(box for box in self.engine.boxes.values() if box.state == "exited")
+        if box:
+            box.started, box.finished = NOW - 1, NOW
+            self.use(box)
+
+    def tags(self) -> None:
+        """An image gets a new name, which is one that another had, or a fresh one."""
+        picture = self.any_of(self.engine.pictures.values())
+        if picture:
+            self.made += 1
+            old = [tag for other in self.engine.pictures.values() if other is not picture for tag in other.tags]
+            name = self.dice.choice(old) if old and self.dice.random() < 0.5 else f"new/name:{self.made}"
+            self.engine.tag(picture.id, name)
+            self.did.append(("tagged", picture.id[:19], name))
+            self.wanted.update({("image", picture.id), ("tag", name)})
+
+    def takes(self) -> None:
+        """Another cleaner takes an object, as far as the engine lets it."""
+        before = self.engine.everything()
+        box = self.any_of(box for box in self.engine.boxes.values() if ("container", box.id) not in self.wanted)
+        picture = self.any_of(picture for picture in self.engine.pictures.values() if ("image", picture.id) not in self.wanted)
+        volume = self.any_of(name for name in self.engine.data if ("volume", name) not in self.wanted)
+        net = self.any_of(net for net in self.engine.nets.values() if ("network", net.id) not in self.wanted)
+        held = {name for box in self.engine.boxes.values() for name in box.networks}
+        hook, self.engine.before = self.engine.before, None
+        for there, take in (
+            (box, lambda: self.engine.remove_container(box.id, force=True)),
+            (picture, lambda: self.engine.remove_image(self.dice.choice([*picture.tags, picture.id]))),
+            (volume, lambda: self.engine.remove_volume(volume)),
+            # As an engine it would let a stopped container's network go; this one cares.
+            (net and not held & {net.id, net.name}, lambda: self.engine.remove_network(net.id)),
+            (self.engine.records, lambda: self.engine.remove_cache_records([self.dice.choice(sorted(self.engine.records))])),
+        ):
+            if there and self.dice.random() < 0.4:
+                try:
+                    take()
+                except removal.EngineError:
+                    pass
+        self.engine.before = hook
+        self.took |= before - self.engine.everything()
+
+    def makes_anew(self) -> None:
+        """A volume goes, and another one gets its name: nobody decided on that one."""
+        used = {name for box in self.engine.boxes.values() for name in box.volumes}
+        name = self.any_of(data.name for data in self.engine.data.values() if not data.anonymous and data.name not in used)
+        if name:
+            self.engine.add_volume(name, NOW, labels=dict(self.engine.data[name].labels))
+            self.wanted.add(("volume", name))
+
+    def builds(self) -> None:
+        record = self.any_of(self.engine.records.values())
+        if record:
+            record.in_use = True
+            self.wanted.add(("build_cache", record.id))
+            self.made += 1
+            self.engine.add_record(f"new{self.made}", record.id, in_use=True)
+
+
+def check_disturbed(made: Case, others: Others, outcome: removal.Outcome, taken: bool = True) -> None:
+    told = explain(made) + f"\nothers: {others.did}\nleft in the end:\n" + "\n".join(f"{kept.name}: {kept.reason}" for kept in outcome.kept)
+    there = made.engine.everything()
+    assert outcome.failed == [], told
+    lost = {*others.wanted, *(made.expected.stays - others.took)} - there
+    assert not lost, f"gone: {lost}" + told
+    ends = what(outcome.removed) + what(outcome.gone) + [(kept.kind, kept.name if kept.kind == "tag" else kept.id) for kept in outcome.kept]
+    assert sorted(ends) == sorted(what(made.plan.steps)), "a step is lost, or told of twice" + told
+    assert not set(what(outcome.removed)) & there or not taken, told
+    assert not set(what(outcome.gone)) & there, told
+    assert not set(made.engine.robbed) & {box.id for box in made.engine.boxes.values()}, "a container lost its network" + told
+
+
+@some_seeds
+def test_what_comes_into_use_after_the_plan_stays_and_what_is_gone_is_done(seed: int) -> None:
+    dice = random.Random(seed)
+    made = case(dice)
+    others = Others(dice, made.engine)
+    for _ in range(dice.randint(1, 4)):
+        dice.choice((others.starts, others.creates, others.runs_again, others.tags, others.takes, others.makes_anew, others.builds))()
+    check_disturbed(made, others, act(made, 1 if seed % 2 else 4))
+
+
+@some_seeds
+def test_what_comes_into_use_during_the_run_stays(seed: int) -> None:
+    """Between looking and doing the engine is the one that says no: what others do here is what it protects."""
+    dice = random.Random(seed)
+    made = case(dice)
+    others = Others(dice, made.engine)
+    parallel = 1 if seed % 2 else 4
+
+    def meddle(call: str, about: str) -> None:
+        with others.lock:
+            if dice.random() > 0.2:
+                return
+            acts: list[t.Callable[[], None]] = [
+                lambda: others.starts(names=False), lambda: others.creates(names=False, state="running"), others.takes, others.builds,
+            ]
+            if parallel == 1 and call in ("image", "container"):
+                acts.append(others.tags)
+            with made.engine._lock:
+                dice.choice(acts)()
+
+    made.engine.before = meddle
+    outcome = act(made, parallel)
+    made.engine.before = None
+    check_disturbed(made, others, outcome)
+
+
+@pytest.mark.parametrize("seed", range(2000, 2100), ids=lambda seed: f"seed-{seed}")
+def test_two_runs_at_once_do_no_harm(seed: int) -> None:
+    made = case(random.Random(seed))
+    before = made.engine.everything()
+    outcomes: list[removal.Outcome] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(act(made, 2))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [outcome.failed for outcome in outcomes] == [[], []], explain(made)
+    assert before - made.engine.everything() == promised(made.plan), explain(made)
+    assert made.engine.robbed == []
+
+
+def test_a_network_that_came_into_use_while_others_were_removed_stays() -> None:
+    """The engine itself takes a network from under a container that does not run, which then cannot start."""
+    engine = Model()
+    for name in ("n1", "n2", "n3"):
+        engine.add_net(name, NOW - DAY)
+    engine.add_image("i", "app:1")
+
+    def meddle(call: str, about: str) -> None:
+        if call == "remove_network" and not engine.boxes:
+            engine.add_box("new", sha("i"), state="created", networks=["n3"])
+
+    made = Case(engine, policy.Wishes(networks=policy.NetworkWish()), *[t.cast(t.Any, None)] * 3)
+    made = made._replace(plan=policy.decide(look(engine, made.wishes), made.wishes))
+    assert [step.name for step in made.plan.steps] == ["n1", "n2", "n3"]
+    engine.before = meddle
+    outcome = act(made, 1)
+    assert [step.name for step in outcome.removed] == ["n1", "n2"]
+    assert [(kept.name, kept.reason) for kept in outcome.kept] == [("n3", "it came into use")]
+    assert engine.robbed == []
+
+
+@pytest.mark.parametrize("store", ["graphdriver", "containerd"])
+def test_the_model_refuses_what_an_engine_refuses(store: str) -> None:
+    """Else all of this would show nothing: each refusal here was seen on a real one, too (tests/integration/test_random_hosts.py)."""
+
+    def refused(act_: t.Callable[[], t.Any]) -> str:
+        with pytest.raises(removal.EngineError) as caught:
+            act_()
+        return caught.value.answer
+
+    engine = Model(store)
+    one, two = engine.add_image("one", "app:1", "app:2"), engine.add_image("two", "b:1", "c:1")
+    used, below = engine.add_image("used", "d:1"), engine.add_image("below")
+    engine.add_image("child", "e:1", parent="below")
+    engine.add_volume("v")
+    net = engine.add_net("n")
+    box = engine.add_box("box", used.id, state="running", volumes=["v"], networks=["n"])
+    assert "multiple repositories" in refused(lambda: engine.remove_image(one.id))
+    assert "multiple repositories" in refused(lambda: engine.remove_image(two.id))
+    assert "running container" in refused(lambda: engine.remove_image(used.id, force=True))
+    assert "is using its referenced image" in refused(lambda: engine.remove_image("d:1"))
+    assert "volume is in use" in refused(lambda: engine.remove_volume("v"))
+    assert "active endpoints" in refused(lambda: engine.remove_network(net.id))
+    assert "cannot remove a running container" in refused(lambda: engine.remove_container(box.id))
+    assert "pre-defined" in refused(lambda: engine.remove_network("bridge"))
+    assert "No such image" in refused(lambda: engine.remove_image("nobody:1"))
+    if store == "graphdriver":
+        assert "dependent child images" in refused(lambda: engine.remove_image(below.id, force=True))
+    box.state = "exited"
+    assert "stopped container" in refused(lambda: engine.remove_image(used.id))
+    engine.remove_image(used.id, force=True)
+    engine.remove_network(net.id)
+    assert engine.robbed == [box.id], "from under a stopped container it goes, and that has to be seen"
+    engine.remove_image(two.id, force=True)
+    assert not {("tag", "b:1"), ("tag", "c:1")} & engine.everything(), "by force all names go at once"
