@@ -6,6 +6,8 @@
 The action plugin hands the controller's SDK to the module as one zip. It is written to an anonymous
 file in memory (memfd_create) and imported from there, so that a host needs neither the SDK nor a
 free byte. Which one is taken is the option ``sdk``: ``auto`` takes the host's if it is good enough.
+Importing it is most of what an idle run takes, so it has bytecode for hosts whose Python is the
+controller's, and on all others each of its modules is compiled once (see ``_Importer``).
 
 Known bad: an SDK older than 7.1 with requests 2.32 or newer fails every call with "Not supported
 URL scheme http+docker" (docker-py issue 3256).
@@ -20,6 +22,8 @@ import sys
 import tempfile
 import typing as t
 import warnings
+import zipimport
+import zlib
 from importlib import import_module
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
@@ -97,14 +101,39 @@ def _carried_sdk(archive: str | None, about: dict[str, str]) -> tuple[str, str]:
         tempfile.tempdir = "/dev/shm"
     descriptor = _memory_file()
     with os.fdopen(os.dup(descriptor), "wb") as stream:
-        stream.write(base64.b64decode(archive))
+        stream.write(_unpacked(archive))
     # The descriptor stays open for as long as the module runs: imports come later, too.
-    sys.path.insert(0, f"/proc/self/fd/{descriptor}")
+    path = f"/proc/self/fd/{descriptor}"
+
+    def importer(entry: str) -> _Importer:
+        if entry != path and not entry.startswith(f"{path}/"):
+            raise ImportError(f"{entry} is not in the carried SDK")
+        return _Importer(entry)
+
+    sys.path_hooks.insert(0, importer)
+    sys.path.insert(0, path)
     version, problem = _import()
     if not version:
         sys.path.pop(0)
+        sys.path_hooks.remove(importer)
         os.close(descriptor)
     return version, problem
+
+
+def _unpacked(archive: str) -> bytes:
+    """The zip that was carried; what is none stays what it is, and is no package later."""
+    try:
+        return zlib.decompress(base64.b64decode(archive))
+    except (ValueError, zlib.error):
+        return b""
+
+
+class _Importer(zipimport.zipimporter):
+    """Python's own importer of zips, which from 3.10 on compiles each module twice: once to say its file's name."""
+
+    def get_filename(self, fullname: str) -> str:
+        package = "/__init__" if self.is_package(fullname) else ""
+        return f"{self.archive}/{self.prefix}{fullname.rpartition('.')[2]}{package}.py"
 
 
 def _memory_file() -> int:

@@ -57,7 +57,7 @@ class ActionModule(ActionBase):
         folder = task_vars.get("fleetclean_sdk_path") or os.environ.get("FLEETCLEAN_SDK_PATH")
         if folder:
             folder = os.path.expanduser(self._templar.template(folder))
-        sdk = carried_sdk.pack(folder or None, C.DEFAULT_LOCAL_TMP)
+        sdk = carried_sdk.pack(folder or None, os.path.join(C.ANSIBLE_HOME, "fleetclean_cache"), C.DEFAULT_LOCAL_TMP)
         about = {"python": sdk.python, "packages": sdk.packages, "error": sdk.error}
         return {"_sdk_archive": sdk.archive, "_sdk_about": about}
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import typing as t
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -43,12 +44,13 @@ except FleetcleanError as error:
     sys.exit()
 import docker
 import docker.api.client
-found = {"source": used.source, "version": used.version, "file": docker.__file__}
+found = {"source": used.source, "version": used.version, "file": docker.__file__, "others": "paramiko" in sys.modules}
 if used.source == "carried":
     import requests, urllib3, idna, certifi, docker.tls, docker.transport
     client = docker.api.client.APIClient(base_url="unix:///nonexistent.sock", version="1.41")
     found["client"] = client.api_version
     found["requests"] = requests.__file__
+    found["compiled"] = client.__init__.__code__.co_filename
 print(json.dumps(found))
 """
 
@@ -97,6 +99,10 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> carried_sdk.CarriedSdk:
 
 def about(sdk: carried_sdk.CarriedSdk) -> dict[str, str]:
     return {"python": sdk.python, "packages": sdk.packages, "error": sdk.error}
+
+
+def opened(sdk: carried_sdk.CarriedSdk) -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO(zlib.decompress(base64.b64decode(sdk.archive))))
 
 
 def fake_sdk(folder: Path, version: str | None, requests: str = "2.32.4", code: str = "") -> str:
@@ -213,6 +219,48 @@ def test_the_carried_sdk_works_from_memory_on_every_python(
     assert found["client"] == "1.41"
     assert found["file"].startswith("/proc/self/fd/")
     assert found["requests"].startswith("/proc/self/fd/")
+    # Bytecode has the name that it was compiled with on the controller.
+    same = version == f"3.{sys.version_info[1]}"
+    assert found["compiled"] == ("docker/api/client.py" if same else f"{found['file'].rpartition('/')[0]}/api/client.py")
+
+
+#: Counts what Python compiles out of the zip.
+COUNTING = """
+import zipimport
+compiled, compile_source = [], zipimport._compile_source
+def counted(path, source):
+    compiled.append(path)
+    return compile_source(path, source)
+zipimport._compile_source = counted
+""" + CHILD + """
+print(json.dumps(compiled))
+"""
+
+
+def test_what_has_no_bytecode_is_compiled_once(carried: carried_sdk.CarriedSdk, tmp_path: Path) -> None:
+    # Another release's Python, as seen from here.
+    with opened(carried) as archive:
+        sources = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".pyc")}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in sources.items():
+            archive.writestr(name, content)
+    packed = base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+    answer = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", COUNTING, str(COLLECTIONS), str(ANSIBLE_ONLY), ""],
+        input=json.dumps({"choice": "carried", "archive": packed, "about": about(carried)}),
+        capture_output=True, text=True, check=True, timeout=60,
+    )
+    found, compiled = map(json.loads, answer.stdout.splitlines())
+    assert found["compiled"].startswith("/proc/self/fd/")
+    assert len(compiled) > 100
+    assert len(compiled) == len(set(compiled))
+
+
+def test_what_the_host_has_for_other_ways_to_an_engine_is_not_imported(tmp_path: Path, carried: carried_sdk.CarriedSdk) -> None:
+    (tmp_path / "paramiko.py").touch()
+    found = provide(sys.executable, str(tmp_path), "carried", carried.archive, about(carried))
+    assert (found["source"], found["others"]) == ("carried", False)
 
 
 def oldest_host_python() -> tuple[int, ...]:
@@ -263,7 +311,9 @@ def test_an_sdk_for_a_newer_python_is_refused_with_both_versions(carried: carrie
 
 
 @pytest.mark.parametrize(
-    "archive", [base64.b64encode(b"no zip at all").decode(), base64.b64encode(b"PK\x05\x06" + b"\0" * 18).decode()]
+    "archive",
+    [base64.b64encode(content).decode() for content in (b"not deflated", zlib.compress(b"no zip at all"), zlib.compress(b"PK\x05\x06" + b"\0" * 18))]
+    + ["no base64"],
 )
 def test_a_damaged_archive_is_an_answer_and_not_a_traceback(archive: str) -> None:
     found = provide(sys.executable, choice="carried", archive=archive, about={"python": "3.8"})
@@ -275,10 +325,11 @@ def test_a_damaged_archive_is_an_answer_and_not_a_traceback(archive: str) -> Non
 
 
 def test_the_zip_has_pure_python_alone(carried: carried_sdk.CarriedSdk) -> None:
-    with zipfile.ZipFile(io.BytesIO(base64.b64decode(carried.archive))) as archive:
+    with opened(carried) as archive:
         names = archive.namelist()
     assert {"docker/__init__.py", "requests/__init__.py", "urllib3/__init__.py", "certifi/cacert.pem"} <= set(names)
-    assert [name for name in names if not name.endswith((".py", "cacert.pem"))] == []
+    assert [name for name in names if not name.endswith((".py", ".pyc", "cacert.pem"))] == []
+    assert [name for name in names if name.endswith(".pyc") and name[:-1] not in names] == []
     assert not any(name.startswith(("/", "..")) or "/../" in name for name in names)
 
 
@@ -288,21 +339,90 @@ def test_the_archive_says_what_is_in_it(carried: carried_sdk.CarriedSdk) -> None
     assert carried.error == ""
 
 
-def test_a_thousand_hosts_cost_one_packing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, carried: carried_sdk.CarriedSdk
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows with each packing."""
+    done: list[object] = []
+    pack = carried_sdk._zip
+
+    def counted(files: t.Iterable[tuple[str, str]]) -> bytes:
+        done.append(files)
+        return pack(files)
+
+    monkeypatch.setattr(carried_sdk, "_zip", counted)
+    return done
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> str:
+    """A folder of packages that are quickly packed."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for name, version in (("docker", "7.1.0"), ("requests", "2.32.4"), ("urllib3", "2.2.3")):
+        fake_distribution(folder, name, version)
+    return str(folder)
+
+
+def test_a_thousand_hosts_cost_one_packing(tmp_path: Path, packings: list[object], packages: str) -> None:
+    cache = tmp_path / "home" / "cache"
+    first = carried_sdk.pack(packages, str(cache), str(tmp_path))
+    assert carried_sdk.pack(packages, str(cache), str(tmp_path)) == first
+    assert len(packings) == 1
+    (kept,) = cache.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_packages_that_changed_are_packed_anew(tmp_path: Path, packings: list[object], packages: str) -> None:
+    first = carried_sdk.pack(packages, str(tmp_path))
+    Path(packages, "docker/__init__.py").write_text("__version__ = '7.1.0'\npatched = True\n")
+    again = carried_sdk.pack(packages, str(tmp_path))
+    assert len(packings) == 2
+    assert again.archive != first.archive
+
+
+@pytest.mark.parametrize("what", ["writable", "link", "torn", "other", "old python"])
+def test_what_this_user_did_not_keep_there_is_not_sent_to_hosts(
+    tmp_path: Path, packings: list[object], packages: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = carried_sdk.pack(None, str(tmp_path))
+    cache = tmp_path / "cache"
+    first = carried_sdk.pack(packages, str(cache))
+    (kept,) = cache.iterdir()
+    if what == "writable":
+        kept.chmod(0o666)
+    elif what == "link":
+        kept.rename(tmp_path / "elsewhere")
+        kept.symlink_to(tmp_path / "elsewhere")
+    elif what == "torn":
+        kept.write_text(kept.read_text()[:-5])
+    elif what == "other":
+        monkeypatch.setattr("os.geteuid", lambda: 12345)
+    else:
+        monkeypatch.setattr("importlib.util.MAGIC_NUMBER", b"\0\0\r\n")
+    assert len(packings) == 1
+    again = carried_sdk.pack(packages, str(cache))
+    assert len(packings) == 2
+    assert (again.archive == first.archive) == (what != "old python")
 
-    def fake_zip(_found: object) -> bytes:
-        raise AssertionError("packed twice")
 
-    monkeypatch.setattr(carried_sdk, "_zip", fake_zip)
-    assert carried_sdk.pack(None, str(tmp_path)) == first
-    assert len(list(tmp_path.iterdir())) == 1
+def test_a_file_that_was_kept_long_ago_is_removed_and_others_files_are_not(tmp_path: Path, packages: str) -> None:
+    for name in ("fleetclean-sdk-0.b64", "fleetclean-sdk-1.b64", "galaxy.json"):
+        (tmp_path / name).touch()
+    for name in ("fleetclean-sdk-0.b64", "galaxy.json"):
+        os.utime(tmp_path / name, (0, 0))
+    carried_sdk.pack(packages, str(tmp_path))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {"fleetclean-sdk-1.b64", "galaxy.json"} < left
+    assert "fleetclean-sdk-0.b64" not in left
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(carried: carried_sdk.CarriedSdk) -> None:
-    assert carried_sdk.pack(None, "/nonexistent/cache").archive == carried.archive
+def test_a_cache_that_cannot_be_written_gives_way_to_the_next(tmp_path: Path, packings: list[object], packages: str) -> None:
+    first = carried_sdk.pack(packages, "/dev/null/cache", str(tmp_path / "run"))
+    assert carried_sdk.pack(packages, "/dev/null/cache", str(tmp_path / "run")) == first
+    assert len(packings) == 1
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(packages: str, tmp_path: Path) -> None:
+    assert carried_sdk.pack(packages, "/dev/null/cache") == carried_sdk.pack(packages, str(tmp_path))
 
 
 def test_an_empty_folder_has_no_sdk_and_says_so(tmp_path: Path) -> None:
@@ -342,8 +462,8 @@ def test_a_folder_made_for_carrying_is_packed_and_the_newest_python_bound_counts
     sdk = carried_sdk.pack(str(tmp_path), str(cache))
     assert sdk.python == "3.10"
     assert sdk.packages == "docker==7.1.0 requests==2.32.4 urllib3==2.6.0"
-    with zipfile.ZipFile(io.BytesIO(base64.b64decode(sdk.archive))) as archive:
-        assert sorted(archive.namelist()) == ["docker/__init__.py", "requests/__init__.py", "urllib3/__init__.py"]
+    with opened(sdk) as archive:
+        assert sorted(archive.namelist()) == [f"{name}/__init__.py{c}" for name in ("docker", "requests", "urllib3") for c in ("", "c")]
 
 
 def test_the_pythons_under_test_include_this_one() -> None:
