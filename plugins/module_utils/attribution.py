@@ -91,7 +91,7 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     """
     begun = time.monotonic()
     # The engine may name its root by a link. Below it none is followed.
-    own = replace(storage, root=os.path.realpath(storage.root)) if storage else None
+    own = _where_it_leads(storage) if storage else None
     listed = leftovers.listing(own) if own else []
     everything = replace(
         wanted or snapshot.Wanted(),
@@ -110,6 +110,23 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     result = _Surveyor(own, looked, how, listed).look()
     result.seconds = time.monotonic() - begun
     return result
+
+
+def sharers(storage: Storage, looked: snapshot.Snapshot) -> dict[str, frozenset[str]]:
+    """The images that have a build cache record's layer, by the engine's records on the disk; by the record's id."""
+    return _sharers(layers.read(_where_it_leads(storage), looked), looked)
+
+
+def _where_it_leads(storage: Storage) -> Storage:
+    return replace(storage, root=os.path.realpath(storage.root))
+
+
+def _sharers(holdings: layers.Holdings, looked: snapshot.Snapshot) -> dict[str, frozenset[str]]:
+    images: dict[str, set[str]] = defaultdict(set)
+    for image in looked.images:
+        for layer in image.layers:
+            images[layer].add(image.id)
+    return {record: frozenset(images[chain]) for record, chain in holdings.chains.items()}
 
 
 class _Surveyor:
@@ -159,7 +176,7 @@ class _Surveyor:
         measured = frozenset(CATEGORIES) - missing
         ledger = Ledger(self._accounts, {**estimates, **sizes})
         return Survey(
-            self._looked, ledger, self._accounts, measured, self._sharers(holdings), found, self._roots(sizes), nobodys, dict(self._owners),
+            self._looked, ledger, self._accounts, measured, _sharers(holdings, self._looked), found, self._roots(sizes), nobodys, dict(self._owners),
             holdings.doubts + self._links() + self._before_remapping(), processes=processes, remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
         )
@@ -355,13 +372,6 @@ class _Surveyor:
                 notes[account] = history.Measured(identity, figures.disk, figures.apparent, figures.frees, figures.inodes)
         if notes != history.measured(self._how.state_dir, self._how.engine_id):
             history.note_measured(self._how.state_dir, self._how.engine_id, notes)
-
-    def _sharers(self, holdings: layers.Holdings) -> dict[str, frozenset[str]]:
-        images: dict[str, set[str]] = defaultdict(set)
-        for image in self._looked.images:
-            for layer in image.layers:
-                images[layer].add(image.id)
-        return {record: frozenset(images[chain]) for record, chain in holdings.chains.items()}
 
     def _roots(self, sizes: t.Mapping[str, Sizes]) -> dict[str, int]:
         """Bytes below each data root."""

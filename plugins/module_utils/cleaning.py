@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
-    attribution,
     history,
     measure,
     options,
@@ -23,8 +22,16 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES, Ledger
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import resolve
+
+if t.TYPE_CHECKING:
+    from ansible_collections.fleetclean.docker.plugins.module_utils import attribution
+    from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Ledger
+    from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+
+
+#: How far what was promised may be from what comes free: within it the filesystem itself is asked, and waited for.
+_PRECISION = 1.25
 
 
 class Space:
@@ -66,24 +73,19 @@ class Space:
 
     def missing_inodes(self) -> int:
         found = self.now()
-        if found is None or self._marks.free_target_inodes is None:
+        # Filesystems that make inodes as they are needed tell of none, and never run out of them.
+        if found is None or self._marks.free_target_inodes is None or not found.inodes:
             return 0
         return max(0, resolve(self._marks.free_target_inodes, found.inodes) - found.inodes_available)
 
     def enough(self) -> bool:
         return not self.missing() and not self.missing_inodes()
 
-    def enough_now(self) -> bool:
-        """The same right after a removal: what came free late counts, or one object more would go."""
-        if self.enough():
-            return True
-        self.settle()
-        return self.enough()
-
 
 def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     """Fill ``result`` with what was removed, or in check mode would be."""
     wishes, marks = options.read_clean(module.params)
+    result["policy"] = words.policy_lines(wishes, marks)
     site = session.open_site(module.params)
     own = site.own_storage
     if marks.any and not own:
@@ -106,74 +108,150 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         filesystem_bytes=before.size if before else None,
         target_met=None,
     )
+    if before and before.read_only and not module.check_mode:
+        raise FleetcleanError(
+            f"the data root's filesystem at {before.mount_point} is mounted read-only, so nothing can be removed; nothing was "
+            "tried. Look into the kernel's log for why, and mount it to be written.",
+            "disk",
+        )
     if not space.low() or (marks.target and space.enough()):
         result["target_met"] = space.enough() if marks.target else None
-        if wishes.images and not module.check_mode:
+        if not module.check_mode:
             # The night on which space is low has to know what was used on all nights before.
-            wanted = replace(_wanted(module, wishes, marks), networks=False, build_cache=False, sizes=False)
-            _remembered(module, site, wanted, snapshot.take(site.engine, wanted, own))
+            wanted = snapshot.Wanted(images=True, volumes=True, ages=True, parallel=module.params["parallel"])
+            _note(module, site, wanted, snapshot.take(site.engine, wanted, own))
         return
-    wanted = _wanted(module, wishes, marks)
-    survey = _survey(module, site, wanted) if module.check_mode and own else None
-    looked = survey.snapshot if survey else snapshot.take(site.engine, wanted, own)
-    remembered = _remembered(module, site, wanted, looked)
-    plan = policy.decide(looked, wishes, remembered, survey.sharers if survey else None)
-    if survey:
-        plan = _sized(plan, survey.ledger)
-    if module.check_mode and marks.target and not space.missing_inodes():
-        # What was measured promises so much. A real run goes by the filesystem itself.
-        plan = plan.until(space.missing())
-    result["planned_bytes"] = plan.bytes
-    result["kept"] = plan.kept_by_reason()
-    if module.check_mode:
-        _foretell(result, plan, before, space, marks)
-    else:
-        worker = _Worker(site, module.params["parallel"], space, marks, result)
-        worker.carry_out(plan)
-        images_went = any(entry["kind"] == "image" for entry in result["removed"])
-        if wishes.build_cache and (images_went or ("build_cache" in looked.unreadable and result["removed"])):
+    _Run(module, site, wishes, marks, space, result).run()
+
+
+class _Run:
+    """One run that has something to decide."""
+
+    def __init__(
+        self,
+        module: AnsibleModule,
+        site: session.Site,
+        wishes: policy.Wishes,
+        marks: options.Watermarks,
+        space: Space,
+        result: dict[str, t.Any],
+    ) -> None:
+        self._module = module
+        self._site = site
+        self._own = site.own_storage
+        self._wishes = wishes
+        self._marks = marks
+        self._space = space
+        self._result = result
+        self._wanted = _wanted(module, wishes, marks)
+
+    def run(self) -> None:
+        """Look, decide, and do it or say it."""
+        module, result = self._module, self._result
+        looked, plan = self._decide()
+        chosen, rest = plan, policy.Plan()
+        if self._marks.target:
+            chosen, rest = plan.until(self._space.missing(), self._space.missing_inodes())
+        result["planned_bytes"] = chosen.bytes
+        result["kept"] = policy.Plan(kept=chosen.kept + rest.as_kept(policy.NOT_REACHED)).kept_by_reason()
+        if module.check_mode:
+            self._foretell(chosen)
+        else:
+            self._do(looked, chosen, rest)
+        for what, answer in looked.unreadable.items():
+            module.warn(f'{what} could not be listed, so they stay: the engine says "{answer}". The next run looks again.')
+        if module._diff:
+            steps = chosen.steps if module.check_mode else [policy.Step(**entry) for entry in result["removed"]]
+            free = words.free_words(result["free_before"], result["free_after"], result["filesystem_bytes"])
+            lines = words.plan_lines(result["policy"], steps, result["kept"], free)
+            result["diff"] = {"prepared": "\n".join(lines) + "\n"}
+
+    def _decide(self) -> tuple[snapshot.Snapshot, policy.Plan]:
+        """Look at everything and make the plan; with sizes that were measured, where they decide something."""
+        site, wanted = self._site, self._wanted
+        survey: attribution.Survey | None = None
+        sharers: t.Mapping[str, t.Collection[str]] | None
+        if self._own and (self._module.check_mode or self._marks.target):
+            survey = _survey(self._module, site, wanted)
+            looked, sharers = survey.snapshot, survey.sharers
+        else:
+            looked = snapshot.take(site.engine, wanted, self._own)
+            sharers = _sharers(self._own, looked, self._wishes)
+        memory = history.recall(self._module.params["state_dir"] or "", _engine_id(site))
+        if not self._module.check_mode:
+            _note(self._module, site, wanted, looked)
+        plan = policy.decide(looked, self._wishes, memory.used, sharers, memory.came)
+        return looked, _sized(plan, survey.ledger) if survey else plan
+
+    def _foretell(self, plan: policy.Plan) -> None:
+        result, before, space = self._result, self._space.now(), self._space
+        result["removed"] = [_entry(step) for step in plan.steps]
+        result["changed"] = bool(plan.steps)
+        if before:
+            result["free_after"] = min(before.size, before.available + plan.bytes)
+        if self._marks.target:
+            inodes = sum(step.inodes for step in plan.steps)
+            result["target_met"] = plan.bytes >= space.missing() and inodes >= space.missing_inodes()
+
+    def _do(self, looked: snapshot.Snapshot, chosen: policy.Plan, rest: policy.Plan) -> None:
+        worker = _Worker(self._site, self._module.params["parallel"], self._space, self._marks, self._result)
+        worker.carry_out(chosen)
+        if self._marks.target:
+            worker.carry_out(rest)  # goes on only if the filesystem says that it was not enough
+        removed = self._result["removed"]
+        images_went = any(entry["kind"] == "image" for entry in removed)
+        if self._wishes.build_cache and (images_went or ("build_cache" in looked.unreadable and removed)):
             # What images shared is nobody's now; and a cache that could not be listed for want of space can be.
-            looked = snapshot.take(site.engine, replace(wanted, images=False, volumes=False, networks=False, ages=False), own)
-            only = policy.Wishes(build_cache=wishes.build_cache, keep_labels=wishes.keep_labels)
-            worker.forget_kept("build_cache")
-            worker.carry_out(policy.decide(looked, only))
+            wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False)
+            if "build_cache" in looked.unreadable or any(record.shared for record in looked.build_cache):
+                looked = snapshot.take(self._site.engine, wanted, self._own)
+                only = policy.Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
+                worker.forget_kept("build_cache")
+                worker.carry_out(policy.decide(looked, only))
         worker.complain()
-    for what, answer in looked.unreadable.items():
-        module.warn(f'{what} could not be listed, so they stay: the engine says "{answer}". The next run looks again.')
-    if module._diff:
-        steps = plan.steps if module.check_mode else [policy.Step(**entry) for entry in result["removed"]]
-        free = words.free_words(result["free_before"], result["free_after"], result["filesystem_bytes"])
-        result["diff"] = {"prepared": "\n".join(words.plan_lines(steps, result["kept"], free)) + "\n"}
+
+
+def _engine_id(site: session.Site) -> str:
+    return str(site.engine.info.get("ID") or "")
+
+
+def _note(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted, looked: snapshot.Snapshot) -> None:
+    """Note what this run sees, before containers go; without images nobody could tell which of them are gone."""
+    if wanted.images:
+        history.note(module.params["state_dir"] or "", _engine_id(site), looked, wanted.volumes)
 
 
 def _survey(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted) -> attribution.Survey:
     """Measure exactly, since it is the sizes that are asked for: a plain run does not pay for them."""
-    how = attribution.How(True, False, module.params["state_dir"] or "", str(site.engine.info.get("ID") or ""))
+    from ansible_collections.fleetclean.docker.plugins.module_utils import attribution
+
+    how = attribution.How(True, False, module.params["state_dir"] or "", _engine_id(site))
     return attribution.survey(site.engine, site.own_storage, how, wanted)
 
 
+def _sharers(
+    own: Storage | None, looked: snapshot.Snapshot, wishes: policy.Wishes
+) -> t.Mapping[str, t.Collection[str]] | None:
+    """The images that have a build cache record's layer: so a plain run plans what check mode does."""
+    if not (own and wishes.images and wishes.build_cache and any(record.shared for record in looked.build_cache)):
+        return None
+    from ansible_collections.fleetclean.docker.plugins.module_utils import attribution
+
+    return attribution.sharers(own, looked)
+
+
 def _sized(plan: policy.Plan, ledger: Ledger) -> policy.Plan:
-    """The plan with the bytes that come free with each step at its place: what is shared comes with the last that has it."""
-    sized = [step for step in plan.steps if step.kind in PREFIXES]
-    freed = iter(ledger.freed_in_turn(PREFIXES[step.kind] + step.id for step in sized))
-    steps = (replace(step, bytes=next(freed)) if step.kind in PREFIXES else step for step in plan.steps)
-    return replace(plan, steps=tuple(steps))
+    """The plan with what comes free with each step at its place: what is shared comes with the last that has it."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES
 
-
-def _remembered(
-    module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted, looked: snapshot.Snapshot
-) -> dict[str, float]:
-    """What earlier runs saw of the last use; and note what this one sees, before containers go."""
-    state_dir, engine_id = module.params["state_dir"] or "", str(site.engine.info.get("ID") or "")
-    if not (wanted.images and engine_id):
-        return {}
-    remembered = history.last_uses(state_dir, engine_id)
-    if not module.check_mode:
-        present = {policy.VOLUME + volume.name for volume in looked.volumes} if wanted.volumes else None
-        history.note_uses(
-            state_dir, engine_id, policy.uses_seen(looked), {image.id for image in looked.images}, present
-        )
-    return remembered
+    going = [PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES]
+    freed, inodes = iter(ledger.freed_in_turn(going)), iter(ledger.inodes_in_turn(going))
+    return replace(
+        plan,
+        steps=tuple(
+            replace(step, bytes=next(freed), inodes=next(inodes)) if step.kind in PREFIXES else step for step in plan.steps
+        ),
+    )
 
 
 def _wanted(module: AnsibleModule, wishes: policy.Wishes, marks: options.Watermarks) -> snapshot.Wanted:
@@ -188,21 +266,6 @@ def _wanted(module: AnsibleModule, wishes: policy.Wishes, marks: options.Waterma
         sizes=module.check_mode or module._diff or marks.target,
         parallel=module.params["parallel"],
     )
-
-
-def _foretell(
-    result: dict[str, t.Any],
-    plan: policy.Plan,
-    before: measure.Filesystem | None,
-    space: Space,
-    marks: options.Watermarks,
-) -> None:
-    result["removed"] = [_entry(step) for step in plan.steps]
-    result["changed"] = bool(plan.steps)
-    if before:
-        result["free_after"] = min(before.size, before.available + plan.bytes)
-    if marks.target:
-        result["target_met"] = plan.bytes >= space.missing() and not space.missing_inodes()
 
 
 class _Worker:
@@ -224,15 +287,26 @@ class _Worker:
         self._outcome = removal.Outcome()
         self._kept: tuple[policy.Kept, ...] = ()
         self._free_before = space.free()
+        self._missing = space.missing()
 
     def carry_out(self, plan: policy.Plan) -> None:
         """Do what the plan says, as far as it still holds."""
         self._kept += plan.kept
-        enough = self._space.enough_now if self._target else None
+        enough = self._enough if self._target else None
         try:
             removal.carry_out(self._site.engine, plan, self._parallel, self._space.free, enough, self._outcome)
         finally:
             self._tell()
+
+    def _enough(self) -> bool:
+        """Whether the target is met; near to it, what comes free late is waited for, or one object more would go."""
+        if self._space.enough():
+            return True
+        promised = sum(step.bytes or 0 for step in self._outcome.removed)
+        if not self._outcome.removed or promised * _PRECISION < self._missing:
+            return False
+        self._space.settle()
+        return self._space.enough()
 
     def forget_kept(self, kind: str) -> None:
         """What stays of this kind is decided anew."""

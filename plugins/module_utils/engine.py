@@ -113,6 +113,42 @@ class Engine:
     def networks(self) -> list[dict[str, t.Any]]:
         return self._list("/networks")
 
+    def services(self) -> list[dict[str, t.Any]]:
+        """Swarm's services, which a manager alone can tell; none elsewhere."""
+        if not (self.info.get("Swarm") or {}).get("ControlAvailable"):
+            return []
+        return self._list("/services")
+
+    def past_events(self, until: float) -> list[dict[str, t.Any]]:
+        """The events that the engine still holds in memory, a few hundred since its start; oldest first.
+
+        :param until: not later than the engine's clock, seconds since 1970: so the answer has an end.
+        """
+        answer = self._answer("GET", "/events", {"since": 1, "until": int(until)})
+        found, decoder, at = [], json.JSONDecoder(), 0
+        text = answer.content.decode("utf-8", "replace").strip()
+        while at < len(text):  # one object after the other, on old engines without a line's end between them
+            try:
+                event, at = decoder.raw_decode(text, at)
+            except ValueError as error:
+                raise FleetcleanError(_not_an_engine(self.host, f"GET /events did not answer in JSON ({error})"), "not_docker") from None
+            found.append(event)
+            while at < len(text) and text[at].isspace():
+                at += 1
+        return [event for event in found if isinstance(event, dict)]
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for an engine that went away to answer again; return whether it does."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self._ask("GET", "/version")
+                return True
+            except FleetcleanError:
+                if time.monotonic() > end:
+                    return False
+            time.sleep(0.5)
+
     def disk_usage(self, *kinds: str) -> dict[str, t.Any]:
         """The engine's own figures, ``{}`` where its API has none (before 1.25).
 
@@ -150,17 +186,21 @@ class Engine:
     def remove_network(self, ident: str) -> None:
         self._ask("DELETE", "/networks/{0}", path=(ident,))
 
-    def remove_cache_record(self, ident: str) -> int | None:
-        """Remove one record of the build cache; return its bytes, or None if the engine kept it.
+    def remove_cache_records(self, idents: t.Collection[str], unused_for: int = 0) -> frozenset[str]:
+        """Remove records of the build cache in one call; return the ids of those that went.
 
-        The engine has no call for one record, but its prune takes an id (an expression that it
-        matches, so it is anchored).
+        The engine has no call for single records, but its prune takes an id, as an expression that it matches: so it
+        is one of all ids, anchored. BuildKit takes children before their parents, and passes over what is in use.
+
+        :param unused_for: seconds; BuildKit passes over what was used since, as it finds it at that moment.
         """
-        params = {"all": "true", "filters": json.dumps({"id": [f"^{ident}$"]})}
-        answer = self._ask("POST", "/build/prune", params) or {}
-        if ident not in (answer.get("CachesDeleted") or []):
-            return None
-        return int(answer.get("SpaceReclaimed") or 0)
+        filters: dict[str, list[str]] = {"id": [f"^({'|'.join(re.escape(ident) for ident in idents)})$"]}
+        if unused_for:
+            filters["unused-for"] = [f"{unused_for}s"]
+        answer = self._ask("POST", "/build/prune", {"all": "true", "filters": json.dumps(filters)})
+        if not isinstance(answer, dict):
+            raise self._odd("/build/prune")
+        return frozenset(str(ident) for ident in answer.get("CachesDeleted") or ()).intersection(idents)
 
     # -- the wire ----------------------------------------------------------------------------
 
@@ -198,6 +238,23 @@ class Engine:
         path: tuple[str, ...] = (),
         patient: bool = False,
     ) -> t.Any:
+        response = self._answer(method, url, params, path, patient)
+        if response.status_code == 204 or not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            call = f"{method} {url.format(*path)}"
+            raise FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker") from None
+
+    def _answer(
+        self,
+        method: str,
+        url: str,
+        params: dict[str, t.Any] | None = None,
+        path: tuple[str, ...] = (),
+        patient: bool = False,
+    ) -> t.Any:
         from docker import errors
         from requests import exceptions
 
@@ -212,18 +269,14 @@ class Engine:
                 method, where, params=params or {}, timeout=timeout, allow_redirects=False
             )
             client._raise_for_status(response)
-            if 300 <= response.status_code < 400:
-                raise EngineError(call, response.status_code, f"moved to {_clean(response.headers.get('Location', ''))}")
-            if response.status_code == 204 or not response.content:
-                return None
-            return response.json()
         except errors.APIError as error:
             status = error.response.status_code if error.response is not None else 0
             raise EngineError(call, status, _clean(error.explanation or str(error))) from None
-        except ValueError as error:
-            raise FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker") from None
         except exceptions.RequestException as error:
             raise _unreachable(self.host, error, call) from None
+        if 300 <= response.status_code < 400:
+            raise EngineError(call, response.status_code, f"moved to {_clean(response.headers.get('Location', ''))}")
+        return response
 
     def _refuse_others(self) -> None:
         names = [

@@ -4,7 +4,8 @@
 """What earlier runs saw: when images and volumes were last in use, what layers take, in a small SQLite file on the host.
 
 An engine forgets when an image or a volume was used last: once its last container is removed, nothing
-tells. So each run notes what it saw in use, and the next one takes that for a sign of life. The record
+tells. So each run notes what it saw in use, and the next one takes that for a sign of life. An image that an earlier
+run did not see came after it: where nothing else tells when, that is its arrival. The record
 only ever makes things look younger. And a layer that is registered never changes again, so what it was found to take
 holds as long as its folder is the same one. The record may be lost at any time (then they are judged by what the
 engine knows), and it is never in the way: a disk that is full or read-only, a file that is torn,
@@ -17,10 +18,12 @@ Migrations are a list; a file's ``user_version`` says how many of them it has ha
 from __future__ import annotations
 
 import os
+import time
 import typing as t
 import zlib
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.policy import VOLUME
+from ansible_collections.fleetclean.docker.plugins.module_utils import policy
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import VOLUME, Snapshot
 
 try:
     import sqlite3
@@ -34,11 +37,37 @@ _MIGRATIONS = (
     "CREATE TABLE measured (engine TEXT NOT NULL, account TEXT NOT NULL, identity TEXT NOT NULL, disk INTEGER NOT NULL,"
     " apparent INTEGER NOT NULL, frees INTEGER NOT NULL, inodes INTEGER NOT NULL, sum INTEGER NOT NULL,"
     " PRIMARY KEY (engine, account)) WITHOUT ROWID",
+    "CREATE TABLE first_seen (engine TEXT NOT NULL, object TEXT NOT NULL, seen REAL NOT NULL,"
+    " PRIMARY KEY (engine, object)) WITHOUT ROWID",
 )
+#: Instead of an image's id: the first run on this engine. What it saw was there before, nobody knows since when.
+_BEGINNING = ""
 #: Seconds to wait for another run that writes.
 _PATIENCE = 2.0
 #: SQLite's journal needs room beside the file; without that much free, nothing is written.
 _ROOM = 4 << 20
+
+
+class Memory(t.NamedTuple):
+    """``used``: when earlier runs saw objects in use; ``came``: when they first saw images that came between two runs.
+
+    Seconds since 1970, by an image's id, or the name of a volume behind ``VOLUME``.
+    """
+
+    used: dict[str, float]
+    came: dict[str, float]
+
+
+def recall(state_dir: str, engine_id: str) -> Memory:
+    """Return what earlier runs saw of this engine's objects."""
+    return Memory(last_uses(state_dir, engine_id), came_between(state_dir, engine_id))
+
+
+def note(state_dir: str, engine_id: str, looked: Snapshot, volumes: bool) -> bool:
+    """Note what this run saw, before anything goes. ``volumes``: whether it asked for them."""
+    present = {VOLUME + volume.name for volume in looked.volumes} if volumes else None
+    images = {image.id for image in looked.images}
+    return note_uses(state_dir, engine_id, policy.uses_seen(looked), images, present, looked.now)
 
 
 def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
@@ -53,20 +82,35 @@ def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
         return {}
 
 
+def came_between(state_dir: str, engine_id: str) -> dict[str, float]:
+    """Return when images were first seen that came after the first run: image id -> seconds since 1970."""
+    rows = _rows(state_dir, "SELECT object, seen FROM first_seen WHERE engine = ?", engine_id)
+    try:
+        seen = {str(ident): float(moment) for ident, moment in rows}
+    except (TypeError, ValueError):
+        return {}
+    begun = seen.pop(_BEGINNING, float("inf"))
+    return {ident: moment for ident, moment in seen.items() if moment > begun}
+
+
 def note_uses(
     state_dir: str,
     engine_id: str,
     uses: t.Mapping[str, float],
     images: t.Collection[str],
     volumes: t.Collection[str] | None = None,
+    now: float | None = None,
 ) -> bool:
-    """Note when objects were seen in use; forget those that the engine has no more.
+    """Note when objects were seen in use, and images for the first time; forget those that the engine has no more.
 
     :param uses: key -> seconds since 1970; an earlier note that is later stands.
     :param images: ids of all images that the engine has.
     :param volumes: keys of all its volumes, None if this run did not ask for them.
+    :param now: the engine's clock; this machine's if not given.
     :returns: whether it could be noted.
     """
+
+    moment = time.time() if now is None else now
 
     def here(key: str) -> bool:
         if key.startswith(VOLUME):
@@ -83,6 +127,16 @@ def note_uses(
         connection.executemany(
             "INSERT OR REPLACE INTO last_use VALUES (?, ?, ?)",
             [(engine_id, key, used) for key, used in uses.items() if here(key) and used > known.get(key, 0.0)],
+        )
+        rows = connection.execute("SELECT object FROM first_seen WHERE engine = ?", (engine_id,))
+        seen = {str(ident) for (ident,) in rows}
+        connection.executemany(
+            "DELETE FROM first_seen WHERE engine = ? AND object = ?",
+            [(engine_id, ident) for ident in seen - {_BEGINNING} if ident not in images],
+        )
+        connection.executemany(
+            "INSERT INTO first_seen VALUES (?, ?, ?)",
+            [(engine_id, ident, moment) for ident in {_BEGINNING, *images} - seen],
         )
 
     return _note(state_dir, engine_id, write)

@@ -82,15 +82,22 @@ class Ledger:
 
     def freed_in_turn(self, gone: t.Iterable[str]) -> list[int]:
         """The same for one after the other: an account counts where its last holder goes."""
+        return [sizes.frees for sizes in self._in_turn(gone)]
+
+    def inodes_in_turn(self, gone: t.Iterable[str]) -> list[int]:
+        """The inodes that come free with one after the other."""
+        return [sizes.inodes for sizes in self._in_turn(gone)]
+
+    def _in_turn(self, gone: t.Iterable[str]) -> list[Sizes]:
         left = {name: len(account.holders) for name, account in self._accounts.items() if account.holders}
         done: set[str] = set()
         freed = []
         for holder in gone:
-            bytes_ = 0
+            total = Sizes()
             for name in () if holder in done else self._held.get(holder, ()):
                 left[name] -= 1
                 if not left[name]:
-                    bytes_ += self.size(name).frees
+                    total.add(self.size(name))
             done.add(holder)
-            freed.append(bytes_)
+            freed.append(total)
         return freed

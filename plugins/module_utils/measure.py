@@ -27,6 +27,7 @@ class Filesystem:
     available: int
     inodes: int
     inodes_available: int
+    read_only: bool = False
 
 
 def filesystem(path: str) -> Filesystem:
@@ -45,6 +46,7 @@ def filesystem(path: str) -> Filesystem:
         available=stat.f_bavail * stat.f_frsize,
         inodes=stat.f_files,
         inodes_available=stat.f_favail,
+        read_only=bool(stat.f_flag & os.ST_RDONLY),
     )
 
 

@@ -107,6 +107,7 @@ def clean_spec() -> dict[str, t.Any]:
             scope={"type": "str", "choices": ["anonymous", "unused"], "default": "anonymous"},
             older_than=age,
             keep=keep,
+            drivers={"type": "list", "elements": "str", "default": ["local"]},
         ),
         "networks": _section(older_than=age, keep=keep),
         "build_cache": _section(

@@ -26,6 +26,7 @@ from fnmatch import fnmatchcase
 from heapq import heapify, heappop, heappush
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
+    VOLUME,
     CacheRecord,
     Container,
     Image,
@@ -38,20 +39,24 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
     say_limit,
 )
 
-#: Who looks after a host by itself, told by the labels of its containers.
+#: Who looks after a host by itself, told by the labels of its objects (their beginning) and its containers' names.
 _ORCHESTRATORS = (
-    ("io.kubernetes.", "kubelet"),
-    ("com.amazonaws.ecs.", "the ECS agent"),
-    ("com.hashicorp.nomad.", "Nomad"),
+    ("io.kubernetes.", r"k8s_.+", "kubelet"),
+    ("com.amazonaws.ecs.", r"ecs-agent", "the ECS agent"),
+    ("com.hashicorp.nomad.", r"nomad_init_.+", "Nomad"),
 )
-_SWARM = "com.docker.swarm."
+#: Who looks after some objects only, and not after the host's images.
+_OTHERS = (("com.docker.swarm.", r"", "swarm"), ("com.docker.buildx.", r"buildx_buildkit_.+", "buildx"))
+_ECS_AGENT = re.compile(r"(.*/)?amazon/amazon-ecs-agent(:.*|@.*)?")
+#: Where buildx's builder instances keep their cache (docker/buildx, driver/docker-container).
+_BUILDER_STATE = re.compile(r"buildx_buildkit_.+_state")
+_COMPOSE = "com.docker.compose.project"
 _ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{4,64}")
 #: Records of the build cache that the engine's own plain prune leaves alone.
 _INNER_CACHE = ("internal", "frontend")
 #: Why a step was not done, or is not in the plan any more.
 NOT_REACHED = "enough is free without it"
-#: Stands before a volume's name among what was seen in use.
-VOLUME = "volume:"
+_FREES_NOTHING = "frees nothing, and a target is to be met"
 _PARENT_STAYS = "parent of an image that stays"
 
 
@@ -78,6 +83,7 @@ class VolumeWish:
     scope: str = "anonymous"
     older_than: int | None = None
     keep: tuple[str, ...] = ()
+    drivers: tuple[str, ...] = ("local",)
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,11 @@ class Wishes:
 class Step:
     """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.
 
-    ``expects`` is what has to be still so right before the act: a container's state, an image's tags.
+    ``expects`` is what has to be still so right before the act: a container's state; the tags that an image has; the
+    tags of which one still has to be its image's when a tag goes and the image stays; a volume's creation.
+    ``users`` are the containers from under which an image is taken by ``force``; with any other it stays.
     ``waits``: not before all steps of its kind that stand before it (a parent after its children).
+    ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it).
     """
 
     kind: str
@@ -123,7 +132,10 @@ class Step:
     reason: str
     force: bool = False
     expects: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
     waits: bool = False
+    unused_for: int = 0
+    inodes: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,19 +169,29 @@ class Plan:
             for (kind, reason), count in counts.most_common()
         ]
 
-    def until(self, needed: int) -> Plan:
-        """The shortest beginning of the plan that frees ``needed`` bytes, by the known sizes."""
-        sum_, taken = 0, []
-        for step in self.steps:
-            if sum_ >= needed:
-                break
-            taken.append(step)
-            sum_ += step.bytes or 0
-        rest = tuple(
-            Kept(step.kind, step.id, step.name, step.bytes, NOT_REACHED)
-            for step in self.steps[len(taken):]
+    def until(self, needed: int, needed_inodes: int = 0) -> tuple[Plan, Plan]:
+        """Split the plan: the shortest beginning that frees enough bytes and inodes by the known sizes, and the rest.
+
+        What can never free anything is in neither.
+        """
+        images = {step.id for step in self.steps if step.kind == "image"}
+        useful = [
+            step for step in self.steps if step.kind != "network" and (step.kind != "tag" or step.id in images)
+        ]
+        taken = 0
+        while taken < len(useful) and (needed > 0 or needed_inodes > 0):
+            needed -= useful[taken].bytes or 0
+            needed_inodes -= useful[taken].inodes
+            taken += 1
+        chosen = set(map(id, useful))
+        useless = tuple(
+            Kept(step.kind, step.id, step.name, step.bytes, _FREES_NOTHING) for step in self.steps if id(step) not in chosen
         )
-        return Plan(tuple(taken), self.kept + rest)
+        return Plan(tuple(useful[:taken]), self.kept + useless), Plan(tuple(useful[taken:]))
+
+    def as_kept(self, reason: str) -> tuple[Kept, ...]:
+        """Its steps, as what stays for one reason."""
+        return tuple(Kept(step.kind, step.id, step.name, step.bytes, reason) for step in self.steps)
 
 
 @dataclass
@@ -210,6 +232,7 @@ def decide(
     wishes: Wishes,
     last_seen_used: t.Mapping[str, float] | None = None,
     sharers: t.Mapping[str, t.Collection[str]] | None = None,
+    came_between: t.Mapping[str, float] | None = None,
 ) -> Plan:
     """Return what goes, in which order and why, and what stays and why.
 
@@ -217,13 +240,14 @@ def decide(
         volume name behind ``VOLUME``.
     :param sharers: by build cache record the images that have its layer: once they are gone it is shared no more. Without
         it such a record stays, and goes when it is looked at again.
+    :param came_between: by image id when it was first seen, if an earlier run did not see it.
     """
     draft = _Draft(snapshot.now, wishes)
     staying = _decide_containers(draft, snapshot)
     if wishes.networks:
         _decide_networks(draft, snapshot.networks, staying, wishes.networks)
     if wishes.images:
-        _decide_images(draft, snapshot, staying, wishes.images, last_seen_used or {})
+        _decide_images(draft, snapshot, staying, wishes.images, last_seen_used or {}, came_between or {})
     _decide_volumes(draft, snapshot, staying, last_seen_used or {})
     if wishes.build_cache:
         going = {step.id for group in ("dangling", "image") for step in draft.steps[group] if step.kind == "image"}
@@ -279,6 +303,8 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
     manager = _manager(container)
     if manager and draft.wishes.orchestrated == "keep":
         return f"managed by {manager}"
+    if container.restarts and not container.live and "running" not in wish.states and draft.wishes.orchestrated == "keep":
+        return "restart policy always: it starts again with the engine"
     # How long a container that runs has been running says nothing about its worth.
     moment = container.created if container.live else container.since
     return draft.protected(container.labels) or draft.too_young(moment, wish.older_than)
@@ -295,9 +321,36 @@ def _why_container_goes(draft: _Draft, container: Container) -> str:
 
 
 def _manager(container: Container) -> str | None:
-    for prefix, who in (*_ORCHESTRATORS, (_SWARM, "swarm")):
-        if any(key.startswith(prefix) for key in container.labels):
-            return who
+    """Who looks after a container, by its labels, names and image."""
+    who = _manager_of(container.labels)
+    if who:
+        return who
+    for _label, name, manager in (*_ORCHESTRATORS, *_OTHERS):
+        if name and any(re.fullmatch(name, own) for own in container.names or (container.name,)):
+            return manager
+    return "the ECS agent" if _ECS_AGENT.fullmatch(container.image_name) else None
+
+
+def _manager_of(labels: t.Mapping[str, str]) -> str | None:
+    """Who looks after an object, by its labels."""
+    for prefix, _name, manager in (*_ORCHESTRATORS, *_OTHERS):
+        if any(key.startswith(prefix) for key in labels):
+            return manager
+    return None
+
+
+def _projects(containers: t.Iterable[Container]) -> set[str]:
+    """The compose projects that have containers."""
+    return {container.labels[_COMPOSE] for container in containers if container.labels.get(_COMPOSE)}
+
+
+def _looked_after(draft: _Draft, labels: t.Mapping[str, str], projects: t.Collection[str]) -> str | None:
+    """The reason why a network or a volume stays for somebody who will want it again, or None."""
+    manager = _manager_of(labels)
+    if manager and draft.wishes.orchestrated == "keep":
+        return f"managed by {manager}"
+    if labels.get(_COMPOSE) in projects:
+        return f"of compose project {labels[_COMPOSE]}, which has containers"
     return None
 
 
@@ -310,9 +363,11 @@ def _decide_images(
     staying: list[Container],
     wish: ImageWish,
     last_seen_used: t.Mapping[str, float],
+    came_between: t.Mapping[str, float],
 ) -> None:
-    users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)])
-    used_at = last_uses(snapshot.containers, last_seen_used, snapshot.now)
+    services = snapshot.service_images if draft.wishes.orchestrated == "keep" else ()
+    users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)], services)
+    used_at = last_uses(snapshot, last_seen_used)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
     manager = _host_manager(snapshot.containers) if draft.wishes.orchestrated == "keep" else None
     children: dict[str, list[str]] = defaultdict(list)
@@ -323,7 +378,7 @@ def _decide_images(
     dangling, tagged = [], []
     with_tagged: set[str] = set()
     for image in _children_first(snapshot.images, children):
-        evidence = evidence_of(image, used_at)
+        evidence = evidence_of(image, used_at, snapshot.came, came_between)
         name = _image_name(image)
         mine = children[image.id]
         reason = f"managed by {manager}" if manager else None
@@ -334,6 +389,8 @@ def _decide_images(
         tags_kept = {} if reason else _why_tags_stay(image, wish, newest)
         if tags_kept and len(tags_kept) == len(image.tags):
             reason = next(iter(tags_kept.values()))
+        elif tags_kept and users.of(image):
+            reason = "used by a container"  # it stays anyway: then with all names that a host would pull it by again
         if reason:
             # A parent's bytes are its children's, too: they are counted there.
             draft.keep("image", image.id, name, 0 if reason == _PARENT_STAYS else image.bytes, reason)
@@ -344,18 +401,20 @@ def _decide_images(
             still = next(iter(tags_kept))
             draft.keep("image", image.id, still, image.bytes, tags_kept[still])
             steps = [
-                Step("tag", image.id, tag, 0, f"{why}; its image stays as {still}")
+                Step("tag", image.id, tag, 0, f"{why}; its image stays as {still}", expects=tuple(tags_kept))
                 for tag in image.tags
                 if tag not in tags_kept
             ]
         else:
             going.add(image.id)
-            forced = users.stopped_use(image)
+            under = users.of(image)
+            forced = bool(under)
             steps = [
-                Step("tag", image.id, tag, 0, f"{why}; its image goes, too", force=forced) for tag in image.tags[:-1]
+                Step("tag", image.id, tag, 0, f"{why}; its image goes, too", force=forced, users=under)
+                for tag in image.tags[:-1]
             ]
             steps.append(
-                Step("image", image.id, name, image.bytes, why, force=forced, expects=image.tags[-1:])
+                Step("image", image.id, name, image.bytes, why, force=forced, expects=image.tags[-1:], users=under)
             )
         if mine:
             steps = [replace(step, waits=True) for step in steps]
@@ -370,21 +429,28 @@ def _decide_images(
 
 
 class _Users:
-    """Which images the containers that stay need."""
+    """Which images the containers that stay need, and swarm's services."""
 
-    def __init__(self, staying: t.Sequence[Container], wanted: t.Sequence[Container]) -> None:
-        self._all = _names_of(staying)
+    def __init__(
+        self, staying: t.Sequence[Container], wanted: t.Sequence[Container], services: t.Collection[str]
+    ) -> None:
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for container in staying:
+            for name in _names_of([container]):
+                self._by_name[name].append(container.id)
         self._needed = _names_of([*wanted, *(container for container in staying if container.live)])
+        self._services = {name for given in services for name in _spellings(given)}
 
     def hold(self, image: Image, scope: str) -> str | None:
-        """The reason why containers keep an image. Scope ``all`` passes over stopped ones that nobody asked to keep."""
-        if _known_as(image) & (self._needed if scope == "all" else self._all):
+        """The reason why an image is kept in use. Scope ``all`` passes over stopped containers that nobody asked to keep."""
+        names = _known_as(image)
+        if names & self._needed if scope == "all" else names & self._by_name.keys():
             return "used by a container"
-        return None
+        return "used by a swarm service" if names & self._services else None
 
-    def stopped_use(self, image: Image) -> bool:
-        """A stopped container stays and needs it: such an image goes only by force (scope ``all``)."""
-        return bool(_known_as(image) & self._all)
+    def of(self, image: Image) -> tuple[str, ...]:
+        """The stopped containers that stay and have it: such an image goes only by force (scope ``all``)."""
+        return tuple(dict.fromkeys(ident for name in _known_as(image) for ident in self._by_name.get(name, ())))
 
 
 def _wanted_by_name(draft: _Draft, container: Container) -> bool:
@@ -399,12 +465,25 @@ def _names_of(containers: t.Iterable[Container]) -> set[str]:
     names: set[str] = set()
     for container in containers:
         # By id; and by the name it was started with, which is what counts on containerd's store.
-        names.update((container.image_id, container.image_name, f"{container.image_name}:latest"))
-    return names - {"", ":latest"}
+        names.add(container.image_id)
+        names.update(_spellings(container.image_name))
+    return names - {""}
+
+
+def _spellings(given: str) -> set[str]:
+    """The names that an image may go by in a list, for one that a user wrote: ``app`` is ``app:latest``."""
+    if not given:
+        return set()
+    named, at, digest = _plain_name(given).partition("@")
+    if at:
+        # Whatever the name leads to by now, it is the digest that counts; on containerd's store that is the image's id.
+        return {given, f"{_repository(named)}@{digest}", digest}
+    return {given, named, f"{named}:latest"} if _repository(named) == named else {given, named}
 
 
 def _known_as(image: Image) -> set[str]:
-    return {image.id, *image.tags, *image.digests}
+    names = (*image.tags, *image.digests)
+    return {image.id, *names, *(_plain_name(name) for name in names)}
 
 
 @dataclass(frozen=True)
@@ -415,50 +494,68 @@ class Evidence:
     words: str
 
 
-def evidence_of(image: Image, used_at: t.Mapping[str, float]) -> Evidence:
-    """When an image was last wanted, and how that is known. The latest sign of life counts."""
+def evidence_of(
+    image: Image,
+    used_at: t.Mapping[str, Evidence],
+    came: t.Mapping[str, float] | None = None,
+    came_between: t.Mapping[str, float] | None = None,
+) -> Evidence:
+    """When an image was last wanted, and how that is known. The latest sign of life counts.
+
+    :param came: when the engine saw images come, by its events: by name or id.
+    :param came_between: when an earlier run first saw it, by id, if it came between two runs: the last to be believed.
+    """
     uses = [used_at[name] for name in _known_as(image) if name in used_at]
-    signs = [
-        (max(uses, default=None), "last container"),
-        (image.tagged, "tagged, never used"),
-        (image.arrived, "arrived, never used"),
-    ]
-    known = [(moment, words) for moment, words in signs if moment is not None]
+    use = max(uses, key=lambda evidence: evidence.moment or 0, default=None)
+    arrivals = [image.arrived, *((came or {}).get(name) for name in _known_as(image))]
+    arrived = max((moment for moment in arrivals if moment is not None), default=(came_between or {}).get(image.id))
+    signs = [(image.tagged, "tagged, never used"), (arrived, "arrived, never used")]
+    known = [Evidence(moment, words.replace(", never used", "") if use else words) for moment, words in signs if moment]
+    if use:
+        known.append(use)
     if known:
-        moment, words = max(known)
-        return Evidence(moment, words.replace(", never used", "") if uses else words)
+        return max(known, key=lambda evidence: evidence.moment or 0)
     return Evidence(image.created, "created; no later use is known")
 
 
-def last_uses(
-    containers: t.Sequence[Container], last_seen_used: t.Mapping[str, float], now: float
-) -> dict[str, float]:
-    """When each name that an image may go by was last in use; ``last_seen_used`` is what earlier runs saw."""
-    uses = dict(last_seen_used)
-    for container in containers:
-        moment = now if container.live else container.last_use
-        if moment is None:
-            continue
-        for name in _names_of([container]):
-            uses[name] = max(uses.get(name, 0), moment)
+def last_uses(snapshot: Snapshot, last_seen_used: t.Mapping[str, float]) -> dict[str, Evidence]:
+    """When each name that an image may go by was last in use, and by which sign.
+
+    :param last_seen_used: what earlier runs saw.
+    """
+    uses: dict[str, Evidence] = {}
+
+    def note(name: str, moment: float, words: str) -> None:
+        if name not in uses or (uses[name].moment or 0) < moment:
+            uses[name] = Evidence(moment, words)
+
+    for container in snapshot.containers:
+        moment = snapshot.now if container.live else container.last_use
+        for name in _names_of([container]) if moment else ():
+            note(name, moment or 0, "last container")
+    for given, moment in snapshot.seen.items():
+        for name in _spellings(given):
+            note(name, moment, "last container, by the engine's events")
+    for name, moment in last_seen_used.items():
+        note(name, moment, "seen in use by an earlier run")
     return uses
 
 
 def uses_seen(snapshot: Snapshot) -> dict[str, float]:
-    """When images and volumes were last seen in use, by the containers that are there: what history is to remember."""
-    by_name = last_uses(snapshot.containers, {}, snapshot.now)
+    """When images and volumes were last seen in use, by what is there and by events: what history is to remember."""
+    by_name = last_uses(snapshot, {})
     seen: dict[str, float] = {}
     for image in snapshot.images:
-        moments = [by_name[name] for name in _known_as(image) if name in by_name]
+        moments = [by_name[name].moment or 0 for name in _known_as(image) if name in by_name]
         if moments:
             seen[image.id] = max(moments)
-    return {**seen, **_volume_uses(snapshot.containers, snapshot.now)}
+    return {**seen, **_volume_uses(snapshot)}
 
 
-def _volume_uses(containers: t.Sequence[Container], now: float) -> dict[str, float]:
-    uses: dict[str, float] = {}
-    for container in containers:
-        moment = now if container.live else container.last_use
+def _volume_uses(snapshot: Snapshot) -> dict[str, float]:
+    uses = {name: moment for name, moment in snapshot.seen.items() if name.startswith(VOLUME)}
+    for container in snapshot.containers:
+        moment = snapshot.now if container.live else container.last_use
         for name in container.volumes if moment else ():
             uses[VOLUME + name] = max(uses.get(VOLUME + name, 0), moment or 0)
     return uses
@@ -544,7 +641,7 @@ def _image_name(image: Image) -> str:
 def _host_manager(containers: t.Sequence[Container]) -> str | None:
     for container in containers:
         manager = _manager(container)
-        if manager and manager != "swarm":
+        if manager and any(manager == who for _label, _name, who in _ORCHESTRATORS):
             return manager
     return None
 
@@ -606,9 +703,11 @@ def _with_image_bytes(steps: tuple[Step, ...], snapshot: Snapshot) -> tuple[Step
 def _decide_volumes(
     draft: _Draft, snapshot: Snapshot, staying: list[Container], last_seen_used: t.Mapping[str, float]
 ) -> None:
-    uses = _volume_uses(snapshot.containers, snapshot.now)
+    uses = _volume_uses(snapshot)
     wish = draft.wishes.volumes
     used = {name for container in staying for name in container.volumes}
+    projects = _projects(staying)
+    services = snapshot.service_volumes if draft.wishes.orchestrated == "keep" else frozenset()
     of_going: dict[str, str] = {}
     if draft.wishes.containers and draft.wishes.containers.volumes:
         stays = {container.id for container in staying}
@@ -622,7 +721,10 @@ def _decide_volumes(
         goes_along = volume.anonymous and volume.name in of_going
         if wish is None and not goes_along:
             continue
-        reason = _why_volume_stays(draft, volume, wish, used, goes_along, moment)
+        reason = "used by a container" if volume.name in used else None
+        reason = reason or ("used by a swarm service" if volume.name in services else None)
+        reason = reason or _looked_after(draft, volume.labels, projects)
+        reason = reason or _why_volume_stays(draft, volume, wish, goes_along, moment)
         if reason:
             draft.keep("volume", volume.name, volume.name, volume.bytes, reason)
             continue
@@ -630,31 +732,36 @@ def _decide_volumes(
             why = f"anonymous, of container {of_going[volume.name]}"
         else:
             kind = "anonymous" if volume.anonymous else "named"
-            what = "changed last" if moment == volume.created else "last container"
+            what = "changed last" if moment == volume.created else "last seen in use"
+            kind = "cache of a buildx builder that is gone" if _BUILDER_STATE.fullmatch(volume.name) else kind
             why = f"{kind}, used by no container, {what} {draft.ago(moment)} ago"
-        draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why))
+        expects = (repr(volume.created),) if volume.created else ()
+        draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why, expects=expects))
 
 
 def _why_volume_stays(
     draft: _Draft,
     volume: Volume,
     wish: VolumeWish | None,
-    used: set[str],
     goes_along: bool,
     moment: float | None,
 ) -> str | None:
     """``goes_along``: it is an anonymous volume of a container that goes, and takes no age of its own."""
-    if volume.name in used:
-        return "used by a container"
     if volume.cluster:
         return "a cluster volume"
     reason = draft.protected(volume.labels)
+    drivers = wish.drivers if wish else VolumeWish.drivers
+    if not reason and not any(fnmatchcase(volume.driver or "local", pattern) for pattern in drivers):
+        # Its data is elsewhere, so nothing comes free here, and others may have it.
+        return f"of volume driver {volume.driver}"
     if reason or wish is None:
         return reason
     if matches(wish.keep, volume.name, (volume.name,)):
         return "named in volumes.keep"
     if goes_along:
         return None
+    if wish.scope == "anonymous" and not volume.anonymous and _BUILDER_STATE.fullmatch(volume.name):
+        return "cache of a buildx builder that is gone (volumes.scope is anonymous)"
     if wish.scope == "anonymous" and not volume.anonymous:
         return "named (volumes.scope is anonymous)"
     return draft.too_young(moment, wish.older_than)
@@ -664,6 +771,7 @@ def _decide_networks(
     draft: _Draft, networks: t.Sequence[Network], staying: list[Container], wish: NetworkWish
 ) -> None:
     used = {name for container in staying for name in container.networks}
+    projects = _projects(staying)
     for network in sorted(networks, key=lambda n: (n.created or 0, n.id)):
         reason: str | None
         if network.predefined:
@@ -676,7 +784,8 @@ def _decide_networks(
         elif matches(wish.keep, network.id, (network.name,)):
             reason = "named in networks.keep"
         else:
-            reason = draft.protected(network.labels) or draft.too_young(network.created, wish.older_than)
+            reason = _looked_after(draft, network.labels, projects)
+            reason = reason or draft.protected(network.labels) or draft.too_young(network.created, wish.older_than)
         if reason:
             draft.keep("network", network.id, network.name, 0, reason)
         else:
@@ -707,7 +816,15 @@ def _decide_cache(draft: _Draft, records: t.Sequence[CacheRecord], wish: CacheWi
         total -= record.bytes or 0
         why = f"build cache ({record.type or 'record'}), unused for {draft.ago(_cache_moment(record))}"
         draft.steps["build_cache"].append(
-            Step("build_cache", record.id, record.id, record.bytes, why, waits=bool(children[record.id]))
+            Step(
+                "build_cache",
+                record.id,
+                record.id,
+                record.bytes,
+                why,
+                waits=bool(children[record.id]),
+                unused_for=wish.older_than or 0,
+            )
         )
         for above in set(record.parents):
             holder = by_id.get(above)

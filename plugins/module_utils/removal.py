@@ -11,10 +11,14 @@ of running pulls on containerd's store, moby issue 53321).
 
 On a disk without a free byte untagging an image fails, for the engine writes a new
 ``repositories.json`` first. Steps that fail so are tried again after others have made space.
+
+An engine that goes away meanwhile (a restart, an upgrade) is waited for; then the work goes on, each step checked anew.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -40,9 +44,18 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import 
     references,
     take,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
 #: How a step came out.
 _DONE, _GONE, _KEPT, _FAILED = "done", "gone", "kept", "failed"
+#: Seconds for an engine that went away to come back: a restart with many containers takes its time.
+PATIENCE = 60.0
+#: So many records of the build cache go with one call. The builder looks at all it has for each call, and
+#: answers only at the end: a large batch is fast, a small one loses little when it is interrupted.
+_CACHE_BATCH = 64
+_ATTEMPTS = 3
+_IN_USE = "it came into use"
+_LOST = "the engine went away before this was done"
 
 
 @dataclass(frozen=True)
@@ -92,15 +105,17 @@ def carry_out(
 
     :param available: free bytes of the data root's filesystem, None if that is not ours to see.
     :param enough: asked before each step; True ends the work. With it, one step at a time.
+    :raises FleetcleanError: the engine went away and did not come back; ``outcome`` has what was done until then.
     """
     steps: list[Step] = list(plan.steps)
     held: list[Result] = []
+    presence = _Presence(engine)
     try:
         while steps:
             progress = len(outcome.removed)
             for kind, group in groupby(list(steps), key=_kind_group):
                 before = available()
-                for result in _carry_out_group(engine, list(group), parallel, enough):
+                for result in _carry_out_group(engine, presence, list(group), parallel, enough):
                     steps.remove(result.step)
                     if result.later:
                         held.append(result)
@@ -109,6 +124,8 @@ def carry_out(
                 after = available()
                 if before is not None and after is not None:
                     outcome.by_kind[kind] = outcome.by_kind.get(kind, 0) + max(0, after - before)
+                if presence.lost:
+                    raise presence.lost
                 if enough and enough():
                     return
             if len(outcome.removed) == progress:
@@ -118,26 +135,46 @@ def carry_out(
         for result in held:
             outcome.add(result)
         for step in steps:
-            outcome.kept.append(Kept(step.kind, step.id, step.name, step.bytes, NOT_REACHED))
+            outcome.kept.append(Kept(step.kind, step.id, step.name, step.bytes, _LOST if presence.lost else NOT_REACHED))
 
 
 def _kind_group(step: Step) -> str:
     return "image" if step.kind == "tag" else step.kind
 
 
+class _Presence:
+    """Whether the engine is there: one waits for it, and what is found holds for all threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self.lost: FleetcleanError | None = None
+
+    def back(self, error: FleetcleanError) -> bool:
+        """Wait after a call that did not come through; return whether the engine answers again."""
+        with self._lock:
+            if not self.lost and not self._engine.wait(PATIENCE):
+                self.lost = error
+            return not self.lost
+
+
 def _carry_out_group(
-    engine: Engine, steps: list[Step], parallel: int, enough: t.Callable[[], bool] | None
+    engine: Engine, presence: _Presence, steps: list[Step], parallel: int, enough: t.Callable[[], bool] | None
 ) -> t.Iterator[Result]:
-    act = _Actor(engine, steps)
+    act = _Actor(engine, presence)
     if enough:
         for step in steps:
             if enough():
                 return
-            yield act.remove(step)
+            yield from act.remove([step])
+        return
+    if steps[0].kind == "build_cache":
+        for start in range(0, len(steps), _CACHE_BATCH):
+            yield from act.remove(steps[start:start + _CACHE_BATCH])
         return
     with ThreadPoolExecutor(max_workers=parallel) as pool:
         for batch in _batches(steps):
-            for results in pool.map(lambda unit: [act.remove(step) for step in unit], batch):
+            for results in pool.map(act.remove, batch):
                 yield from results
 
 
@@ -154,34 +191,61 @@ def _batches(steps: list[Step]) -> list[list[list[Step]]]:
 
 
 class _Actor:
-    """Does single steps. Made anew for each group, so what it looks up once is fresh."""
+    """Does steps, each after a last look."""
 
-    def __init__(self, engine: Engine, steps: list[Step]) -> None:
+    def __init__(self, engine: Engine, presence: _Presence) -> None:
         self._engine = engine
-        self._networks_in_use: set[str] = set()
-        if steps and steps[0].kind == "network":
-            # The engine removes a network from under a stopped container; we do not.
-            for container in take(engine, Wanted(), None).containers:
-                self._networks_in_use.update(container.networks)
+        self._presence = presence
 
-    def remove(self, step: Step) -> Result:
-        """Do one step, if it is still right. Raises nothing: whatever happens is the result."""
+    def remove(self, steps: list[Step]) -> list[Result]:
+        """Do steps, if they are still right. Raises nothing: whatever happens is the result."""
+        if steps[0].kind == "build_cache":
+            return self._through(lambda: self._build_cache(steps), steps)
+        results = []
+        for step in steps:
+            results += self._through(functools.partial(self._one, step), [step])
+        return results
+
+    def _through(self, act: t.Callable[[], list[Result]], steps: list[Step]) -> list[Result]:
+        """Do it, and once more if the engine went away meanwhile and came back."""
+        for attempt in range(_ATTEMPTS):
+            if self._presence.lost:
+                return [Result(step, _KEPT, _LOST) for step in steps]
+            try:
+                results = act()
+                if attempt:
+                    # Without an answer nobody knows; but what is gone after we asked for it went by our call.
+                    results = [replace(result, outcome=_DONE) if result.outcome == _GONE else result for result in results]
+                return results
+            except FleetcleanError as error:
+                if error.code != "engine_down":
+                    return [Result(step, _FAILED, str(error)) for step in steps]
+                if not self._presence.back(error):
+                    break
+                last: Exception = error
+            # In a thread of its own an exception would take the results of its neighbours along.
+            except Exception as error:  # pylint: disable=broad-except
+                return [Result(step, _FAILED, f"{type(error).__name__}: {error}") for step in steps]
+        if self._presence.lost:
+            return [Result(step, _KEPT, _LOST) for step in steps]
+        return [Result(step, _FAILED, str(last)) for step in steps]
+
+    def _one(self, step: Step) -> list[Result]:
         try:
-            return getattr(self, f"_{step.kind}")(step)
+            return [getattr(self, f"_{step.kind}")(step)]
         except EngineError as error:
-            if error.gone:
+            return [self._refused(step, error)]
+
+    @staticmethod
+    def _refused(step: Step, error: EngineError) -> Result:
+        if error.gone:
+            return Result(step, _GONE)
+        if error.conflict:
+            if "already in progress" in error.answer:
                 return Result(step, _GONE)
-            if error.conflict:
-                if "already in progress" in error.answer:
-                    return Result(step, _GONE)
-                # A child, or a container, that had to wait may hold it: then it is tried once more.
-                return Result(step, _KEPT, f'the engine says "{error.answer}"', later=True)
-            return Result(step, _FAILED, str(error), later=error.disk_full)
-        except FleetcleanError as error:
-            return Result(step, _FAILED, str(error))
-        # In a thread of its own an exception would take the results of its neighbours along.
-        except Exception as error:  # pylint: disable=broad-except
-            return Result(step, _FAILED, f"{type(error).__name__}: {error}")
+            # A child, or a container, that had to wait may hold it: then it is tried once more.
+            return Result(step, _KEPT, f'the engine says "{error.answer}"', later=True)
+        return Result(step, _FAILED, str(error), later=error.disk_full)
 
     def _container(self, step: Step) -> Result:
         now = container_from({"Id": step.id}, self._engine.container(step.id))
@@ -191,10 +255,13 @@ class _Actor:
         return Result(step, _DONE)
 
     def _tag(self, step: Step) -> Result:
-        if str(self._engine.image(step.name).get("Id")) != step.id:
+        found = self._engine.image(step.name)
+        if str(found.get("Id")) != step.id:
             return Result(step, _KEPT, "the tag names another image now")
-        if self._in_use(step.id, running=step.force):
-            return Result(step, _KEPT, "it came into use")
+        if step.expects and not set(step.expects).intersection(references(found)[0]):
+            return Result(step, _KEPT, "it is the last tag of its image now")
+        if self._came_into_use(step):
+            return Result(step, _KEPT, _IN_USE)
         self._engine.remove_image(step.name)
         return Result(step, _DONE)
 
@@ -202,39 +269,64 @@ class _Actor:
         tags, digests = references(self._engine.image(step.id))
         if set(tags) - set(step.expects):
             return Result(step, _KEPT, "it has got another tag")
+        # Without force the engine refuses an image that a container has; with it, it asks nobody.
+        if step.force and self._came_into_use(step):
+            return Result(step, _KEPT, _IN_USE)
         try:
             self._engine.remove_image(step.id, force=step.force)
         except EngineError as error:
-            # By id the engine removes an image with one name only; digests of other registries count.
-            if not (error.conflict and "multiple repositories" in error.answer and len(digests) > 1):
+            # By id the engine removes an image of one repository only; those of its digests count.
+            if not (error.conflict and "multiple repositories" in error.answer and digests):
                 raise
-            for digest in digests[:-1]:
+            for digest in digests if tags else digests[:-1]:
                 self._engine.remove_image(digest)
             self._engine.remove_image(step.id)
         return Result(step, _DONE)
 
     def _volume(self, step: Step) -> Result:
+        # A volume has no id: one that was made anew under this name, or used, is another one.
+        if step.expects and repr(parse_time(self._engine.volume(step.id).get("CreatedAt"))) not in step.expects:
+            return Result(step, _KEPT, "it was made anew or changed meanwhile")
         self._engine.remove_volume(step.id)
         return Result(step, _DONE)
 
     def _network(self, step: Step) -> Result:
-        if {step.id, step.name} & self._networks_in_use:
-            return Result(step, _KEPT, "it came into use")
+        # The engine removes a network from under a stopped container; we do not.
+        containers = take(self._engine, Wanted(), None).containers
+        if any({step.id, step.name}.intersection(container.networks) for container in containers):
+            return Result(step, _KEPT, _IN_USE)
         try:
             self._engine.remove_network(step.id)
         except EngineError as error:
             if "active endpoints" in error.answer:
-                return Result(step, _KEPT, "it came into use")
+                return Result(step, _KEPT, _IN_USE)
             raise
         return Result(step, _DONE)
 
-    def _build_cache(self, step: Step) -> Result:
-        if self._engine.remove_cache_record(step.id) is None:
-            # An image that went a moment ago may still hold it: the builder lets go a little later.
-            return Result(step, _KEPT, "the engine kept it: in use by a build, or gone", later=True)
-        return Result(step, _DONE)
+    def _build_cache(self, steps: list[Step]) -> list[Result]:
+        try:
+            went = self._engine.remove_cache_records([step.id for step in steps], min(step.unused_for for step in steps))
+        except EngineError as error:
+            return [self._refused(step, error) for step in steps]
+        results = [Result(step, _DONE) for step in steps if step.id in went]
+        left = [step for step in steps if step.id not in went]
+        if left:
+            still = self._records_left()
+            for step in left:
+                # An image that went a moment ago may still hold it: the builder lets go a little later.
+                kept = Result(step, _KEPT, "the builder kept it: in use, or used meanwhile", later=True)
+                results.append(kept if still is None or step.id in still else Result(step, _GONE))
+        return results
 
-    def _in_use(self, image_id: str, running: bool) -> bool:
-        """Whether a container has the image; with ``running``, only those that have processes count."""
+    def _records_left(self) -> set[str] | None:
+        try:
+            return {str(raw.get("ID")) for raw in self._engine.disk_usage("build-cache").get("BuildCache") or ()}
+        except EngineError:
+            return None  # on a full disk the builder cannot even tell
+
+    def _came_into_use(self, step: Step) -> bool:
+        """Whether a container has the image that the plan did not know of; under force, also one that runs by now."""
         found = [container_from(raw) for raw in self._engine.containers()]
-        return any(container.image_id == image_id and (container.live or not running) for container in found)
+        return any(
+            container.image_id == step.id and (container.live or container.id not in step.users) for container in found
+        )

@@ -80,7 +80,9 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     exact = params["measure"] == "exact" and own is not None
     how = attribution.How(exact, params["gentle"], params["state_dir"] or "", str(site.engine.info.get("ID") or ""))
     survey = attribution.survey(site.engine, own, how)
-    _Report(survey, own, exact, params["top"], history.last_uses(how.state_dir, how.engine_id)).fill(result, include)
+    _Report(survey, own, exact, params["top"], history.recall(how.state_dir, how.engine_id)).fill(result, include)
+    if not module.check_mode:
+        history.note(how.state_dir, how.engine_id, survey.snapshot, volumes=True)
     for what, answer in survey.snapshot.unreadable.items():
         result["warnings"].append(f'{what} could not be listed: the engine says "{answer}".')
     result["warnings"] += [words.printable(doubt) for doubt in survey.doubts]
@@ -102,10 +104,11 @@ class _Report:
         storage: Storage | None,
         exact: bool,
         top: int,
-        last_seen_used: t.Mapping[str, float] | None = None,
+        memory: history.Memory = history.Memory({}, {}),
     ) -> None:
         self._survey = survey
-        self._used_at = policy.last_uses(survey.snapshot.containers, last_seen_used or {}, survey.snapshot.now)
+        self._used_at = policy.last_uses(survey.snapshot, memory.used)
+        self._came_between = memory.came
         self._storage = storage
         self._exact = exact
         self._top = top
@@ -267,7 +270,7 @@ class _Report:
             if not image.tags and image.id in parents:
                 continue  # a step of a build, with its image's layers
             used_by = self._used_by.get(IMAGE + image.id, [])
-            evidence = policy.evidence_of(image, self._used_at)
+            evidence = policy.evidence_of(image, self._used_at, self._survey.snapshot.came, self._came_between)
             last_used = None if evidence.moment is None else max(0, int(self._now - evidence.moment))
             found.append(
                 self._item(

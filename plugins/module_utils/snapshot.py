@@ -22,6 +22,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
     EngineError,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, from_info
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
@@ -29,6 +32,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import par
 LIVE_STATES = ("running", "paused", "restarting")
 #: Networks that every engine makes for itself, and swarm's own.
 PREDEFINED_NETWORKS = ("bridge", "host", "none", "ingress", "docker_gwbridge", "default", "nat")
+#: Stands before a volume's name where names of images and volumes are keys of one mapping.
+VOLUME = "volume:"
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,6 +42,7 @@ class Container:
     """``since`` is when it came into its state: its stop, or for one that never ran its creation.
 
     One that did run and whose stop is not known has none: its creation may be long before.
+    ``restarts``: the engine starts it again when it starts itself, also after it was stopped by hand.
     """
 
     id: str
@@ -53,6 +59,7 @@ class Container:
     networks: tuple[str, ...]
     bytes: int | None
     virtual_bytes: int | None = None
+    restarts: bool = False
 
     @property
     def live(self) -> bool:
@@ -91,6 +98,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Volume:
+    """``driver`` is ``local/<type>`` for a volume of the local driver that mounts something from elsewhere."""
+
     name: str
     driver: str
     created: float | None
@@ -131,6 +140,10 @@ class Snapshot:
     ``shared_bytes`` (by image, with others) and ``layers_bytes`` (of all images) are the engine's, where the layer
     store's are not at hand.
 
+    ``seen`` is when the engine saw something in use, by its events: by the name or id of an image as its user gave
+    it, and by volume name behind ``VOLUME``; ``came`` is when it saw an image come, in the same way. Seconds since 1970.
+    ``service_images`` and ``service_volumes`` are those that swarm's services name, as a manager knows them.
+
     ``unreadable`` says what the engine could not list for want of space, with its own words: BuildKit
     writes down the sizes that it is asked for, so on a full disk its list fails.
     """
@@ -144,6 +157,10 @@ class Snapshot:
     layer_bytes: dict[str, int] = field(default_factory=dict, hash=False)
     shared_bytes: dict[str, int] = field(default_factory=dict, hash=False)
     layers_bytes: int | None = None
+    seen: dict[str, float] = field(default_factory=dict, hash=False)
+    came: dict[str, float] = field(default_factory=dict, hash=False)
+    service_images: frozenset[str] = frozenset()
+    service_volumes: frozenset[str] = frozenset()
     unreadable: dict[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -151,7 +168,8 @@ class Snapshot:
 class Wanted:
     """What to ask the engine for. Containers are always asked for: they hold everything else.
 
-    ``ages`` needs a call for each container and each image, ``container_ages`` one for each container; ``sizes`` lets the engine walk the
+    ``ages`` needs a call for each container and each image, ``container_ages`` one for each container, both the engine's
+    past events; ``sizes`` lets the engine walk the
     containers' writable layers and, unless ``volume_sizes`` is off, the volumes.
     """
 
@@ -184,6 +202,8 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
         layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
         networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
+        seen, came = past_uses(engine) if (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes) else ({}, {})
+        services = engine.services() if wanted.images or wanted.volumes else []
         usage = walking.result()
         volumes = _volumes(engine, usage) if wanted.volumes else ()
         containers = _containers(engine, wanted, pool, usage)
@@ -201,8 +221,65 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
             str(raw.get("Id")): max(0, raw.get("SharedSize") or 0) for raw in usage.get("Images") or () if wanted.sizes
         },
         layers_bytes=_size(usage.get("LayersSize")) if wanted.sizes else None,
+        seen=seen,
+        came=came,
+        service_images=frozenset(name for service in services for name in _images_of(service)),
+        service_volumes=frozenset(name for service in services for name in _volumes_of(service)),
         unreadable=unreadable,
     )
+
+
+#: A container's removal is no sign of use: our own would make its image look young.
+_SIGNS_OF_USE = ("create", "start", "restart", "unpause", "die", "stop", "exec_start", "attach", "commit")
+_SIGNS_OF_ARRIVAL = ("pull", "load", "import")
+
+
+def past_uses(engine: Engine) -> tuple[dict[str, float], dict[str, float]]:
+    """What the engine's past events tell: when it saw what in use, and when images came; nothing if it does not tell.
+
+    Source: https://docs.docker.com/reference/api/engine/version/v1.41/#tag/System/operation/SystemEvents
+    """
+    seen: dict[str, float] = {}
+    came: dict[str, float] = {}
+    try:
+        # One second less: the clock that was read may be ahead of the engine's by the time of the call.
+        events = engine.past_events(engine_clock(engine.info) - 1)
+    except FleetcleanError:
+        return {}, {}  # a sign of life more or less; what is not known is judged by all else
+    for event in events:
+        actor = event.get("Actor") if isinstance(event.get("Actor"), dict) else {}
+        of, name = str((actor or {}).get("ID") or event.get("id") or ""), str(event.get("from") or "")
+        attributes = (actor or {}).get("Attributes")
+        moment = parse_time(event.get("time"))
+        # Before API 1.22 an event has neither a type nor an actor, and what it is about is told by its name alone.
+        kind = str(event.get("Type") or ("container" if name else "image"))
+        action = str(event.get("Action") or event.get("status") or "").partition(":")[0]
+        if moment is None:
+            continue
+        if kind == "container" and action in _SIGNS_OF_USE:
+            given = str((attributes if isinstance(attributes, dict) else {}).get("image") or name)
+            seen[given] = max(seen.get(given, 0.0), moment)
+        elif kind == "volume" and action in ("mount", "unmount"):
+            seen[VOLUME + of] = max(seen.get(VOLUME + of, 0.0), moment)
+        elif kind == "image" and action in _SIGNS_OF_ARRIVAL:
+            came[of] = max(came.get(of, 0.0), moment)
+    return seen, came
+
+
+def _specs(service: dict[str, t.Any]) -> t.Iterator[dict[str, t.Any]]:
+    """What a service's containers are made from: now, and after a roll-back."""
+    for name in ("Spec", "PreviousSpec"):
+        template = (service.get(name) or {}).get("TaskTemplate") or {}
+        yield template.get("ContainerSpec") or {}
+
+
+def _images_of(service: dict[str, t.Any]) -> list[str]:
+    return [str(spec["Image"]) for spec in _specs(service) if spec.get("Image")]
+
+
+def _volumes_of(service: dict[str, t.Any]) -> list[str]:
+    mounts = [mount for spec in _specs(service) for mount in spec.get("Mounts") or () if isinstance(mount, dict)]
+    return [str(mount["Source"]) for mount in mounts if mount.get("Type") == "volume" and mount.get("Source")]
 
 
 def _usage(
@@ -269,6 +346,7 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
         # Asked for sizes, the list leaves out those that are 0 and still has SizeRootFs.
         bytes=_size(summary.get("SizeRw", 0 if "SizeRootFs" in summary else None)),
         virtual_bytes=_size(summary.get("SizeRootFs")),
+        restarts=((details.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name") == "always",
     )
 
 
@@ -413,7 +491,7 @@ def _volumes(engine: Engine, usage: dict[str, t.Any]) -> tuple[Volume, ...]:
         found.append(
             Volume(
                 name=name,
-                driver=str(raw.get("Driver") or ""),
+                driver=_volume_driver(raw),
                 created=parse_time(raw.get("CreatedAt")),
                 labels=labels,
                 # Engines 23 and newer label them; before, only the random name tells.
@@ -423,6 +501,15 @@ def _volumes(engine: Engine, usage: dict[str, t.Any]) -> tuple[Volume, ...]:
             )
         )
     return tuple(found)
+
+
+def _volume_driver(raw: dict[str, t.Any]) -> str:
+    """The options of a mount may hold credentials, so its type is all that is taken along."""
+    driver, options = str(raw.get("Driver") or ""), raw.get("Options")
+    if driver != "local" or not isinstance(options, dict) or not (options.get("device") or options.get("type")):
+        return driver  # a size alone is a quota on data that is here
+    kind = str(options.get("type") or "none")
+    return f"local/{'bind' if kind == 'none' else kind}"
 
 
 def _network(raw: dict[str, t.Any]) -> Network:

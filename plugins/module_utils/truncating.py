@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    history,
     logs,
     options,
     policy,
@@ -37,7 +38,8 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             f"{site.proof.words}; nothing was touched. Run this on that host, without docker_host.", "foreign_root"
         )
     root = site.own_storage.root
-    containers = snapshot.take(site.engine, snapshot.Wanted(), None).containers
+    looked = snapshot.take(site.engine, snapshot.Wanted(images=True), None)
+    containers = looked.containers
     major = _major(site.engine.info.get("ServerVersion"))
     cuts: list[logs.Cut] = []
     try:
@@ -55,6 +57,8 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         result["logs"] = [{key: value for key, value in vars(cut).items() if key not in ("failed", "disk_full")} for cut in cuts]
         result["reclaimed_bytes"] = sum(cut.reclaimed_bytes for cut in cuts)
         result["changed"] = any(cut.changed for cut in cuts)
+    if not module.check_mode:
+        history.note(module.params["state_dir"] or "", str(site.engine.info.get("ID") or ""), looked, volumes=False)
     if module._diff:
         lines = [_line(cut, wish) for cut in sorted(cuts, key=lambda cut: -cut.reclaimed_bytes)]
         result["diff"] = {"prepared": "".join(f"{line}\n" for line in lines)}

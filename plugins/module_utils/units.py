@@ -146,6 +146,22 @@ def say_duration(seconds: float) -> str:
     return f"{whole} second{'' if whole == 1 else 's'}"
 
 
+def say_span(seconds: int) -> str:
+    """Return a duration without rounding it, in the largest unit that fits: ``7 days``, ``36 hours``, ``90 minutes``."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        if seconds % length == 0 and (seconds >= length or unit == "second"):
+            count = seconds // length
+            break
+    return f"{count} {unit}{'' if count == 1 else 's'}"
+
+
+def say_amount(amount: Amount, count: bool = False) -> str:
+    """Return a watermark in words: ``15 %``, ``20.0 GB``; a number of inodes with ``count``."""
+    if isinstance(amount, Share):
+        return f"{amount.percent:g} %"
+    return f"{amount} inodes" if count else say_size(amount)
+
+
 def say_limit(seconds: int) -> str:
     """Return a duration in the option's own notation: ``7d``, ``36h``, ``0``."""
     for unit in ("w", "d", "h", "m"):

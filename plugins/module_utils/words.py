@@ -12,7 +12,15 @@ from __future__ import annotations
 import textwrap
 import typing as t
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_size
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
+    say_amount,
+    say_size,
+    say_span,
+)
+
+if t.TYPE_CHECKING:
+    from ansible_collections.fleetclean.docker.plugins.module_utils.options import Watermarks
+    from ansible_collections.fleetclean.docker.plugins.module_utils.policy import Wishes
 
 #: What fits a phone, a CI log and AWX alike.
 COLUMNS = 100
@@ -54,9 +62,108 @@ def kept_line(kind: str, count: int, size: int | None, reason: str) -> str:
     )
 
 
-def plan_lines(steps: t.Iterable[t.Any], kept: t.Iterable[dict[str, t.Any]], free: str) -> list[str]:
-    """What goes, largest first; what stays, by reason; and what is free before and after."""
-    lines = [
+def policy_lines(wishes: Wishes, marks: Watermarks) -> list[str]:
+    """The wishes in words, a sentence for each section and for what holds for all of them."""
+    said = [
+        ("containers", _containers(wishes.containers)),
+        ("images", _images(wishes.images)),
+        ("volumes", _volumes(wishes.volumes)),
+        ("networks", _networks(wishes.networks)),
+        ("build cache", _cache(wishes.build_cache)),
+        ("always", _always(wishes)),
+        ("when", _when(marks)),
+    ]
+    return [f"{section}: {', '.join(parts)}" for section, parts in said if parts]
+
+
+def _containers(wish: t.Any) -> list[str]:
+    if not wish:
+        return []
+    states = f"{', '.join(wish.states[:-1])} or {wish.states[-1]}" if len(wish.states) > 1 else "".join(wish.states) or "in no state"
+    parts = [states + _for(wish.older_than), *_named(wish.keep)]
+    return [*parts, "their anonymous volumes as well"] if wish.volumes else parts
+
+
+def _images(wish: t.Any) -> list[str]:
+    if not wish:
+        return []
+    parts = [
+        {
+            "dangling": f"dangling{_for(wish.older_than if wish.dangling_older_than is None else wish.dangling_older_than)}",
+            "unused": f"unused{_for(wish.older_than)}",
+            "all": f"used by no running container{_for(wish.older_than)}",
+        }[wish.scope]
+    ]
+    if wish.scope != "dangling" and wish.dangling_older_than is not None:
+        parts.append(f"dangling{_for(wish.dangling_older_than) or ' ones at once'}")
+    if wish.keep_latest:
+        parts.append(f"keep the newest {wish.keep_latest} of each repository")
+    if wish.keep_local:
+        parts.append("keep what was never pushed or pulled")
+    return parts + _named(wish.keep)
+
+
+def _volumes(wish: t.Any) -> list[str]:
+    if not wish:
+        return []
+    parts = [("anonymous, unused" if wish.scope == "anonymous" else "unused") + _for(wish.older_than)]
+    if tuple(wish.drivers) != ("local",):
+        parts.append(f"of the drivers {', '.join(map(printable, wish.drivers)) or 'none'}")
+    return parts + _named(wish.keep)
+
+
+def _networks(wish: t.Any) -> list[str]:
+    if not wish:
+        return []
+    return ["used by no container" + (f", created more than {say_span(wish.older_than)} ago" if wish.older_than else ""), *_named(wish.keep)]
+
+
+def _cache(wish: t.Any) -> list[str]:
+    if not wish:
+        return []
+    parts = [f"unused{_for(wish.older_than)}"]
+    if wish.scope == "all":
+        parts.append("also what is shared and the builder's own")
+    if wish.keep_storage is not None:
+        parts.append(f"keep the {say_size(wish.keep_storage)} used most recently")
+    return parts
+
+
+def _always(wishes: Wishes) -> list[str]:
+    labels = ", ".join(map(printable, wishes.keep_labels))
+    parts = [f"keep what is labelled {labels}"] if labels else []
+    if wishes.orchestrated == "clean":
+        parts.append("clean also what kubelet, the ECS agent, Nomad, swarm and buildx look after")
+    return parts
+
+
+def _when(marks: Watermarks) -> list[str]:
+    below = [(marks.only_below, False), (marks.only_below_inodes, True)]
+    until = [(marks.free_target, False), (marks.free_target_inodes, True)]
+    starts = [f"less than {say_amount(mark, count)}{_of(mark, count)} is free" for mark, count in below if mark is not None]
+    stops = [f"{say_amount(mark, count)}{_of(mark, count)} is free" for mark, count in until if mark is not None]
+    parts = [f"only if {' or '.join(starts)}"] if starts else []
+    return parts + ([f"until {' and '.join(stops)}, the cheapest loss first"] if stops else [])
+
+
+def _of(mark: t.Any, count: bool) -> str:
+    return " of the inodes" if count and not isinstance(mark, int) else ""
+
+
+def _for(seconds: int | None) -> str:
+    return f" for {say_span(seconds)}" if seconds else ""
+
+
+def _named(keep: t.Sequence[str]) -> list[str]:
+    return [f"keep those named {', '.join(map(printable, keep))}"] if keep else []
+
+
+def plan_lines(
+    policy: t.Iterable[str], steps: t.Iterable[t.Any], kept: t.Iterable[dict[str, t.Any]], free: str
+) -> list[str]:
+    """The wishes; what goes, largest first; what stays, by reason; and what is free before and after."""
+    lines = [wrapped(f"  {'wished':<11} ", line) for line in policy]
+    lines += [
         step_line(step.kind, step.name, step.bytes, step.reason)
         for step in sorted(steps, key=lambda step: -(step.bytes or 0))
     ]

@@ -39,6 +39,8 @@ options:
       states:
         description:
           - The states that may go. Containers that are V(running), V(paused) or V(restarting) are killed.
+          - A stopped container whose restart policy is C(always) starts again with the engine. It counts as one of those that run,
+            and stays unless V(running) is given too, or O(orchestrated=clean).
         type: list
         elements: str
         choices: [created, exited, dead, running, paused, restarting]
@@ -71,6 +73,8 @@ options:
         description:
           - Only those not used for longer. The latest sign of use counts, a container's start or stop, the last tagging,
             the arrival on the host; where none is known, the image's creation. The plan says which it was.
+          - Uses are known from the containers that are there, from the events that the engine still holds in memory (a few hundred,
+            gone when it starts anew), and from what earlier runs of any of the modules saw, see O(state_dir).
         type: str
       dangling_older_than:
         description:
@@ -99,7 +103,10 @@ options:
     type: dict
     suboptions:
       scope:
-        description: V(anonymous) are those that the engine named; V(unused) are all that no container has, named ones too.
+        description:
+          - V(anonymous) are those that the engine named; V(unused) are all that no container has, named ones too.
+          - A named volume of a compose project stays as long as a container of the project does.
+          - Where a buildx builder instance keeps its cache is a named volume, too, and outlives the builder.
         type: str
         choices: [anonymous, unused]
         default: anonymous
@@ -113,8 +120,17 @@ options:
         type: list
         elements: str
         default: []
+      drivers:
+        description:
+          - Volumes of these drivers (globs) may go. The data of others is elsewhere, so nothing would come free here.
+          - A volume of the driver V(local) that mounts something counts as C(local/) and the type, such as V(local/nfs) or V(local/bind).
+        type: list
+        elements: str
+        default: [local]
   networks:
-    description: Which networks to remove. Those of a container, stopped ones too, the predefined ones and swarm's stay.
+    description:
+      - Which networks to remove. Those of a container, stopped ones too, the predefined ones and swarm's stay, and those of a
+        compose project as long as a container of it does.
     type: dict
     suboptions:
       older_than:
@@ -132,12 +148,13 @@ options:
       scope:
         description:
           - V(unused) leaves what images share and what the builder keeps for itself; V(all) takes that as well.
-          - What only images share that go in the same run goes after them. With another machine's engine it is not in check mode's plan.
+          - What only images share that go in the same run goes after them. With another machine's engine that is seen only once
+            they are gone, so it is not in check mode's plan.
         type: str
         choices: [unused, all]
         default: unused
       older_than:
-        description: Only those not used for longer.
+        description: Only those not used for longer. The builder checks it again when it removes them.
         type: str
       keep_storage:
         description: So much of the cache stays, the most recently used.
@@ -165,7 +182,9 @@ options:
   free_target:
     description:
       - Stop as soon as this much is free, as a size or a share. Least recently used first, the cheapest loss first.
-      - In check mode the plan ends where the known sizes reach the target.
+      - What comes free with each object is measured first, as in check mode, and the shortest beginning of the plan that is enough
+        is carried out; further ones go only if the filesystem then has less. What can never free anything, such as networks, stays.
+      - If all of it is not enough, RV(target_met) is false; that is no failure.
     type: str
   only_below_inodes:
     description: Like O(only_below), for inodes, as a number or a share. With both, one of them is enough to begin.
@@ -176,7 +195,9 @@ options:
   orchestrated:
     description:
       - Whether to V(keep) what others look after on this host, or to V(clean) it as well.
-      - That is containers of kubelet, the ECS agent, Nomad and swarm, and on hosts of the first three all images.
+      - That is what belongs to kubelet, the ECS agent, Nomad, swarm (what its services name, too, where a manager can tell) or a
+        buildx builder instance, by labels and containers' names, and on hosts of the first three all images.
+      - And stopped containers whose restart policy is C(always), which start again with the engine.
     type: str
     choices: [keep, clean]
     default: keep
@@ -217,6 +238,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+policy:
+  description: What was wished, in words, a sentence for each section.
+  returned: when the options are right
+  type: list
+  elements: str
+  sample: ["images: unused for 7 days, keep the newest 2 of each repository"]
 removed:
   description: What was removed; in check mode, what would be, in the same order.
   returned: when the engine answers

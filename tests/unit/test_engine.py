@@ -436,12 +436,37 @@ def test_a_removal_says_what_it_means_and_never_prunes(site: Site) -> None:
     assert not any("prune" in urlsplit(path).path for _method, path in server.requests)
 
 
-def test_one_record_of_the_build_cache_is_named_exactly(site: Site) -> None:
+def test_records_of_the_build_cache_are_named_exactly(site: Site) -> None:
     server = site.serve(engine_that(lambda method, path: http({"CachesDeleted": ["abc123"], "SpaceReclaimed": 42})))
     engine = site.connect()
-    assert engine.remove_cache_record("abc123") == 42
-    assert engine.remove_cache_record("other") is None
-    assert '{"id":["^abc123$"]}' in unquote(server.requests[-2][1]).replace("+", "").replace(" ", "")
+    assert engine.remove_cache_records(["abc123"]) == {"abc123"}
+    assert engine.remove_cache_records(["other"]) == frozenset()
+    assert engine.remove_cache_records(["other", "abc123"], unused_for=3600) == {"abc123"}
+    asked = [unquote(path).replace("+", "").replace(" ", "") for _method, path in server.requests[-3:]]
+    assert '{"id":["^(abc123)$"]}' in asked[0]
+    assert '{"id":["^(other|abc123)$"],"unused-for":["3600s"]}' in asked[2]
+
+
+def test_an_id_of_the_build_cache_is_no_expression(site: Site) -> None:
+    server = site.serve(engine_that(lambda method, path: http({"CachesDeleted": ["a", "b"], "SpaceReclaimed": 42})))
+    assert site.connect().remove_cache_records(["a.*"]) == frozenset()
+    assert r"^(a\\.\\*)$" in unquote(server.requests[-1][1])
+
+
+def test_past_events_are_read_one_by_one_and_have_an_end(site: Site) -> None:
+    text = b'{"Type":"container","time":1}\n{"status":"pull","time":2}{"Type":"volume"}\n 7'
+    server = site.serve(engine_that(lambda method, path: http(text)))
+    assert site.connect().past_events(1700000000.9) == [{"Type": "container", "time": 1}, {"status": "pull", "time": 2}, {"Type": "volume"}]
+    assert server.requests[-1] == ("GET", "/v1.45/events?since=1&until=1700000000")
+
+
+def test_services_are_asked_of_managers_alone(site: Site) -> None:
+    server = site.serve(engine_that(lambda method, path: http([{"ID": "s"}])))
+    engine = site.connect()
+    assert engine.services() == []
+    engine.info["Swarm"] = {"ControlAvailable": True}
+    assert engine.services() == [{"ID": "s"}]
+    assert server.requests[-1][1] == "/v1.45/services"
 
 
 @pytest.mark.parametrize(

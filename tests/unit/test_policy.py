@@ -420,7 +420,7 @@ def test_the_latest_of_several_containers_counts() -> None:
 def test_a_use_that_an_earlier_run_saw_counts() -> None:
     here = world(image("i", "i:1"))
     plan = plan_of(here, {sha("i"): NOW - 5 * DAY}, images=ImageWish("unused"))
-    assert why(plan, "i:1") == "unused for 5 days (last container)"
+    assert why(plan, "i:1") == "unused for 5 days (seen in use by an earlier run)"
     assert stays(plan_of(here, {sha("i"): NOW - HOUR}, images=ImageWish("unused", older_than=DAY)), "i:1")
 
 
@@ -1005,10 +1005,35 @@ def steps(*sizes: int | None) -> tuple[Step, ...]:
 @pytest.mark.parametrize(("needed", "taken"), [(-5, 0), (0, 0), (1, 1), (10, 1), (11, 3), (30, 3), (31, 4), (1000, 4)])
 def test_a_plan_ends_as_soon_as_the_known_sizes_are_enough(needed: int, taken: int) -> None:
     plan = Plan(steps(10, None, 20, 5), (Kept("volume", "k", "k", 7, "labelled x"),))
-    short = plan.until(needed)
+    short, rest = plan.until(needed)
     assert short.steps == plan.steps[:taken]
-    assert [kept.id for kept in short.kept] == ["k"] + [step.id for step in plan.steps[taken:]]
-    assert {kept.reason for kept in short.kept[1:]} <= {"enough is free without it"}
+    assert rest.steps == plan.steps[taken:]
+    assert [kept.id for kept in short.kept] == ["k"]
+    assert [(kept.id, kept.reason) for kept in rest.as_kept("enough")] == [(step.id, "enough") for step in plan.steps[taken:]]
+
+
+def test_a_plan_with_a_target_ends_when_bytes_and_inodes_are_enough() -> None:
+    some = [replace(step, inodes=inodes) for step, inodes in zip(steps(10, 10, 10), (1, 5, 1))]
+    for needed, inodes, taken in ((0, 0, 0), (5, 0, 1), (0, 1, 1), (0, 2, 2), (25, 1, 3), (1, 6, 2), (1, 99, 3)):
+        assert len(Plan(tuple(some)).until(needed, inodes)[0].steps) == taken, (needed, inodes)
+
+
+def test_a_plan_with_a_target_has_nothing_that_can_never_free_anything() -> None:
+    plan = Plan(
+        (
+            Step("network", "n", "n", 0, "why"),
+            Step("tag", "stays", "app:1", 0, "why"),
+            Step("tag", "goes", "web:1", 0, "why"),
+            Step("image", "goes", "web:2", 10, "why"),
+            Step("image", "later", "web:3", 10, "why"),
+        )
+    )
+    short, rest = plan.until(5)
+    assert [step.name for step in short.steps] == ["web:1", "web:2"]
+    assert [step.name for step in rest.steps] == ["web:3"]
+    assert {(kept.name, kept.reason) for kept in short.kept} == {
+        ("n", "frees nothing, and a target is to be met"), ("app:1", "frees nothing, and a target is to be met"),
+    }
 
 
 def test_a_plan_says_its_known_bytes() -> None:
@@ -1199,8 +1224,9 @@ def test_in_hundreds_of_random_worlds_the_rules_hold(start: int) -> None:
                     if step.kind == "image" and any(o.id == step.id and o.layers for o in here.images)
                 )
                 assert freed == 10 * len(sizes), "the promised bytes are not those of the layers that go"
-            shorter = plan.until(dice.randrange(3 * GB))
-            assert shorter.steps == plan.steps[: len(shorter.steps)]
+            shorter, rest = plan.until(dice.randrange(3 * GB))
+            both = shorter.steps + rest.steps
+            assert both == tuple(step for step in plan.steps if step in both)
             fake_carry_out(here, shorter)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}\n{here}\n{wishes}\n{plan}") from error

@@ -104,12 +104,13 @@ def test_a_plan_is_said_largest_first_then_what_stays_then_what_is_free() -> Non
         {"kind": "image", "reason": "used by a container", "count": 1, "bytes": 5},
         {"kind": "volume", "reason": "named", "count": 3, "bytes": 7},
     ]
-    lines = words.plan_lines(steps, kept, "0 B -> 1.0 GB of 2.0 GB (50 %)")
+    first, *lines = words.plan_lines(["images: unused"], steps, kept, "0 B -> 1.0 GB of 2.0 GB (50 %)")
+    assert first == "  wished      images: unused"
     assert [line.split()[2] for line in lines[:3]] == ["large", "small", "unknown"]
     assert "volumes" in lines[3]
     assert "image" in lines[4]
     assert lines[5] == "  free        0 B -> 1.0 GB of 2.0 GB (50 %)"
-    assert words.plan_lines([], [], "") == []
+    assert words.plan_lines([], [], [], "") == []
 
 
 def test_free_space_is_said_before_and_after() -> None:
