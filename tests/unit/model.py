@@ -61,6 +61,7 @@ class Picture:
     parent: str = ""
     references: list[str] = field(default_factory=list)
     tagged: float | None = None
+    arrived: float | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -118,6 +119,7 @@ class Model:
 
     def __init__(self, store: str = "graphdriver") -> None:
         self.containerd = store == "containerd"
+        self.now = NOW
         self.host = "unix:///model.sock"
         self.api_version = "1.51" if self.containerd else "1.41"
         self.version: dict[str, t.Any] = {"Version": "28.5.2" if self.containerd else "20.10.24", "ApiVersion": self.api_version}

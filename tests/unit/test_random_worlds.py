@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Small random engines, random wishes, and others at work meanwhile: what is wanted never goes, and what was planned is what is done.
 
-``Expected`` is written from the documentation of docker_clean, and shares no line with the policy. A failing test has its seed in its
-name; ``-k 'seed-17]'`` runs it again.
+What has to go and to stay is told by expected.py. A failing test has its seed in its name; ``-k 'seed-17]'`` runs it again.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from __future__ import annotations
 import random
 import threading
 import typing as t
-from fnmatch import fnmatchcase
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
-from model import NOW, Box, Data, Model, Net, Picture, Record
+from expected import Expected
+from model import NOW, Box, Model
 from worlds import DAY, HOUR, MINUTE, hexadecimal, sha
 
 AGES = (None, 0, HOUR, DAY, 7 * DAY)
@@ -174,227 +173,6 @@ def random_wishes(dice: random.Random, engine: Model) -> policy.Wishes:
         orchestrated=dice.choice(("keep", "clean")),
         cheapest_first=dice.random() < 0.3,
     )
-
-
-# -- what the documentation says ---------------------------------------------------------------------
-
-
-class Expected:
-    """``stays``: what must not go. ``goes``: what must. ``asked``: what has to be accounted for. All as Model.everything() names it."""
-
-    def __init__(self, engine: Model, wishes: policy.Wishes, seen: t.Mapping[str, float]) -> None:
-        self.engine, self.wishes, self.seen = engine, wishes, seen
-        self.goes: set[tuple[str, str]] = set()
-        self.asked: set[tuple[str, str]] = set()
-        self.keeping = wishes.orchestrated == "keep"
-        boxes = list(engine.boxes.values())
-        self.leaving = [box for box in boxes if wishes.containers and not self.box_stays(box, wishes.containers)]
-        self.staying = [box for box in boxes if box not in self.leaving]
-        self.projects = {box.labels.get("com.docker.compose.project") for box in self.staying} - {None}
-        self.goes.update(("container", box.id) for box in self.leaving)
-        self.asked.update(("container", box.id) for box in boxes if wishes.containers)
-        self.judged: dict[str, bool] = {}
-        if wishes.images:
-            self.images(wishes.images)
-        for data in engine.data.values():
-            along = self.goes_along(data)
-            if wishes.volumes or along:
-                self.asked.add(("volume", data.name))
-                if not self.volume_stays(data, along):
-                    self.goes.add(("volume", data.name))
-        for net in engine.nets.values() if wishes.networks else ():
-            self.asked.add(("network", net.id))
-            if not self.net_stays(net):
-                self.goes.add(("network", net.id))
-        self.stays = engine.everything() - self.goes - {("build_cache", ident) for ident in engine.records}
-        if wishes.build_cache:
-            self.asked.update(("build_cache", ident) for ident in engine.records)
-        for record in engine.records.values():
-            if self.record_stays(record):
-                self.stays |= {("build_cache", record.id)}
-
-    # Shared by all kinds.
-
-    def labelled(self, labels_: dict[str, str]) -> bool:
-        for pattern in self.wishes.keep_labels:
-            key, equals, value = pattern.partition("=")
-            for own, content in labels_.items():
-                if fnmatchcase(own, key) and (not equals or fnmatchcase(content, value)):
-                    return True
-        return False
-
-    @staticmethod
-    def young(since: float | None, older_than: int | None) -> bool:
-        """Nothing known is no permission; 0 is no limit."""
-        return bool(older_than) and (since is None or NOW - since < (older_than or 0))
-
-    @staticmethod
-    def named(patterns: t.Iterable[str], ident: str, *names: str) -> bool:
-        plain = ident.rpartition(":")[2]
-        for pattern in patterns:
-            if any(name == pattern or fnmatchcase(name, pattern) for name in names):
-                return True
-            if len(pattern) >= 12 and set(pattern) <= set("sha256:0123456789abcdef") and plain.startswith(pattern.rpartition(":")[2]):
-                return True
-        return False
-
-    @staticmethod
-    def manager(labels_: dict[str, str], box: Box | None = None) -> str:
-        for prefix, name, who in (
-            ("io.kubernetes.", "k8s_", "host"), ("com.amazonaws.ecs.", "ecs-agent", "host"), ("com.hashicorp.nomad.", "nomad_init_", "host"),
-            ("com.docker.swarm.", "\0", "swarm"), ("\0", "buildx_buildkit_", "buildx"),
-        ):
-            if any(key.startswith(prefix) for key in labels_) or (box and box.name.startswith(name)):
-                return who
-        return ""
-
-    # Containers.
-
-    def box_stays(self, box: Box, wish: policy.ContainerWish) -> bool:
-        stopped_at = box.finished or (None if box.state == "exited" else box.created)
-        return (
-            box.state not in wish.states
-            or self.wanted(box)
-            or (self.keeping and box.restart == "always" and not box.live and "running" not in wish.states)
-            or self.young(box.created if box.live else stopped_at, wish.older_than)
-        )
-
-    def wanted(self, box: Box) -> bool:
-        """Somebody said that it stays; its state and age are not that."""
-        wish = self.wishes.containers
-        links = [link.lstrip("/") for link in box.links]
-        return (
-            (wish is not None and self.named(wish.keep, box.id, box.name, *links))
-            or (self.keeping and bool(self.manager(box.labels, box)))
-            or self.labelled(box.labels)
-        )
-
-    # Images.
-
-    def images(self, wish: policy.ImageWish) -> None:
-        children: dict[str, list[str]] = {}
-        for picture in self.engine.pictures.values():
-            children.setdefault(picture.parent, []).append(picture.id)
-            self.asked.add(("image", picture.id))
-        todo = list(self.engine.pictures.values())
-        while todo:
-            picture = todo.pop(0)
-            mine = children.get(picture.id, [])
-            if any(child not in self.judged for child in mine):
-                todo.append(picture)
-                continue
-            self.judged[picture.id] = self.image_stays(picture, wish, bool(mine)) or any(self.judged[child] for child in mine)
-            kept = {tag for tag in picture.tags if self.tag_stays(tag, wish)}
-            if not self.judged[picture.id]:
-                self.goes.update(("tag", tag) for tag in picture.tags if tag not in kept)
-                if kept:
-                    self.judged[picture.id] = True
-                else:
-                    self.goes.add(("image", picture.id))
-
-    def image_stays(self, picture: Picture, wish: policy.ImageWish, parent: bool) -> bool:
-        users = [box for box in self.staying if box.image == picture.id]
-        if wish.scope == "all":
-            users = [box for box in users if box.live or self.wanted(box)]
-        hosts = [box for box in self.engine.boxes.values() if self.manager(box.labels, box) == "host"]
-        repositories = [] if picture.tags else [digest.partition("@")[0] for digest in picture.digests]
-        local = not picture.digests or self.engine.containerd
-        if (
-            users
-            or (self.keeping and (hosts or self.served(picture)))
-            or self.labelled(picture.labels)
-            or self.named(wish.keep, picture.id, *picture.digests, *repositories)
-            or (picture.tags and (wish.scope == "dangling" or (wish.keep_local and local)))
-        ):
-            return True
-        if parent and not picture.tags:
-            return False
-        limit = wish.dangling_older_than if not picture.tags and wish.dangling_older_than is not None else wish.older_than
-        return self.young(self.last_use(picture), limit)
-
-    def served(self, picture: Picture) -> bool:
-        specs = [service.get(which) or {} for service in self.engine.swarm_services for which in ("Spec", "PreviousSpec")]
-        return any((spec.get("TaskTemplate") or {}).get("ContainerSpec", {}).get("Image") in picture.references for spec in specs)
-
-    def last_use(self, picture: Picture) -> float:
-        signs = [self.seen.get(picture.id), picture.tagged]
-        for box in self.engine.boxes.values():
-            if box.image == picture.id:
-                signs += [NOW] if box.live else [box.created, box.started, box.finished]
-        signs += [event["time"] for event in self.engine.events if event["Actor"]["Attributes"]["image"] in picture.tags]
-        return max((sign for sign in signs if sign is not None), default=int(picture.created))
-
-    def tag_stays(self, tag: str, wish: policy.ImageWish) -> bool:
-        repository = tag.rpartition(":")[0]
-        plain = [pattern.replace("docker.io/library/", "") for pattern in wish.keep]
-        if any(fnmatchcase(name, pattern) for pattern in plain for name in (tag, repository)):
-            return True
-        alike = [
-            (int(picture.created), picture.tagged or 0, own)
-            for picture in self.engine.pictures.values() for own in picture.tags if own.rpartition(":")[0] == repository
-        ]
-        return tag in [own for _created, _tagged, own in sorted(alike, reverse=True)[: wish.keep_latest]]
-
-    # Volumes and networks.
-
-    def goes_along(self, data: Data) -> bool:
-        wish = self.wishes.containers
-        return bool(wish and wish.volumes) and data.anonymous and any(data.name in box.volumes for box in self.leaving)
-
-    def volume_stays(self, data: Data, along: bool) -> bool:
-        wish = self.wishes.volumes
-        driver = data.driver
-        if driver == "local" and data.options.get("device"):
-            driver = "local/bind" if data.options["type"] == "none" else f"local/{data.options['type']}"
-        drivers = wish.drivers if wish else ("local",)
-        served = any(data.name == "v1" for _ in self.engine.swarm_services)
-        if (
-            any(data.name in box.volumes for box in self.staying)
-            or data.cluster
-            or self.labelled(data.labels)
-            or (self.keeping and (served or bool(self.manager(data.labels))))
-            or data.labels.get("com.docker.compose.project") in self.projects
-            or not any(fnmatchcase(driver, pattern) for pattern in drivers)
-            or (wish is not None and self.named(wish.keep, data.name, data.name))
-        ):
-            return True
-        if along:
-            return False
-        assert wish
-        signs = [data.created, self.seen.get(policy.VOLUME + data.name)]
-        for box in self.engine.boxes.values():
-            if data.name in box.volumes:
-                signs += [NOW] if box.live else [box.created, box.started, box.finished]
-        last = max((sign for sign in signs if sign is not None), default=None)
-        return (wish.scope == "anonymous" and not data.anonymous) or self.young(last, wish.older_than)
-
-    def net_stays(self, net: Net) -> bool:
-        wish = self.wishes.networks
-        assert wish
-        return (
-            net.name in ("bridge", "host", "none")
-            or net.scope == "swarm"
-            or any({net.name, net.id} & set(box.networks) for box in self.staying)
-            or self.named(wish.keep, net.id, net.name)
-            or self.labelled(net.labels)
-            or (self.keeping and bool(self.manager(net.labels)))
-            or net.labels.get("com.docker.compose.project") in self.projects
-            or self.young(net.created, wish.older_than)
-        )
-
-    # Build cache.
-
-    def record_stays(self, record: Record) -> bool:
-        wish = self.wishes.build_cache
-        if wish is None:
-            return True
-        shared = any(("image", image) not in self.goes for image in record.images)
-        return (
-            record.in_use
-            or (wish.scope == "unused" and (shared or record.type in ("internal", "frontend")))
-            or self.young(record.used or record.created, wish.older_than)
-            or any(self.record_stays(child) for child in self.engine.records.values() if record.id in child.parents)
-        )
 
 
 # -- doing it --------------------------------------------------------------------------------------------
