@@ -36,17 +36,18 @@ def filesystem(path: str) -> Filesystem:
     :raises OSError: the path is not there or cannot be asked.
     """
     stat = os.statvfs(path)
-    mount_point, kind = _mount_of(path)
+    mount = _mount_of(path)
     return Filesystem(
-        mount_point=mount_point,
-        type=kind,
+        mount_point=mount.point,
+        type=mount.type,
         size=stat.f_blocks * stat.f_frsize,
         used=(stat.f_blocks - stat.f_bfree) * stat.f_frsize,
         free=stat.f_bfree * stat.f_frsize,
         available=stat.f_bavail * stat.f_frsize,
         inodes=stat.f_files,
         inodes_available=stat.f_favail,
-        read_only=bool(stat.f_flag & os.ST_RDONLY),
+        # An ext4 that gave up after an error tells so in the mount table alone, on kernels of 2025 and newer.
+        read_only=bool(stat.f_flag & os.ST_RDONLY) or bool(mount.options & {"ro", "emergency_ro"}),
     )
 
 
@@ -58,7 +59,7 @@ def settle(path: str, seconds: float = 60.0) -> None:
 
     :param seconds: the longest wait.
     """
-    kind = _mount_of(path)[1]
+    kind = _mount_of(path).type
     if kind not in ("btrfs", "zfs"):
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -132,26 +133,27 @@ def mounts_below(paths: t.Collection[str]) -> list[Mount]:
 
 
 class _Entry(t.NamedTuple):
-    """One line of the mount table: the device, what of it is mounted (``root``), and where."""
+    """One line of the mount table: the device, what of it is mounted (``root``), where, and the filesystem's options."""
 
     device: str
     root: str
     point: str
     type: str
+    options: frozenset[str]
 
 
 def _holds(point: str, path: str) -> bool:
     return path == point or path.startswith(point.rstrip("/") + "/")
 
 
-def _mount_of(path: str) -> tuple[str, str]:
-    """Mount point and type of the filesystem at ``path``, by the longest mount that holds it."""
+def _mount_of(path: str) -> _Entry:
+    """The filesystem at ``path``, by the longest mount that holds it."""
     real = os.path.realpath(path)
-    best, kind = "/", ""
+    best = _Entry("", "/", "/", "", frozenset())
     for entry in _mounts():
-        if _holds(entry.point, real) and len(entry.point) >= len(best):
-            best, kind = entry.point, entry.type
-    return best, kind
+        if _holds(entry.point, real) and len(entry.point) >= len(best.point):
+            best = entry
+    return best
 
 
 def _mounts() -> t.Iterator[_Entry]:
@@ -160,8 +162,9 @@ def _mounts() -> t.Iterator[_Entry]:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
             for line in stream:
                 left, _dash, right = line.partition(" - ")
-                parts = left.split()
-                yield _Entry(parts[2], _plain(parts[3]), _plain(parts[4]), right.split()[0])
+                parts, of = left.split(), right.split()
+                options = frozenset(of[2].split(",")) if len(of) > 2 else frozenset()
+                yield _Entry(parts[2], _plain(parts[3]), _plain(parts[4]), of[0], options)
     except (OSError, IndexError):
         return
 

@@ -104,7 +104,7 @@ class _Report:
         storage: Storage | None,
         exact: bool,
         top: int,
-        memory: history.Memory = history.Memory({}, {}),
+        memory: history.Memory,
     ) -> None:
         self._survey = survey
         self._used_at = policy.last_uses(survey.snapshot, memory.used)

@@ -168,7 +168,7 @@ class Snapshot:
 class Wanted:
     """What to ask the engine for. Containers are always asked for: they hold everything else.
 
-    ``ages`` needs a call for each container and each image, ``container_ages`` one for each container, both the engine's
+    ``ages`` needs a call for each container, and for each image that has no record at hand, ``container_ages`` one for each container, both the engine's
     past events; ``sizes`` lets the engine walk the
     containers' writable layers and, unless ``volume_sizes`` is off, the volumes.
     """
@@ -386,15 +386,19 @@ def _images(
     def read(raw: dict[str, t.Any]) -> Image:
         details: dict[str, t.Any] = {}
         # What the image's record here says needs no call.
-        digests = storage.image_layers(str(raw["Id"])) if storage and wanted.sizes else None
-        if wanted.ages or (wanted.sizes and digests is None):
+        ident = str(raw["Id"])
+        arrived = _arrival(storage, ident)
+        digests = storage.image_layers(ident) if storage and (wanted.sizes or wanted.build_cache) else None
+        if (wanted.ages and arrived is None) or (wanted.sizes and digests is None):
             try:
-                details = engine.image(str(raw["Id"]))
+                details = engine.image(ident)
             except EngineError:
                 details = {}  # gone, or broken: its summary is all there is
+        elif wanted.ages and storage:
+            details = {"Metadata": {"LastTagTime": storage.image_tagged(ident)}}
         if digests is not None:
             details = {**details, "RootFS": {"Layers": digests}}
-        return image_from(raw, details, _arrival(storage, str(raw["Id"])), graphdriver)
+        return image_from(raw, details, arrived, graphdriver)
 
     graphdriver = from_info(engine.info).image_store == "graphdriver"
     return tuple(pool.map(read, engine.images()))

@@ -184,6 +184,18 @@ class Storage:
             return None
         return f"{self.root}/image/{self.driver}/imagedb/content/sha256/{ident}"
 
+    def image_tagged(self, image_id: str) -> str | None:
+        """When an image was last given a tag, as its inspection would tell (``image/store.go``, SetLastUpdated); None if never."""
+        ident = image_id.rsplit(":", 1)[-1]
+        if not self.image_record(image_id):
+            return None
+        try:
+            path = f"{self.root}/image/{self.driver}/imagedb/metadata/sha256/{ident}/lastUpdated"
+            with open(path, encoding="ascii", errors="replace") as stream:
+                return stream.read(64)
+        except OSError:
+            return None
+
     def image_layers(self, image_id: str) -> tuple[str, ...] | None:
         """The digests of an image's layers, lowest first, out of its record; None if it has none here."""
         path = self.image_record(image_id)

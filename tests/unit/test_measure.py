@@ -133,6 +133,15 @@ def test_this_machines_own_table_is_read() -> None:
     assert Mount("/proc", "proc", False) in found
 
 
+@pytest.mark.parametrize(
+    ("options", "read_only"),
+    [("rw", False), ("rw,errors=remount-ro", False), ("ro", True), ("ro,seclabel", True), ("rw,errors=remount-ro,emergency_ro", True)],
+)
+def test_a_filesystem_that_gave_up_is_read_only(table: t.Callable[..., None], tmp_path: Path, options: str, read_only: bool) -> None:
+    table(ROOT, f"31 23 7:0 / {tmp_path} rw - ext4 /dev/loop0 {options}")
+    assert measure.filesystem(str(tmp_path)).read_only == read_only
+
+
 def test_a_filesystem_is_that_of_the_longest_mount_above(table: t.Callable[..., None], tmp_path: Path) -> None:
     inner = tmp_path / "data" / "docker"
     inner.mkdir(parents=True)
@@ -154,7 +163,7 @@ class Disk:
         self.asked: list[str] = []
         self.now = 0.0
         self._frees, self._orphans = list(frees), list(orphans)
-        monkeypatch.setattr(measure, "_mount_of", lambda _path: ("/", kind))
+        monkeypatch.setattr(measure, "_mount_of", lambda _path: measure._Entry("", "/", "/", kind, frozenset()))
         monkeypatch.setattr(measure.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(measure.time, "sleep", self._sleep)
         monkeypatch.setattr(fcntl, "ioctl", self._ioctl)
