@@ -84,6 +84,7 @@ class Maker:
         self.volumes: List[str] = []
         self.nets: List[str] = []
         self.boxes = self.made = 0
+        self.mounts_images = float(host.api_version) >= 1.48
 
     def older(self) -> None:
         base = load_image(self.host, f"{self.mark}/base:1", {})
@@ -188,6 +189,8 @@ class Maker:
         }
         if body["HostConfig"]["NetworkMode"] != "none" and state != "created":
             body["HostConfig"]["NetworkMode"] = "none"  # without iptables a container gets no network that works
+        if self.mounts_images and dice.random() < 0.25:
+            body["HostConfig"]["Mounts"] = [{"Type": "image", "Source": dice.choice(self.images), "Target": "/image"}]
         made = host.must("POST", f"/containers/create?name={self.mark}-c{self.boxes}", body)["Id"]
         if state != "created":
             host.must("POST", f"/containers/{made}/start")
@@ -212,7 +215,7 @@ def read(host: Host, arrived: Dict[str, float]) -> Model:
             raw["Id"], raw["Name"].lstrip("/"), raw["Image"], state=state["Status"], given=raw["Config"]["Image"], created=parse_time(raw["Created"]) or 0,
             started=parse_time(state["StartedAt"]), finished=parse_time(state["FinishedAt"]), labels=raw["Config"]["Labels"] or {},
             volumes=[mount["Name"] for mount in raw["Mounts"] if mount["Type"] == "volume"], networks=list(raw["NetworkSettings"]["Networks"]),
-            restart=raw["HostConfig"]["RestartPolicy"]["Name"],
+            restart=raw["HostConfig"]["RestartPolicy"]["Name"], mounted=[mount["Name"] for mount in raw["Mounts"] if mount["Type"] == "image"],
         )
     for entry in host.must("GET", "/images/json?all=1"):
         raw = host.must("GET", f"/images/{entry['Id']}/json")

@@ -131,6 +131,7 @@ class Expected:
         users = [box for box in self.staying if box.image == picture.id]
         if wish.scope == "all":
             users = [box for box in users if box.live or self.wanted(box)]
+        users += [box for box in self.staying if {picture.id, *picture.references} & set(box.mounted)]
         hosts = [box for box in self.engine.boxes.values() if self.manager(box.labels, box) == "host"]
         repositories = [] if picture.tags else [digest.partition("@")[0] for digest in picture.digests]
         local = not picture.digests or self.engine.containerd
@@ -154,7 +155,7 @@ class Expected:
     def last_use(self, picture: Picture) -> float:
         signs = [self.seen.get(picture.id), picture.tagged, picture.arrived]
         for box in self.engine.boxes.values():
-            if box.image == picture.id:
+            if box.image == picture.id or {picture.id, *picture.references} & set(box.mounted):
                 signs += [self.engine.now] if box.live else [box.created, box.started, box.finished]
         signs += [event["time"] for event in self.engine.events if event["Actor"]["Attributes"]["image"] in picture.tags]
         return max((sign for sign in signs if sign is not None), default=int(picture.created))

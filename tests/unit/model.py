@@ -46,6 +46,8 @@ class Box:
     networks: list[str] = field(default_factory=list)
     restart: str = "no"
     links: list[str] = field(default_factory=list)
+    #: Images that it mounts, as they were named.
+    mounted: list[str] = field(default_factory=list)
 
     @property
     def live(self) -> bool:
@@ -347,7 +349,7 @@ class Model:
 
     def _remove_from_graphdriver(self, picture: Picture, reference: str, force: bool) -> None:
         """daemon/images/image_delete.go, ImageDelete."""
-        call, users = f"DELETE /images/{reference}", [box for box in self.boxes.values() if box.image == picture.id]
+        call, users = f"DELETE /images/{reference}", self._using(picture)
         quiet = False
         if not _is_id(picture.id, reference):
             if not force and _single(picture.references) and users:
@@ -412,7 +414,7 @@ class Model:
                 return
             if len(picture.references) > 1 and not force:
                 references = False
-            users = [box for box in self.boxes.values() if box.image == picture.id]
+            users = self._using(picture)
             if users:
                 if not force:
                     raise EngineError(
@@ -517,6 +519,11 @@ class Model:
     def _children(self, picture: Picture) -> list[Picture]:
         return [other for other in self.pictures.values() if other.parent == picture.id]
 
+    def _using(self, picture: Picture) -> list[Box]:
+        """Whom the engine asks when a name is to go. By id it asks only those whose own image it is."""
+        names = {picture.id, *picture.references}
+        return [box for box in self.boxes.values() if box.image == picture.id or names & set(box.mounted)]
+
     def _shared(self, record: Record) -> bool:
         return any(image in self.pictures for image in record.images)
 
@@ -540,7 +547,7 @@ class Model:
     def _mounts(self, box: Box) -> list[dict[str, t.Any]]:
         return [{"Type": "bind", "Source": "/etc", "Destination": "/etc"}] + [
             {"Type": "volume", "Name": name, "Driver": "local", "Destination": f"/{number}"} for number, name in enumerate(box.volumes)
-        ]
+        ] + [{"Type": "image", "Name": name, "Source": "/x/merged", "Destination": f"/i{number}"} for number, name in enumerate(box.mounted)]
 
     def _ends(self, box: Box) -> dict[str, t.Any]:
         """By the name that it was attached with; the id is there once it has run."""

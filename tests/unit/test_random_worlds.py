@@ -129,6 +129,9 @@ def random_box(dice: random.Random, engine: Model, number: int) -> None:
         networks=[net.name if dice.random() < 0.7 else net.id for net in engine.nets.values() if net.scope == "local" and dice.random() < 0.3],
         links=[f"/c0/alias{number}"] if dice.random() < 0.1 else [],
     )
+    mountable = [name for picture in engine.pictures.values() for name in (picture.id, *picture.tags)]
+    if mountable and dice.random() < 0.15:
+        box.mounted.append(dice.choice(mountable))
     if not any(other.name == name for other in engine.boxes.values()):
         engine.boxes[box.id] = box
 
@@ -324,9 +327,12 @@ class Others:
         self.did.append(("used", box.name, box.image[:19], *box.networks))
         self.wanted.add(("container", box.id))
         self.wanted.update(("volume", name) for name in box.volumes if name in self.engine.data)
-        if box.image in self.engine.pictures:
-            self.wanted.add(("image", box.image))
-            self.wanted.update(("tag", tag) for tag in self.engine.pictures[box.image].tags if names)
+        for picture in self.engine.pictures.values():
+            # By id the engine takes an image from under who mounts it, so that has to be seen before.
+            mounted = names and {picture.id, *picture.references} & set(box.mounted)
+            if picture.id == box.image or mounted:
+                self.wanted.add(("image", picture.id))
+                self.wanted.update(("tag", tag) for tag in picture.tags if names)
         self.wanted.update(("network", net.id) for net in self.engine.nets.values() if names and {net.id, net.name} & set(box.networks))
 
     def starts(self, names: bool = True) -> None:
