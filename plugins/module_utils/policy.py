@@ -564,9 +564,10 @@ def _volume_uses(snapshot: Snapshot) -> dict[str, float]:
 def _why_image_stays(
     draft: _Draft, image: Image, wish: ImageWish, moment: float | None, follows: bool
 ) -> str | None:
-    # Without a tag, the digests say whose image it is; with tags, each is judged by itself.
+    # Without a tag, the digests say whose image it is; with tags, each is judged by itself, and a digest only by its own name.
     repositories = [] if image.tags else [digest.partition("@")[0] for digest in image.digests]
-    if matches(wish.keep, image.id, [*image.digests, *repositories]):
+    patterns = [pattern for pattern in wish.keep if "@" in pattern] if image.tags else wish.keep
+    if matches(wish.keep, image.id, ()) or matches(patterns, image.id, [*image.digests, *repositories]):
         return "named in images.keep"
     if image.tags and wish.scope == "dangling":
         return "tagged (images.scope is dangling)"
