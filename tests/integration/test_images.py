@@ -1,0 +1,244 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""docker_clean and images as they really are: several names, digests alone, families, two platforms, and those that are coming meanwhile."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+from tests.fleet import Fleet, Host, HostSpec
+from tests.fleet.dirty import build_image, load_image, tar
+from tests.integration.support import Ansible, start, state
+from tests.integration.things import (
+    base,
+    container,
+    content_bytes,
+    kept,
+    load_two_platforms,
+    pull,
+    registry,
+    removed,
+    until,
+)
+
+CONTAINERD = {"features": {"containerd-snapshotter": True}}
+UNUSED: Dict[str, Any] = {"images": {"scope": "unused"}, "state_dir": ""}
+
+
+@pytest.fixture(scope="module")
+def fleet(here: None) -> Iterator[Fleet]:
+    specs = [
+        HostSpec("one"),
+        HostSpec("ctd", root="forky", daemon_json=CONTAINERD),
+        HostSpec("ctd26", root="trixie", daemon_json=CONTAINERD),
+    ]
+    with start(specs) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def ansible(fleet: Fleet) -> Ansible:
+    return Ansible(str(fleet.inventory))
+
+
+@pytest.fixture()
+def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
+    """A host, empty before and after."""
+    found = fleet[getattr(request, "param", "one")]
+    yield found
+    for ident in state(found)["containers"].values():
+        found.api("DELETE", f"/containers/{ident}?force=1&v=1")
+    for _round in range(3):
+        for ident in state(found)["images"]:
+            found.api("DELETE", f"/images/{ident}?force=1")
+
+
+both_stores = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
+containerd = pytest.mark.parametrize("host", ["ctd26", "ctd"], indirect=True)
+
+
+def clean(ansible: Ansible, host: Host, wishes: Dict[str, Any], check: bool = False) -> Dict[str, Any]:
+    """Run it, and fail if it does; with ``check`` in check mode before: the same plan."""
+    result = ansible.module("docker_clean", wishes, hosts=host.name, check=check)[host.name]
+    assert not result["failed"], result
+    if check:
+        promised = names(result)
+        result = clean(ansible, host, wishes)
+        assert names(result) == promised
+    return result
+
+
+def names(result: Dict[str, Any]) -> Any:
+    return [(entry["kind"], entry["id"], entry["name"]) for entry in result["removed"]]
+
+
+def tag(host: Host, image: str, *names: str) -> None:
+    for name in names:
+        repository, _colon, version = name.rpartition(":")
+        host.must("POST", f"/images/{image}/tag?repo={repository}&tag={version}")
+
+
+@both_stores
+def test_an_image_of_several_names_goes_with_all_of_them_or_keeps_those_that_are_wanted(host: Host, ansible: Ansible) -> None:
+    going = load_image(host, "app/old:1", {"a": b"old"})
+    tag(host, "app/old:1", "app/old:latest", "other/name:v2", "localhost:5000/app/old:1")
+    staying = load_image(host, "app/mixed:1", {"a": b"mixed"})
+    tag(host, "app/mixed:1", "wanted/mixed:stable", "app/mixed:2")
+    result = clean(ansible, host, {**UNUSED, "images": {"scope": "unused", "keep": ["wanted/*"]}}, check=True)
+    now = state(host)
+    assert going not in now["images"] and staying in now["images"]
+    assert now["tags"] == {"wanted/mixed:stable"}
+    assert "its image stays as wanted/mixed:stable" in removed(result, "tag")["app/mixed:1"]
+    assert [entry["id"] for entry in result["removed"] if entry["kind"] == "image"] == [going]
+    assert kept(result, "image") == {"named in images.keep": 1}
+
+
+@both_stores
+def test_an_image_of_a_container_that_stays_keeps_every_name_and_one_of_a_container_that_goes_does_not(host: Host, ansible: Ansible) -> None:
+    stays = load_image(host, "app/job:1", {"a": b"job"})
+    tag(host, "app/job:1", "app/job:latest", "mirror/job:1")
+    goes = load_image(host, "app/batch:1", {"a": b"batch"})
+    tag(host, "app/batch:1", "app/batch:latest")
+    container(host, "wanted-job", "app/job:latest", ["/bin/true"], run="done")
+    container(host, "done-batch", "app/batch:1", ["/bin/true"], run="done")
+    container(host, "other-batch", goes, ["/bin/true"], run="done")
+    result = clean(ansible, host, {**UNUSED, "containers": {"keep": ["wanted-*"]}}, check=True)
+    now = state(host)
+    assert set(now["containers"]) == {"wanted-job"}
+    assert (now["images"], now["tags"]) == ({stays}, {"app/job:1", "app/job:latest", "mirror/job:1"})
+    assert set(removed(result)) == {"done-batch", "other-batch", "app/batch:1", "app/batch:latest"}
+    kinds = [entry["kind"] for entry in result["removed"]]
+    assert kinds.index("image") > max(place for place, kind in enumerate(kinds) if kind == "container")
+
+
+@both_stores
+def test_images_of_stopped_containers_that_stay_go_by_scope_all_alone(host: Host, ansible: Ansible) -> None:
+    ran = load_image(host, "app/ran:1", {"a": b"ran"})
+    runs = load_image(host, "app/runs:1", {"a": b"runs"})
+    tag(host, "app/ran:1", "app/ran:latest")
+    container(host, "ran", "app/ran:1", ["/bin/true"], run="done")
+    container(host, "runs", "app/runs:1", run="on")
+    assert removed(clean(ansible, host, UNUSED)) == {}
+    result = clean(ansible, host, {**UNUSED, "images": {"scope": "all"}})
+    assert state(host)["images"] == {runs}
+    assert ran in {entry["id"] for entry in result["removed"]}
+    assert set(state(host)["containers"]) == {"ran", "runs"}
+
+
+@both_stores
+def test_what_is_known_by_digests_alone_is_dangling_and_goes_under_each_of_them(host: Host, ansible: Ansible) -> None:
+    layer = tar({"a": os.urandom(1000)})
+    with registry(host) as store:
+        digest, _layers = store.push("team/app", "1", [layer])
+        for repository in ("mirror/app", "third/app"):
+            store.push(repository, "1", [layer])
+        names = [f"{store.address}/{repository}@{digest}" for repository in ("team/app", "mirror/app", "third/app")]
+        for name in names:
+            pull(host, name)
+        pull(host, f"{store.address}/team/app:1")
+        image = host.must("GET", f"/images/{names[0]}/json")
+        assert set(image["RepoDigests"]) == set(names)
+        # Tagged once, it is no dangling one; untagged it is known by the three digests.
+        assert removed(clean(ansible, host, {"images": {}, "state_dir": ""})) == {}
+        stays = clean(ansible, host, {**UNUSED, "images": {"scope": "unused", "keep": [f"{store.address}/team/app:1"]}})
+        assert kept(stays, "image") == {"named in images.keep": 1}
+        host.must("DELETE", f"/images/{store.address}/team/app:1?noprune=1")
+        if state(host)["images"]:
+            assert removed(clean(ansible, host, {"images": {"keep": [names[1]]}, "state_dir": ""})) == {}
+            result = clean(ansible, host, {"images": {}, "state_dir": ""})
+            assert [entry["kind"] for entry in result["removed"]] == ["image"]
+    assert state(host)["images"] == set()
+
+
+def test_a_classic_builds_steps_stay_with_their_image_and_go_with_it_leaf_first(host: Host, ansible: Ansible) -> None:
+    base(host)
+    steps = "".join(f"RUN /bin/echo {number} > /step{number}\n" for number in range(3))
+    build_image(host, "app/built:1", f"FROM base/app:1\n{steps}LABEL of=app\n", {})
+    build_image(host, "app/built:2", f"FROM base/app:1\n{steps}LABEL of=other\n", {})
+    everything = state(host)["images"]
+    assert len(everything) == 6, "the base, three steps that both have, two images"
+    assert removed(clean(ansible, host, {"images": {}, "state_dir": ""})) == {}, "a parent of a tagged image is not dangling"
+    result = clean(ansible, host, {**UNUSED, "images": {"scope": "unused", "keep": ["app/built:2"]}})
+    assert set(removed(result)) == {"app/built:1"}
+    assert kept(result, "image") == {"parent of an image that stays": 4, "named in images.keep": 1}
+    result = clean(ansible, host, UNUSED, check=True)
+    assert state(host)["images"] == set()
+    assert [entry["name"] for entry in result["removed"]][0] == "app/built:2"
+    assert "base/app:1" == [entry["name"] for entry in result["removed"]][-1]
+    assert list(removed(result).values()).count("parent of images that go") == 3
+
+
+def test_an_untagged_chain_is_dangling_as_a_whole(host: Host, ansible: Ansible) -> None:
+    base(host)
+    built = build_image(host, "app/gone:1", "FROM base/app:1\nRUN /bin/echo 1 > /a\nRUN /bin/echo 2 > /b\n", {})
+    host.must("DELETE", "/images/app/gone:1?noprune=1&force=1")
+    if built not in state(host)["images"]:
+        build_image(host, "app/gone:1", "FROM base/app:1\nRUN /bin/echo 1 > /a\nRUN /bin/echo 2 > /b\n", {})
+        build_image(host, "app/gone:1", "FROM base/app:1\nRUN /bin/echo 3 > /a\n", {})
+    result = clean(ansible, host, {"images": {}, "state_dir": ""})
+    assert len(result["removed"]) >= 2, result["removed"]
+    assert all(entry["name"].startswith("sha256:") for entry in result["removed"])
+    assert "base/app:1" in state(host)["tags"]
+
+
+@containerd
+def test_an_image_of_two_platforms_frees_the_content_of_both(host: Host, ansible: Ansible) -> None:
+    before = content_bytes(host)
+    busybox = host.path("/bin/busybox").read_bytes()
+    image = load_two_platforms(host, "library/multi:1", busybox)
+    assert content_bytes(host) - before > 4_000_000
+    made = container(host, "of-one-platform", "multi:1")
+    assert removed(clean(ansible, host, UNUSED)) == {}
+    host.must("DELETE", f"/containers/{made}")
+    free = host.free_bytes()
+    result = clean(ansible, host, UNUSED)
+    assert [(entry["kind"], entry["id"]) for entry in result["removed"]] == [("image", image)]
+    until(lambda: content_bytes(host) <= before)
+    assert host.free_bytes() - free > 4_000_000
+
+
+@both_stores
+def test_an_image_that_is_being_pulled_arrives_and_works(host: Host, ansible: Ansible) -> None:
+    """Its lower layer is that of an image that goes meanwhile; its upper one has not come yet."""
+    busybox = host.path("/bin/busybox").read_bytes()
+    lower = tar({"bin/sleep": busybox, "bin/true": busybox}, executable=["bin/sleep", "bin/true"])
+    with registry(host) as store, ThreadPoolExecutor() as pool:
+        store.push("app/before", "1", [lower])
+        _digest, layers = store.push("app/coming", "1", [lower, tar({"new": os.urandom(100_000)}), tar({"late": os.urandom(100_000)})])
+        pull(host, f"{store.address}/app/before:1")
+        store.hold(layers[2])
+        coming = pool.submit(pull, host, f"{store.address}/app/coming:1")
+        assert store.asked.wait(30)
+        result = clean(ansible, host, {**UNUSED, "build_cache": {"scope": "all"}, "containers": {}, "volumes": {}, "networks": {}})
+        assert f"{store.address}/app/before:1" in removed(result, "image")
+        assert not coming.done()
+        store.open.set()
+        coming.result()
+        ident = container(host, "of-the-pulled", f"{store.address}/app/coming:1", ["/bin/true"], run="done")
+        assert host.must("GET", f"/containers/{ident}/json")["State"]["ExitCode"] == 0
+
+
+@both_stores
+def test_an_image_that_is_being_built_is_built(host: Host, ansible: Ansible) -> None:
+    """The classic builder's steps have no name yet; the one that runs has a container, and the ones before are its parents."""
+    base(host, "base/builder:1")
+    load_image(host, "app/unwanted:1", {"a": b"unwanted"})
+    dockerfile = "FROM base/builder:1\nRUN /bin/echo 1 > /a\nRUN /bin/echo 2 > /b\nRUN /bin/sleep 6\n"
+    with ThreadPoolExecutor() as pool:
+        building = pool.submit(build_image, host, "app/coming:1", dockerfile, {})
+
+        def sleeps() -> List[Any]:
+            return [entry for entry in host.must("GET", "/containers/json") if "sleep 6" in entry["Command"]]
+
+        until(sleeps)
+        result = ansible.module("docker_clean", {**UNUSED, "containers": {}, "build_cache": {"scope": "all"}}, hosts=host.name)[host.name]
+        assert not building.done(), "it was not in the middle of it"
+        image = building.result()
+    assert not result["failed"], result
+    assert set(removed(result, "image")) == {"app/unwanted:1"}
+    assert image in state(host)["images"]
