@@ -37,6 +37,7 @@ _DAEMONS = tuple(
 )
 
 
+_Answer = t.TypeVar("_Answer")
 _USUAL_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _USUAL_ROOT = "/var/lib/docker"
 
@@ -99,7 +100,7 @@ class Engine:
 
     def images(self) -> list[dict[str, t.Any]]:
         """All images, intermediate ones too."""
-        return self._list("/images/json", {"all": 1})
+        return self._again(lambda: self._list("/images/json", {"all": 1}))
 
     def image(self, ident: str) -> dict[str, t.Any]:
         return self._object("/images/{0}/json", path=(ident,))
@@ -163,7 +164,8 @@ class Engine:
         end = time.monotonic() + REMOVAL_TIMEOUT
         while True:
             try:
-                return _with_old_names(self._object("/system/df", params, patient=True, empty=True))
+                found = self._again(lambda: self._object("/system/df", params, patient=True, empty=True))
+                return _with_old_names(found)
             except EngineError as error:
                 # Engines compute one at a time, for whoever asked first.
                 if "already running" not in error.answer or time.monotonic() > end:
@@ -201,6 +203,18 @@ class Engine:
         if not isinstance(answer, dict):
             raise self._odd("/build/prune")
         return frozenset(str(ident) for ident in answer.get("CachesDeleted") or ()).intersection(idents)
+
+    @staticmethod
+    def _again(ask: t.Callable[[], _Answer]) -> _Answer:
+        """Ask for a list. containerd's store says that it is not found if an image goes while it looks at them."""
+        for _attempt in range(20):
+            try:
+                return ask()
+            except EngineError as error:
+                if not error.gone:
+                    raise
+            time.sleep(0.1)
+        return ask()
 
     # -- the wire ----------------------------------------------------------------------------
 

@@ -55,12 +55,13 @@ def settle(path: str, seconds: float = 60.0) -> None:
     """Wait, where a filesystem gives space back later than it is asked to, until it has.
 
     btrfs counts what was removed as used until its transaction is committed, and its cleaner takes
-    removed subvolumes apart after that; zfs frees in the background. Elsewhere this returns at once.
+    removed subvolumes apart after that; zfs frees in the background, and so does xfs, within moments (since Linux
+    5.14, fs/xfs/xfs_icache.c, inodegc). Elsewhere this returns at once.
 
     :param seconds: the longest wait.
     """
     kind = _mount_of(path).type
-    if kind not in ("btrfs", "zfs"):
+    if kind not in _LATE:
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -69,19 +70,21 @@ def settle(path: str, seconds: float = 60.0) -> None:
             if kind == "btrfs":
                 # Unlike syncfs, this also wakes the cleaner, which else comes every half minute (fs/btrfs/ioctl.c).
                 fcntl.ioctl(descriptor, _BTRFS_SYNC)
-            else:
+            elif kind == "zfs":
                 ctypes.CDLL(None).syncfs(descriptor)
             free = os.statvfs(path).f_bfree
             if free == last and not (kind == "btrfs" and _half_removed(descriptor)):
                 return
             last = free
-            time.sleep(0.5)
+            time.sleep(_LATE[kind])
     except OSError:
         return  # no right to ask: what is free is what it is
     finally:
         os.close(descriptor)
 
 
+#: Filesystems that give space back late, and seconds between two looks at what they have.
+_LATE = {"btrfs": 0.5, "zfs": 0.5, "xfs": 0.05}
 _BTRFS_SYNC = 0x9408
 _BTRFS_TREE_SEARCH = 0xD0009411
 #: struct btrfs_ioctl_search_key: tree, objectid, offset and transaction from and to, type from and to, items.

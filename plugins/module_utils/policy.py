@@ -439,6 +439,8 @@ class _Users:
             for name in _names_of([container]):
                 self._by_name[name].append(container.id)
         self._needed = _names_of([*wanted, *(container for container in staying if container.live)])
+        # The engine takes a mounted image from under whatever mounts it, and asks nobody.
+        self._mounted = mounted_by(staying)
         self._services = {name for given in services for name in _spellings(given)}
 
     def hold(self, image: Image, scope: str) -> str | None:
@@ -446,6 +448,8 @@ class _Users:
         names = _known_as(image)
         if names & self._needed if scope == "all" else names & self._by_name.keys():
             return "used by a container"
+        if self._mounted(image.id, names):
+            return "mounted by a container"
         return "used by a swarm service" if names & self._services else None
 
     def of(self, image: Image) -> tuple[str, ...]:
@@ -459,6 +463,19 @@ def _wanted_by_name(draft: _Draft, container: Container) -> bool:
     named = wish and matches(wish.keep, container.id, container.names or (container.name,))
     managed = draft.wishes.orchestrated == "keep" and _manager(container)
     return bool(named or managed or draft.protected(container.labels))
+
+
+def mounted_by(containers: t.Iterable[Container]) -> t.Callable[[str, t.Collection[str]], bool]:
+    """Return what tells, of an image's id and names, whether one of the containers mounts it."""
+    given = {name for container in containers for name in container.mounted_images}
+    names = {name for mounted in given for name in _spellings(mounted)}
+    parts = [mounted.rpartition(":")[2] for mounted in given if _ID_PREFIX.fullmatch(mounted)]
+
+    def mounted(ident: str, known_as: t.Collection[str]) -> bool:
+        plain = ident.rpartition(":")[2]
+        return not names.isdisjoint({ident, *known_as}) or any(plain.startswith(part) for part in parts)
+
+    return mounted
 
 
 def _names_of(containers: t.Iterable[Container]) -> set[str]:
@@ -482,8 +499,12 @@ def _spellings(given: str) -> set[str]:
 
 
 def _known_as(image: Image) -> set[str]:
-    names = (*image.tags, *image.digests)
-    return {image.id, *names, *(_plain_name(name) for name in names)}
+    return known_as(image.id, *image.tags, *image.digests)
+
+
+def known_as(ident: str, *names: str) -> set[str]:
+    """The names that an image's users may have written for it."""
+    return {ident, *names, *(_plain_name(name) for name in names)}
 
 
 @dataclass(frozen=True)
@@ -531,7 +552,8 @@ def last_uses(snapshot: Snapshot, last_seen_used: t.Mapping[str, float]) -> dict
 
     for container in snapshot.containers:
         moment = snapshot.now if container.live else container.last_use
-        for name in _names_of([container]) if moment else ():
+        mounted = {name for given in container.mounted_images for name in _spellings(given)}
+        for name in _names_of([container]) | mounted if moment else ():
             note(name, moment or 0, "last container")
     for given, moment in snapshot.seen.items():
         for name in _spellings(given):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     Plan,
     Step,
     condition,
+    known_as,
+    mounted_by,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     Wanted,
@@ -54,6 +57,8 @@ PATIENCE = 60.0
 #: answers only at the end: a large batch is fast, a small one loses little when it is interrupted.
 _CACHE_BATCH = 64
 _ATTEMPTS = 3
+#: Seconds for which one list of containers says who mounts images: one for each image would double the time.
+_FRESH = 0.2
 _IN_USE = "it came into use"
 _LOST = "the engine went away before this was done"
 
@@ -196,6 +201,9 @@ class _Actor:
     def __init__(self, engine: Engine, presence: _Presence) -> None:
         self._engine = engine
         self._presence = presence
+        self._looking = threading.Lock()
+        self._looked = float("-inf")
+        self._mounts: t.Callable[[str, t.Collection[str]], bool] = mounted_by(())
 
     def remove(self, steps: list[Step]) -> list[Result]:
         """Do steps, if they are still right. Raises nothing: whatever happens is the result."""
@@ -269,8 +277,9 @@ class _Actor:
         tags, digests = references(self._engine.image(step.id))
         if set(tags) - set(step.expects):
             return Result(step, _KEPT, "it has got another tag")
-        # Without force the engine refuses an image that a container has; with it, it asks nobody.
-        if step.force and self._came_into_use(step):
+        # Without force the engine refuses an image that a container has; with it, it asks nobody. And nobody is asked
+        # about what containers mount.
+        if self._mounted(step, tags + digests) or (step.force and self._came_into_use(step)):
             return Result(step, _KEPT, _IN_USE)
         try:
             self._engine.remove_image(step.id, force=step.force)
@@ -278,9 +287,13 @@ class _Actor:
             # By id the engine removes an image of one repository only; those of its digests count.
             if not (error.conflict and "multiple repositories" in error.answer and digests):
                 raise
-            for digest in digests if tags else digests[:-1]:
-                self._engine.remove_image(digest)
-            self._engine.remove_image(step.id)
+            try:
+                for digest in digests if tags else digests[:-1]:
+                    self._engine.remove_image(digest)
+                self._engine.remove_image(step.id)
+            except EngineError as last:
+                if not last.gone:
+                    raise  # else it went with its last name
         return Result(step, _DONE)
 
     def _volume(self, step: Step) -> Result:
@@ -323,6 +336,15 @@ class _Actor:
             return {str(raw.get("ID")) for raw in self._engine.disk_usage("build-cache").get("BuildCache") or ()}
         except EngineError:
             return None  # on a full disk the builder cannot even tell
+
+    def _mounted(self, step: Step, names: tuple[str, ...]) -> bool:
+        if not self._engine.speaks("1.48"):
+            return False
+        with self._looking:
+            if time.monotonic() - self._looked > _FRESH:
+                self._mounts = mounted_by(container_from(raw) for raw in self._engine.containers())
+                self._looked = time.monotonic()
+        return self._mounts(step.id, known_as(step.id, *names))
 
     def _came_into_use(self, step: Step) -> bool:
         """Whether a container has the image that the plan did not know of; under force, also one that runs by now."""

@@ -43,6 +43,7 @@ class Container:
 
     One that did run and whose stop is not known has none: its creation may be long before.
     ``restarts``: the engine starts it again when it starts itself, also after it was stopped by hand.
+    ``mounted_images`` are those that it mounts, by the names that its user gave them (API 1.48 and newer).
     """
 
     id: str
@@ -60,6 +61,7 @@ class Container:
     bytes: int | None
     virtual_bytes: int | None = None
     restarts: bool = False
+    mounted_images: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -328,7 +330,7 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
     state = str(summary.get("State") or "") or _state_from_status(str(summary.get("Status") or ""))
     inner = details.get("State")
     moments: dict[str, t.Any] = inner if isinstance(inner, dict) else {}
-    mounts = summary.get("Mounts") or details.get("Mounts") or []
+    mounts = [mount for mount in summary.get("Mounts") or details.get("Mounts") or [] if isinstance(mount, dict) and mount.get("Name")]
     return Container(
         id=ident,
         name=own or (names[0] if names else ident[:12]),
@@ -340,7 +342,8 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
         finished=parse_time(moments.get("FinishedAt")),
         state=str(moments.get("Status") or state).lower(),
         labels=_labels(summary.get("Labels")),
-        volumes=tuple(str(mount["Name"]) for mount in mounts if isinstance(mount, dict) and mount.get("Name")),
+        volumes=tuple(str(mount["Name"]) for mount in mounts if mount.get("Type") != "image"),
+        mounted_images=tuple(str(mount["Name"]) for mount in mounts if mount.get("Type") == "image"),
         # Before API 1.22 the list names the network that it was started with, and no other.
         networks=tuple(dict.fromkeys(_attached(summary) + _attached(details))),
         # Asked for sizes, the list leaves out those that are 0 and still has SizeRootFs.
@@ -446,14 +449,16 @@ def image_from(
 
 
 def references(raw: dict[str, t.Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """An image's tags and digests, without the stand-ins that engines give for none."""
-    tags = tuple(str(tag) for tag in raw.get("RepoTags") or () if tag and "<none>" not in tag)
-    digests = tuple(
-        str(digest)
-        for digest in raw.get("RepoDigests") or ()
-        if digest and not digest.startswith(("<none>@", "moby-dangling@"))
+    """An image's tags and digests, without the stand-ins that engines give for none.
+
+    containerd's store names what was pulled by digest among the tags.
+    """
+    names = [str(name) for name in raw.get("RepoTags") or () if name and "<none>" not in name]
+    digests = [str(digest) for digest in raw.get("RepoDigests") or () if digest] + [name for name in names if "@" in name]
+    return (
+        tuple(name for name in names if "@" not in name),
+        tuple(dict.fromkeys(digest for digest in digests if not digest.startswith(("<none>@", "moby-dangling@")))),
     )
-    return tags, digests
 
 
 def chain_ids(diff_ids: t.Sequence[str]) -> tuple[str, ...]:

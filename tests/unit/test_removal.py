@@ -24,6 +24,9 @@ class FakeEngine:
         self.refusals = refusals
         self.asked: list[str] = []
 
+    def speaks(self, _version: str) -> bool:
+        return False
+
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         return []
 

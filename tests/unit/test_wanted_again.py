@@ -1,0 +1,227 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What looks unused and is not: what somebody on the host looks after, and what signs there are that it was used."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils import policy
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
+    ContainerWish,
+    ImageWish,
+    NetworkWish,
+    Plan,
+    VolumeWish,
+    Wishes,
+    decide,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
+from worlds import DAY, HOUR, NOW, ago, container, image, network, sha, volume, world
+
+UNUSED = ImageWish("unused")
+ALL_STATES = ("created", "exited", "dead", "running", "paused", "restarting")
+
+
+def plan_of(here: Snapshot, **wishes: t.Any) -> Plan:
+    return decide(here, Wishes(**wishes))
+
+
+def goes(plan: Plan) -> list[str]:
+    return [step.name for step in plan.steps]
+
+
+def reason(plan: Plan, name: str) -> str:
+    found = [entry.reason for entry in (*plan.steps, *plan.kept) if entry.name == name]
+    assert len(found) == 1, f"{name} is in the plan {len(found)} times"
+    return found[0]
+
+
+# -- who looks after it ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sign", "who"),
+    [
+        ({"labels": {"io.kubernetes.pod.name": "p"}}, "kubelet"),
+        ({"name": "k8s_POD_web-1_default_0"}, "kubelet"),
+        ({"labels": {"com.amazonaws.ecs.task-arn": "arn"}}, "the ECS agent"),
+        ({"name": "ecs-agent"}, "the ECS agent"),
+        ({"image_name": "amazon/amazon-ecs-agent:latest"}, "the ECS agent"),
+        ({"image_name": "registry.example/amazon/amazon-ecs-agent@sha256:0"}, "the ECS agent"),
+        ({"labels": {"com.hashicorp.nomad.alloc_id": "a"}}, "Nomad"),
+        ({"name": "nomad_init_0"}, "Nomad"),
+    ],
+)
+def test_on_a_host_that_others_look_after_their_objects_and_all_images_stay(sign: dict[str, t.Any], who: str) -> None:
+    values = {"names": (sign.get("name", "c"),), **sign}
+    theirs = container(values.pop("name", "c"), "used", **values)
+    here = world(theirs, container("mine"), image("used", "used:1"), image("idle", "idle:1"), image("nameless"))
+    wishes = {"containers": ContainerWish(), "images": UNUSED}
+    plan = plan_of(here, **wishes)
+    assert goes(plan) == ["mine"]
+    for name in (theirs.name, "used:1", "idle:1", sha("nameless")):
+        assert reason(plan, name) == f"managed by {who}"
+    assert set(goes(plan_of(here, orchestrated="clean", **wishes))) == {theirs.name, "mine", "used:1", "idle:1", sha("nameless")}
+
+
+@pytest.mark.parametrize("name", ["ak8s_POD", "k8s_", "my-ecs-agent", "nomad_init_"])
+def test_a_name_that_only_looks_like_theirs_is_nobodys(name: str) -> None:
+    here = world(container(name), image("idle", "idle:1"))
+    assert goes(plan_of(here, containers=ContainerWish(), images=UNUSED)) == [name, "idle:1"]
+
+
+@pytest.mark.parametrize("label", ["io.kubernetes.pod.uid", "com.amazonaws.ecs.cluster", "com.hashicorp.nomad.job_id", "com.docker.swarm.service.id"])
+def test_networks_and_volumes_of_those_who_look_after_a_host_stay(label: str) -> None:
+    here = world(network("n", labels={label: "x"}), volume("v", labels={label: "x"}), network("free"), volume("free-volume"))
+    wishes = {"networks": NetworkWish(), "volumes": VolumeWish("unused")}
+    plan = plan_of(here, **wishes)
+    assert goes(plan) == ["free", "free-volume"]
+    assert reason(plan, "n").startswith("managed by ") and reason(plan, "v").startswith("managed by ")
+    assert len(plan_of(here, orchestrated="clean", **wishes).steps) == 4
+
+
+def test_a_builder_instance_stays_and_its_images_too() -> None:
+    builder = container("buildx_buildkit_mine0", "buildkit", volumes=("buildx_buildkit_mine0_state",))
+    here = world(builder, image("buildkit", "moby/buildkit:1"), image("idle", "idle:1"), volume("buildx_buildkit_mine0_state"))
+    wishes = {"containers": ContainerWish(volumes=True), "images": UNUSED, "volumes": VolumeWish("unused")}
+    plan = plan_of(here, **wishes)
+    assert goes(plan) == ["idle:1"]
+    assert reason(plan, builder.name) == "managed by buildx"
+    assert len(plan_of(here, orchestrated="clean", **wishes).steps) == 4
+
+
+def test_the_cache_of_a_lost_builder_is_named_as_what_it_is() -> None:
+    """Trap 18."""
+    here = world(volume("buildx_buildkit_lost0_state"), volume("plain"))
+    plan = plan_of(here, volumes=VolumeWish("anonymous"))
+    assert reason(plan, "buildx_buildkit_lost0_state") == "cache of a buildx builder that is gone (volumes.scope is anonymous)"
+    assert reason(plan, "plain") == "named (volumes.scope is anonymous)"
+    plan = plan_of(here, volumes=VolumeWish("unused"))
+    assert reason(plan, "buildx_buildkit_lost0_state").startswith("cache of a buildx builder that is gone, used by no container")
+
+
+def test_what_starts_again_with_the_engine_is_as_good_as_running() -> None:
+    here = world(container("always", restarts=True), container("never"), image("i", "i:1"))
+    plan = plan_of(here, containers=ContainerWish())
+    assert goes(plan) == ["never"]
+    assert reason(plan, "always") == "restart policy always: it starts again with the engine"
+    assert set(goes(plan_of(here, containers=ContainerWish(states=ALL_STATES)))) == {"always", "never"}
+    assert set(goes(plan_of(here, containers=ContainerWish(), orchestrated="clean"))) == {"always", "never"}
+
+
+def test_what_swarms_services_name_stays_the_one_for_a_roll_back_too() -> None:
+    """Trap 7; moby 31254."""
+    here = world(
+        image("new", "app:2"), image("old", "app:1"), image("other", "other:1"), image("pinned"), volume("data"), volume("free"),
+        service_images=frozenset({"docker.io/library/app:2", "app:1", f"pinned@{sha('digest pinned')}"}),
+        service_volumes=frozenset({"data"}),
+    )
+    pinned = image("pinned", digests=(f"pinned@{sha('digest pinned')}",))
+    here = world(*[i for i in here.images if i.id != pinned.id], pinned, *here.volumes, service_images=here.service_images, service_volumes=here.service_volumes)
+    wishes = {"images": UNUSED, "volumes": VolumeWish("unused")}
+    plan = plan_of(here, **wishes)
+    assert goes(plan) == ["other:1", "free"]
+    for name in ("app:1", "app:2", pinned.digests[0], "data"):
+        assert reason(plan, name) == "used by a swarm service"
+    assert len(plan_of(here, orchestrated="clean", **wishes).steps) == 6
+
+
+def test_networks_and_volumes_of_a_compose_project_stay_while_it_has_containers() -> None:
+    labels = {"com.docker.compose.project": "shop"}
+    here = world(
+        container("shop-web-1", labels=labels, state="exited"), container("other", labels={"com.docker.compose.project": "other"}),
+        network("shop_back", labels=labels), network("gone_net", labels={"com.docker.compose.project": "gone"}),
+        volume("shop_data", labels=labels), volume("gone_data", labels={"com.docker.compose.project": "gone"}),
+    )
+    wishes = {"networks": NetworkWish(), "volumes": VolumeWish("unused")}
+    plan = plan_of(here, **wishes)
+    assert goes(plan) == ["gone_net", "gone_data"]
+    assert reason(plan, "shop_back") == reason(plan, "shop_data") == "of compose project shop, which has containers"
+    # Who asks for its containers asks for the project.
+    assert {"shop_back", "shop_data"} <= set(goes(plan_of(here, containers=ContainerWish(), **wishes)))
+    assert "shop_back" not in goes(plan_of(here, containers=ContainerWish(keep=("shop-*",)), **wishes))
+
+
+def test_volumes_whose_data_is_elsewhere_stay() -> None:
+    kinds = {"plain": "local", "nfs": "local/nfs", "bind": "local/bind", "cloud": "cloudstor:aws", "old": ""}
+    here = world(*(volume(name, driver=driver) for name, driver in kinds.items()))
+    plan = plan_of(here, volumes=VolumeWish("unused"))
+    assert set(goes(plan)) == {"plain", "old"}
+    assert reason(plan, "cloud") == "of volume driver cloudstor:aws"
+    assert set(goes(plan_of(here, volumes=VolumeWish("unused", drivers=("local/*", "cloudstor:*"))))) == {"nfs", "bind", "cloud"}
+    assert len(plan_of(here, volumes=VolumeWish("unused", drivers=("*",))).steps) == 5
+
+
+def test_an_anonymous_volume_goes_along_only_if_its_data_is_here() -> None:
+    here = world(container("c", volumes=("a" * 64, "b" * 64)), volume("a" * 64, anonymous=True), volume("b" * 64, anonymous=True, driver="cloud"))
+    plan = plan_of(here, containers=ContainerWish(volumes=True))
+    assert goes(plan) == ["c", "a" * 64]
+
+
+# -- when it was used ------------------------------------------------------------------------------
+
+
+def test_events_that_the_engine_still_holds_are_signs_of_use() -> None:
+    """Trap 34."""
+    here = world(
+        image("plain", "plain:latest"), image("by-id", "by-id:1"), image("unseen", "unseen:1"), image("came", "came:1"),
+        seen={"plain": NOW - HOUR, sha("by-id"): NOW - HOUR},
+        came={"came:1": NOW - HOUR},
+    )
+    plan = plan_of(here, images=ImageWish("unused", older_than=DAY))
+    assert goes(plan) == ["unseen:1"]
+    plan = plan_of(here, images=UNUSED)
+    assert reason(plan, "plain:latest") == "unused for 1 hour (last container, by the engine's events)"
+    assert reason(plan, "came:1") == "unused for 1 hour (arrived, never used)"
+    assert reason(plan, "unseen:1") == "unused for 30 days (created; no later use is known)"
+
+
+def test_a_mounted_volume_was_used() -> None:
+    here = world(volume("v", 30 * DAY), volume("w", 30 * DAY), seen={"volume:v": NOW - HOUR})
+    assert goes(plan_of(here, volumes=VolumeWish("unused", older_than=DAY))) == ["w"]
+    assert "last seen in use 1 hour ago" in reason(plan_of(here, volumes=VolumeWish("unused")), "v")
+
+
+def test_an_image_that_came_between_two_runs_is_no_older_than_that() -> None:
+    here = world(image("i", "i:1", created=400 * DAY), image("known", "known:1", created=400 * DAY, arrived=ago(50 * DAY)))
+    between = {sha("i"): NOW - HOUR, sha("known"): NOW - HOUR}
+    plan = decide(here, Wishes(images=ImageWish("unused", older_than=DAY)), came_between=between)
+    assert goes(plan) == ["known:1"], "where the arrival is known, a run that saw it later knows less"
+    assert reason(decide(here, Wishes(images=UNUSED), came_between=between), "i:1") == "unused for 1 hour (arrived, never used)"
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "other"),
+    [
+        ("app", {"tags": ("app:latest",)}, "app:1"),
+        ("docker.io/library/app:1", {"tags": ("app:1",)}, "app:latest"),
+        ("app:1", {"tags": ("docker.io/library/app:1",)}, "app:latest"),
+        ("host:5000/team/app", {"tags": ("host:5000/team/app:latest",)}, "team/app:latest"),
+        (f"app:1@{sha('d')}", {"digests": (f"app@{sha('d')}",)}, "app:1"),
+        (f"app@{sha('app')}", {}, "app:latest"),
+    ],
+)
+def test_an_image_is_found_by_the_name_it_was_started_with(given: str, known: dict[str, t.Any], other: str) -> None:
+    """On containerd's store a container's image id may be another platform's: then its name tells (trap 4)."""
+    values = {"digests": (), **{key: value for key, value in known.items() if key != "tags"}}
+    mine = image("app", *known.get("tags", ()), **values)
+    here = world(container("c", image_id=sha("elsewhere"), image_name=given), mine, image("other", other, digests=()))
+    plan = plan_of(here, images=UNUSED)
+    assert goes(plan) == [other]
+    assert [kept.reason for kept in plan.kept] == ["used by a container"]
+
+
+def test_history_remembers_what_events_told() -> None:
+    here = world(image("i", "i:1"), volume("v"), seen={"i:1": NOW - HOUR, "volume:v": NOW - DAY})
+    assert policy.uses_seen(here) == {sha("i"): NOW - HOUR, "volume:v": NOW - DAY}
+
+
+def test_an_image_that_stays_in_use_keeps_all_its_tags() -> None:
+    here = world(image("i", "i:1", "j:1", "j:2"), container("c", "i", state="exited"))
+    for scope in ("unused", "all"):
+        plan = plan_of(here, images=ImageWish(scope, keep=("i",)))
+        assert goes(plan) == []
+        assert [kept.reason for kept in plan.kept] == ["used by a container"]
