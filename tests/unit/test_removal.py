@@ -10,6 +10,7 @@ import typing as t
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import removal
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     NOT_REACHED,
     Plan,
@@ -124,3 +125,174 @@ def test_every_step_ends_up_somewhere_whatever_ends_the_run(count: int) -> None:
     assert names(outcome.removed) == list("abcd")[:count]
     assert names(outcome.failed) == list("abcd")[count:]
     assert outcome.failed[0].words == "RuntimeError: the connection died"
+
+
+# -- an engine that goes away ----------------------------------------------------------------------
+
+
+class FleetingEngine(FakeEngine):
+    """Goes away at some calls; ``back`` says whether it comes again, ``took`` what had gone before the answer was lost."""
+
+    def __init__(self, away: t.Iterable[str], back: bool, took: t.Iterable[str] = ()) -> None:
+        super().__init__()
+        self.away, self.back, self.gone = list(away), back, set(took)
+        self.waited = 0
+
+    def wait(self, _seconds: float) -> bool:
+        self.waited += 1
+        return self.back
+
+    def _remove(self, name: str) -> None:
+        if name in self.away:
+            self.away.remove(name)
+            raise FleetcleanError("engine does not answer: /run/docker.sock: connection refused.", "engine_down")
+        if name in self.gone:
+            raise EngineError(f"DELETE {name}", 404, "no such object")
+        super()._remove(name)
+
+
+def test_an_engine_that_comes_back_is_waited_for_and_the_work_goes_on() -> None:
+    engine = FleetingEngine(["b", "b"], back=True)
+    outcome = carry_out(engine, *(step(name) for name in "abc"))
+    assert [entry.id for entry in outcome.removed] == ["a", "b", "c"]
+    assert (outcome.failed, outcome.kept, engine.waited) == ([], [], 2)
+
+
+def test_what_went_although_the_answer_was_lost_was_removed_by_us() -> None:
+    outcome = carry_out(FleetingEngine(["b"], back=True, took=["b"]), *(step(name) for name in "abc"))
+    assert [entry.id for entry in outcome.removed] == ["a", "b", "c"]
+    assert outcome.gone == []
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_an_engine_that_does_not_come_back_ends_the_run_with_all_that_was_done(parallel: int) -> None:
+    engine = FleetingEngine(["c", "d", "e", "f"], back=False)
+    outcome = removal.Outcome()
+    with pytest.raises(FleetcleanError, match="connection refused") as caught:
+        removal.carry_out(t.cast(t.Any, engine), Plan(tuple(step(name) for name in "abcdef")), parallel, lambda: None, None, outcome)
+    assert caught.value.code == "engine_down"
+    assert [entry.id for entry in outcome.removed] == ["a", "b"]
+    assert {kept.id: kept.reason for kept in outcome.kept} == dict.fromkeys("cdef", "the engine went away before this was done")
+    assert engine.waited == 1, "one waits for all"
+
+
+def test_one_object_at_which_the_engine_falls_over_each_time_is_given_up_and_the_others_go() -> None:
+    outcome = carry_out(FleetingEngine(["b"] * 9, back=True), *(step(name) for name in "abc"))
+    assert [entry.id for entry in outcome.removed] == ["a", "c"]
+    assert [(result.step.id, "connection refused" in result.words) for result in outcome.failed] == [("b", True)]
+
+
+# -- build cache -----------------------------------------------------------------------------------
+
+
+class Builder(FakeEngine):
+    """Has records of the build cache; ``busy`` are those it keeps, ``refusals`` how calls fail first."""
+
+    def __init__(self, records: t.Iterable[str], busy: t.Iterable[str] = (), **refusals: list[EngineError]) -> None:
+        super().__init__(**refusals)
+        self.records, self.busy = set(records), set(busy)
+        self.calls: list[tuple[int, int]] = []
+
+    def remove_cache_records(self, idents: t.Collection[str], unused_for: int = 0) -> frozenset[str]:
+        self.calls.append((len(idents), unused_for))
+        self._remove("prune")
+        went = self.records.intersection(idents) - self.busy
+        self.records -= went
+        return frozenset(went)
+
+    def disk_usage(self, *kinds: str) -> dict[str, t.Any]:
+        assert kinds == ("build-cache",)
+        return {"BuildCache": [{"ID": ident} for ident in self.records]}
+
+
+def records(count: int, **more: t.Any) -> list[Step]:
+    return [Step("build_cache", f"r{number}", f"r{number}", 1, "why", **more) for number in range(count)]
+
+
+def test_records_of_the_build_cache_go_many_at_a_time_and_in_the_plans_order() -> None:
+    steps = records(150, unused_for=3600)
+    builder = Builder([step.id for step in steps])
+    outcome = carry_out(builder, *steps)
+    assert outcome.removed == steps
+    assert len(builder.calls) <= 3
+    assert {unused_for for _count, unused_for in builder.calls} == {3600}, "the builder checks the age again"
+
+
+def test_a_record_that_is_in_use_stays_and_one_that_is_gone_is_done() -> None:
+    outcome = carry_out(Builder(["r0", "r1"], busy=["r1"]), *records(3))
+    assert [entry.id for entry in outcome.removed] == ["r0"]
+    assert [(kept.id, kept.reason) for kept in outcome.kept] == [("r1", "the builder kept it: in use, or used meanwhile")]
+    assert [entry.id for entry in outcome.gone] == ["r2"]
+
+
+def test_with_a_target_records_go_one_by_one() -> None:
+    builder = Builder(["r0", "r1", "r2"])
+    outcome = carry_out(builder, *records(3), enough=lambda: len(builder.records) == 1)
+    assert [entry.id for entry in outcome.removed] == ["r0", "r1"]
+    assert [count for count, _age in builder.calls] == [1, 1]
+
+
+# -- last looks ------------------------------------------------------------------------------------
+
+
+class Looked(FakeEngine):
+    """An engine of one image, one volume and some containers, as they are at the moment of the act."""
+
+    api = (1, 45)
+
+    def __init__(self, tags: t.Sequence[str] = (), containers: t.Sequence[dict[str, t.Any]] = (), created: str = "") -> None:
+        super().__init__()
+        self.tags, self.boxes, self.created = list(tags), list(containers), created
+
+    def speaks(self, version: str) -> bool:
+        return self.api >= tuple(int(part) for part in version.split("."))
+
+    def image(self, ident: str) -> dict[str, t.Any]:
+        return {"Id": "i", "RepoTags": self.tags, "RepoDigests": []}
+
+    def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
+        return self.boxes
+
+    def volume(self, name: str) -> dict[str, t.Any]:
+        return {"Name": name, "CreatedAt": self.created}
+
+
+def box(name: str, **more: t.Any) -> dict[str, t.Any]:
+    return {"Id": name, "Names": [f"/{name}"], "ImageID": "other", "State": "exited", **more}
+
+
+def kept_for(engine: FakeEngine, one: Step) -> str:
+    outcome = carry_out(engine, one)
+    assert outcome.failed == []
+    return outcome.kept[0].reason if outcome.kept else ""
+
+
+def test_by_force_an_image_goes_from_under_the_containers_that_the_plan_knew_and_no_others() -> None:
+    one = Step("image", "i", "app:1", 1, "why", force=True, expects=("app:1",), users=("known",))
+    known, new = box("known", ImageID="i"), box("new", ImageID="i")
+    assert kept_for(Looked(["app:1"], [known]), one) == ""
+    assert kept_for(Looked(["app:1"], [known, new]), one) == "it came into use"
+    assert kept_for(Looked(["app:1"], [box("known", ImageID="i", State="running")]), one) == "it came into use"
+
+
+def test_an_image_that_somebody_mounts_stays() -> None:
+    class New(Looked):
+        api = (1, 48)
+
+    mounting = box("c", Mounts=[{"Type": "image", "Name": "app", "Destination": "/x"}])
+    one = Step("image", "i", "app:latest", 1, "why", expects=("app:latest",))
+    assert kept_for(New(["app:latest"], [mounting]), one) == "it came into use"
+    assert kept_for(New(["app:latest"], [box("c")]), one) == ""
+
+
+def test_the_last_tag_of_an_image_that_was_to_stay_stays() -> None:
+    one = Step("tag", "i", "app:2", 0, "why", expects=("app:1", "app:0"))
+    assert kept_for(Looked(["app:2", "app:0"]), one) == ""
+    assert kept_for(Looked(["app:2"]), one) == "it is the last tag of its image now"
+    assert kept_for(Looked(["app:2", "app:1"], [box("c", ImageID="i")]), one) == "it came into use"
+
+
+def test_a_volume_that_was_made_anew_under_its_name_is_another_one() -> None:
+    one = Step("volume", "v", "v", 1, "why", expects=(repr(1709294400.0),))
+    assert kept_for(Looked(created="2024-03-01T12:00:00Z"), one) == ""
+    assert kept_for(Looked(created="2024-03-01T12:00:01Z"), one) == "it was made anew or changed meanwhile"
