@@ -97,6 +97,7 @@ def clean_result(before: int, name: str = "ci/build:417") -> Dict[str, Any]:
         ],
         "failures": [],
         "kept": [{"kind": "image", "reason": "used by a container", "count": 12, "bytes": 9 * GB}],
+        "policy": ["images: unused for 7 days, keep the newest 2 of each repository", "always: keep what is labelled fleetclean.keep"],
         "planned_bytes": 13 * GB,
         "reclaimed_bytes": 13 * GB,
         "reclaimed_by_kind": {"image": 12 * GB, "container": GB},
@@ -165,6 +166,7 @@ def hostile_fleet() -> List[Dict[str, Any]]:
         logs = log_result(GB)
         logs["logs"][0].update(name=evil, words=evil)
         clean = clean_result(GB, evil)
+        clean["policy"] = [*clean["policy"], evil]
         clean["removed"].append({"kind": evil, "id": evil, "name": evil, "bytes": 1, "reason": evil})
         clean["failures"].append({"kind": evil, "id": evil, "name": evil, "bytes": 1, "error": evil})
         clean["kept"].append({"kind": evil, "reason": evil, "count": 1, "bytes": 1})

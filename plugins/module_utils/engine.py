@@ -103,7 +103,7 @@ class Engine:
         return self._again(lambda: self._list("/images/json", {"all": 1}))
 
     def image(self, ident: str) -> dict[str, t.Any]:
-        return self._object("/images/{0}/json", path=(ident,))
+        return self._again(lambda: self._object("/images/{0}/json", path=(ident,)), "content digest")
 
     def volumes(self) -> list[dict[str, t.Any]]:
         return self._object("/volumes", empty=True).get("Volumes") or []
@@ -205,13 +205,16 @@ class Engine:
         return frozenset(str(ident) for ident in answer.get("CachesDeleted") or ()).intersection(idents)
 
     @staticmethod
-    def _again(ask: t.Callable[[], _Answer]) -> _Answer:
-        """Ask for a list. containerd's store says that it is not found if an image goes while it looks at them."""
+    def _again(ask: t.Callable[[], _Answer], sign: str = "") -> _Answer:
+        """Ask for what cannot be gone, such as a list. containerd's store says "not found" if any image goes while it looks.
+
+        :param sign: how its answer tells that it was another image, where there is one that can be gone.
+        """
         for _attempt in range(20):
             try:
                 return ask()
             except EngineError as error:
-                if not error.gone:
+                if not error.gone or sign not in error.answer:
                     raise
             time.sleep(0.1)
         return ask()

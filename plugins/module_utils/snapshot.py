@@ -396,7 +396,8 @@ def _images(
             try:
                 details = engine.image(ident)
             except EngineError:
-                details = {}  # gone, or broken: its summary is all there is
+                # Gone, or broken. Without what was asked for it must not look older than it is.
+                return replace(image_from(raw, {}, None, graphdriver), created=None)
         elif wanted.ages and storage:
             details = {"Metadata": {"LastTagTime": storage.image_tagged(ident)}}
         if digests is not None:

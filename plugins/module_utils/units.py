@@ -159,7 +159,7 @@ def say_amount(amount: Amount, count: bool = False) -> str:
     """Return a watermark in words: ``15 %``, ``20.0 GB``; a number of inodes with ``count``."""
     if isinstance(amount, Share):
         return f"{amount.percent:g} %"
-    return f"{amount} inodes" if count else say_size(amount)
+    return str(amount) if count else say_size(amount)
 
 
 def say_limit(seconds: int) -> str:

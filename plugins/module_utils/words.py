@@ -140,14 +140,14 @@ def _always(wishes: Wishes) -> list[str]:
 def _when(marks: Watermarks) -> list[str]:
     below = [(marks.only_below, False), (marks.only_below_inodes, True)]
     until = [(marks.free_target, False), (marks.free_target_inodes, True)]
-    starts = [f"less than {say_amount(mark, count)}{_of(mark, count)} is free" for mark, count in below if mark is not None]
-    stops = [f"{say_amount(mark, count)}{_of(mark, count)} is free" for mark, count in until if mark is not None]
+    starts = [f"less than {_free(mark, count)}" for mark, count in below if mark is not None]
+    stops = [_free(mark, count) for mark, count in until if mark is not None]
     parts = [f"only if {' or '.join(starts)}"] if starts else []
     return parts + ([f"until {' and '.join(stops)}, the cheapest loss first"] if stops else [])
 
 
-def _of(mark: t.Any, count: bool) -> str:
-    return " of the inodes" if count and not isinstance(mark, int) else ""
+def _free(mark: t.Any, inodes: bool) -> str:
+    return f"{say_amount(mark, inodes)} of the inodes are free" if inodes else f"{say_amount(mark)} is free"
 
 
 def _for(seconds: int | None) -> str:

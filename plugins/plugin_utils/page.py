@@ -183,7 +183,9 @@ class _Clean:
         return host
 
     def more(self, host: _Host, items: int) -> str:
-        return _removed(host.record, items, self.done) + _kept(host.record) + _failures(host.record, items)
+        return (
+            _wished(host.record) + _removed(host.record, items, self.done) + _kept(host.record) + _failures(host.record, items)
+        )
 
     def footer(self, hosts: t.Sequence[_Host]) -> list[str]:
         return [
@@ -399,6 +401,11 @@ def _items(record: Record, count: int) -> str:
         for category, item in fleet.largest_items(record, count)
     ]
     return f'<div class="wide"><h4>Largest</h4><ul class="sizes">{"".join(lines)}</ul></div>' if lines else ""
+
+
+def _wished(record: Record) -> str:
+    lines = [f"<li>{_text(line)}</li>" for line in _list(_dict(record.get("clean")).get("policy"))[:_MOST_ITEMS]]
+    return f'<div class="wide"><h4>What was wished</h4><ul>{"".join(lines)}</ul></div>' if lines else ""
 
 
 def _removed(record: Record, count: int, done: bool) -> str:

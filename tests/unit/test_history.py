@@ -264,3 +264,35 @@ def test_odd_folders_are_found_again(tmp_path: Path) -> None:
         folder = str(tmp_path / name)
         assert history.note_measured(folder, ENGINE, {LAYER: FIGURES})
         assert history.measured(folder, ENGINE) == {LAYER: FIGURES}
+
+
+# -- what came between two runs --------------------------------------------------------------------
+
+
+def test_what_the_first_run_saw_came_nobody_knows_when_and_what_a_later_one_saw_first_came_then(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert history.came_between(folder, "E") == {}
+    assert history.note_uses(folder, "E", {}, {"old"}, now=1000.0)
+    assert history.came_between(folder, "E") == {}
+    assert history.note_uses(folder, "E", {}, {"old", "new"}, now=2000.0)
+    assert history.note_uses(folder, "E", {}, {"old", "new", "newer"}, now=3000.0)
+    assert history.came_between(folder, "E") == {"new": 2000.0, "newer": 3000.0}
+    assert history.came_between(folder, "another") == {}
+
+
+def test_an_image_that_went_and_came_again_came_when_it_came_again(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    for images, now in (({"i"}, 1000.0), (set(), 2000.0), ({"i"}, 3000.0)):
+        assert history.note_uses(folder, "E", {}, images, now=now)
+    assert history.came_between(folder, "E") == {"i": 3000.0}
+
+
+def test_a_file_of_an_earlier_release_takes_all_it_has_for_there_before(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "history.sqlite") as connection:
+        for number, step in enumerate(history._MIGRATIONS[:2], 1):
+            connection.execute(step)
+            connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("INSERT INTO last_use VALUES ('E', 'i', 500.0)")
+    assert history.recall(str(tmp_path), "E") == ({"i": 500.0}, {})
+    assert history.note_uses(str(tmp_path), "E", {}, {"i"}, now=1000.0)
+    assert history.recall(str(tmp_path), "E") == ({"i": 500.0}, {})

@@ -183,6 +183,11 @@ def test_a_fleet_that_nobody_could_ask_has_a_page(table: str) -> None:
     assert "connection refused" in show(records.report_fleet()[-3:], table).words
 
 
+def test_the_wishes_stand_with_what_they_took() -> None:
+    found = show(records.clean_fleet(), "clean").words
+    assert "What was wished" in found and "unused for 7 days, keep the newest 2 of each repository" in found
+
+
 def test_many_reasons_can_be_opened() -> None:
     found = show([records.hostvars(f"h{number}", engine=records.DOWN) for number in range(40)])
     assert "28 more hosts" in found.words and "h39" in found.words

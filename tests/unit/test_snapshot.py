@@ -306,12 +306,12 @@ def test_an_images_arrival_and_layer_sizes_are_read_from_the_proven_storage(tmp_
     assert elsewhere.layer_bytes == {}
 
 
-def test_an_image_that_cannot_be_looked_at_is_known_by_the_list_alone() -> None:
+def test_an_image_that_cannot_be_looked_at_has_no_age() -> None:
     def fake_broken(_ident: str) -> None:
         raise EngineError("GET /images/x/json", 500, "broken")
 
     (found,) = take(FakeEngine(images=[OLD_IMAGE], image=fake_broken), images=True, ages=True).images
-    assert found.tags == ("app:1",)
+    assert (found.tags, found.created) == (("app:1",), None), "its build date alone would make it look old"
 
 
 # -- volumes, networks, build cache -------------------------------------------------------------------
@@ -538,3 +538,97 @@ def test_a_snapshot_does_not_change() -> None:
     looked = take(FakeEngine(containers=[NEW_CONTAINER]))
     with pytest.raises(AttributeError):
         looked.containers[0].state = "running"  # type: ignore[misc]
+
+
+# -- what else tells of use ------------------------------------------------------------------------
+
+EVENTS = [
+    {"Type": "container", "Action": "create", "from": "app:1", "Actor": {"ID": "c1", "Attributes": {"image": "app:1", "name": "web"}}, "time": 1709290000},
+    {"Type": "container", "Action": "die", "from": "app:1", "Actor": {"ID": "c1", "Attributes": {"image": "app:1"}}, "time": 1709290900},
+    {"Type": "container", "Action": "exec_start: sh -c 'id'", "Actor": {"ID": "c2", "Attributes": {"image": "busy"}}, "time": 1709290100},
+    {"Type": "container", "Action": "destroy", "Actor": {"ID": "c1", "Attributes": {"image": "cleaned:1"}}, "time": 1709294000},
+    {"Type": "image", "Action": "untag", "Actor": {"ID": "sha256:x", "Attributes": {"name": "sha256:x"}}, "time": 1709294000},
+    {"Type": "image", "Action": "pull", "Actor": {"ID": "pulled:1", "Attributes": {"name": "pulled"}}, "time": 1709290300},
+    {"Type": "image", "Action": "load", "Actor": {"ID": "sha256:loaded"}, "time": 1709290400},
+    {"Type": "volume", "Action": "mount", "Actor": {"ID": "data", "Attributes": {"driver": "local"}}, "time": 1709290500},
+    {"Type": "volume", "Action": "destroy", "Actor": {"ID": "other"}, "time": 1709290600},
+    {"Type": "network", "Action": "connect", "Actor": {"ID": "n"}, "time": 1709290700},
+    {"status": "start", "id": "c9", "from": "old:1", "time": 1709290800},
+    {"status": "pull", "id": "old-pull:1", "time": 1709290850},
+    {"Type": "container", "Action": "start", "Actor": None},
+]
+
+
+def test_events_tell_what_was_used_and_what_came() -> None:
+    """Trap 34. What a cleaner does (destroy, untag) is no sign of use."""
+    found = take(FakeEngine(past_events=EVENTS), images=True, ages=True)
+    assert found.seen == {"app:1": 1709290900.0, "busy": 1709290100.0, "old:1": 1709290800.0, "volume:data": 1709290500.0}
+    assert found.came == {"pulled:1": 1709290300.0, "sha256:loaded": 1709290400.0, "old-pull:1": 1709290850.0}
+
+
+def test_an_engine_that_tells_no_events_is_believed_for_all_else() -> None:
+    def fake_refusal(_until: float) -> None:
+        raise EngineError("GET /events", 400, "bad parameter")
+
+    found = take(FakeEngine(past_events=fake_refusal, images=[OLD_IMAGE], image={}), images=True, ages=True)
+    assert (found.seen, found.came, len(found.images)) == ({}, {}, 1)
+
+
+def test_events_are_asked_for_with_an_end_before_the_engines_clock() -> None:
+    asked: list[float] = []
+    take(FakeEngine(past_events=lambda until: asked.append(until) or []), images=True, ages=True)
+    assert asked == [1709294399.0], "until a moment that is still to come the engine would not end its answer"
+
+
+def test_swarms_services_name_images_and_volumes_now_and_before() -> None:
+    def service(now: str, before: str) -> dict[str, t.Any]:
+        def spec(name: str) -> dict[str, t.Any]:
+            mounts = [{"Type": "volume", "Source": f"{name}-data"}, {"Type": "bind", "Source": "/srv"}, {"Type": "volume"}]
+            return {"TaskTemplate": {"ContainerSpec": {"Image": name, "Mounts": mounts}}}
+
+        return {"ID": "s", "Spec": spec(now), "PreviousSpec": spec(before)}
+
+    network = {"ID": "n", "Spec": {"TaskTemplate": {"NetworkAttachmentSpec": {"ContainerID": "c"}}}, "PreviousSpec": None}
+    found = take(FakeEngine(services=[service("app", "old"), network]), images=True)
+    assert found.service_images == {"app", "old"}
+    assert found.service_volumes == {"app-data", "old-data"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "options", "said"),
+    [
+        ("local", None, "local"),
+        ("local", {}, "local"),
+        ("local", {"size": "10G"}, "local"),
+        ("local", {"type": "nfs", "o": "addr=10.0.0.1,password=secret", "device": ":/srv"}, "local/nfs"),
+        ("local", {"type": "none", "o": "bind", "device": "/srv"}, "local/bind"),
+        ("local", {"o": "bind", "device": "/srv"}, "local/bind"),
+        ("local", {"type": "tmpfs", "device": "tmpfs"}, "local/tmpfs"),
+        ("rexray/ebs:0.11", {"size": "1"}, "rexray/ebs:0.11"),
+    ],
+)
+def test_a_volume_whose_data_is_elsewhere_is_told_by_its_options_and_nothing_of_them_is_kept(
+    driver: str, options: dict[str, str] | None, said: str
+) -> None:
+    (found,) = take(FakeEngine(volumes=[{"Name": "v", "Driver": driver, "Options": options}]), volumes=True).volumes
+    assert found.driver == said
+    assert "secret" not in repr(found)
+
+
+def test_digests_among_the_tags_are_digests() -> None:
+    raw = {"RepoTags": ["team/app:1", f"team/app@sha256:{'a' * 64}", "<none>:<none>"], "RepoDigests": [f"mirror/app@sha256:{'a' * 64}", f"team/app@sha256:{'a' * 64}"]}
+    assert snapshot.references(raw) == (("team/app:1",), (f"mirror/app@sha256:{'a' * 64}", f"team/app@sha256:{'a' * 64}"))
+    assert snapshot.references({"RepoTags": None, "RepoDigests": ["moby-dangling@sha256:1"]}) == ((), ())
+
+
+def test_a_mounted_image_is_no_volume() -> None:
+    mounts = [{"Type": "image", "Name": "data:1", "Destination": "/x"}, {"Type": "volume", "Name": "v"}, {"Type": "bind", "Source": "/srv"}, {"Name": "old"}]
+    found = snapshot.container_from({"Id": "c", "Names": ["/c"], "Mounts": mounts})
+    assert (found.volumes, found.mounted_images) == (("v", "old"), ("data:1",))
+
+
+@pytest.mark.parametrize(("policy", "restarts"), [("always", True), ("unless-stopped", False), ("on-failure", False), ("", False), ("no", False)])
+def test_the_engine_starts_again_what_has_the_policy_always(policy: str, restarts: bool) -> None:
+    details = {"HostConfig": {"RestartPolicy": {"Name": policy, "MaximumRetryCount": 0}}}
+    assert snapshot.container_from({"Id": "c"}, details).restarts == restarts
+    assert not snapshot.container_from({"Id": "c"}, {"HostConfig": None}).restarts

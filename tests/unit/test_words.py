@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import typing as t
+
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import words
+from ansible_collections.fleetclean.docker.plugins.module_utils import options, words
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import Step
 
 GB = 1024**3
@@ -117,3 +119,46 @@ def test_free_space_is_said_before_and_after() -> None:
     assert words.free_words(0, int(13.6 * GB), 50 * GB) == "0 B -> 13.6 GB of 50.0 GB (27 %)"
     for unknown in ((None, 1, 1), (1, None, 1), (1, 1, None), (1, 1, 0)):
         assert words.free_words(*unknown) == ""
+
+
+# -- the wishes in words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"images": {"scope": "unused", "older_than": "7d", "keep_latest": 2}}, ["images: unused for 7 days, keep the newest 2 of each repository"]),
+        ({"images": {}}, ["images: dangling"]),
+        ({"images": {"scope": "dangling", "older_than": "7d", "dangling_older_than": "1h"}}, ["images: dangling for 1 hour"]),
+        (
+            {"images": {"scope": "all", "dangling_older_than": "0", "keep_local": True, "keep": ["app", "x\x1b[2J"]}},
+            ["images: used by no running container, dangling ones at once, keep what was never pushed or pulled, keep those named app, x?[2J"],
+        ),
+        ({"containers": {"older_than": "36h", "volumes": True}}, ["containers: created, exited or dead for 36 hours, their anonymous volumes as well"]),
+        ({"containers": {"states": ["exited"]}}, ["containers: exited"]),
+        ({"volumes": {"older_than": "90m", "drivers": ["*"]}}, ["volumes: anonymous, unused for 90 minutes, of the drivers *"]),
+        ({"volumes": {"scope": "unused", "keep": ["db*"]}}, ["volumes: unused, keep those named db*"]),
+        ({"networks": {"older_than": "2w"}}, ["networks: used by no container, created more than 14 days ago"]),
+        ({"build_cache": {"scope": "all", "keep_storage": "10GB"}}, ["build cache: unused, also what is shared and the builder's own, keep the 10.0 GB used most recently"]),
+        (
+            {"networks": {}, "only_below": "15%", "free_target": "20GB", "only_below_inodes": "5%", "free_target_inodes": "1000"},
+            [
+                "networks: used by no container",
+                "when: only if less than 15 % is free or less than 5 % of the inodes are free, until 20.0 GB is free and 1000 of the inodes are free, the cheapest loss first",
+            ],
+        ),
+        ({"networks": {}, "orchestrated": "clean"}, ["networks: used by no container", "always: clean also what kubelet, the ECS agent, Nomad, swarm and buildx look after"]),
+    ],
+)
+def test_wishes_are_said_in_words(given: dict[str, t.Any], said: list[str]) -> None:
+    values = {**{name: option.get("default") for name, option in options.clean_spec().items()}, "keep_labels": [], **given}
+    for section in options.SECTIONS:
+        if values.get(section) is not None:
+            defaults = {name: option.get("default") for name, option in options.clean_spec()[section]["options"].items()}
+            values[section] = {**defaults, **values[section]}
+    assert words.policy_lines(*options.read_clean(values)) == said
+
+
+def test_what_always_holds_is_said_too() -> None:
+    wishes, marks = options.read_clean({**{name: option.get("default") for name, option in options.clean_spec().items()}, "networks": {"keep": []}})
+    assert words.policy_lines(wishes, marks) == ["networks: used by no container", "always: keep what is labelled fleetclean.keep"]
