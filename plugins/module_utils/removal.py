@@ -338,8 +338,6 @@ class _Actor:
             return None  # on a full disk the builder cannot even tell
 
     def _mounted(self, step: Step, names: tuple[str, ...]) -> bool:
-        if not self._engine.speaks("1.48"):
-            return False
         with self._looking:
             if time.monotonic() - self._looked > _FRESH:
                 self._mounts = mounted_by(container_from(raw) for raw in self._engine.containers())
