@@ -352,6 +352,8 @@ def connect(params: dict[str, t.Any]) -> Engine:
         # The environment's bundle of authorities would stand before ca_path.
         client.trust_env = False
         _expect_hostname(client, params)
+        if host.startswith("unix://"):
+            _share_connections(client)
         if version == "auto":
             client._version = client._retrieve_server_version()
             if _numbers(str(client._version)) < _numbers(OLDEST_API):
@@ -403,6 +405,17 @@ def _expect_hostname(client: t.Any, params: dict[str, t.Any]) -> None:
             super().init_poolmanager(*args, assert_hostname=hostname, **kwargs)
 
     client.mount("https://", NamedAdapter())
+
+
+def _share_connections(client: t.Any) -> None:
+    """Let all calls share connections. The SDK's adapter for sockets has a pool, and so a connection, for each address."""
+    adapter = client.get_adapter(client.base_url)
+    pool = adapter.get_connection(client.base_url)
+
+    def get_connection(_url: str, _proxies: object = None) -> t.Any:
+        return pool
+
+    adapter.get_connection = get_connection
 
 
 def _look_at_socket(host: str) -> None:

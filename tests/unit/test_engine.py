@@ -13,10 +13,12 @@ import os
 import posixpath
 import shutil
 import socket
+import socketserver
 import tempfile
 import threading
 import typing as t
 from collections.abc import Iterator
+from http import server as http_server
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -534,3 +536,40 @@ def test_an_images_repository_keeps_its_slashes_and_its_port(site: Site) -> None
     engine.image("app@sha256:" + "a" * 64)
     assert unquote(server.requests[-2][1]) == "/v1.45/images/host:5000/team/app:1.2/json"
     assert unquote(server.requests[-1][1]) == f"/v1.45/images/app@sha256:{'a' * 64}/json"
+
+
+def test_calls_one_after_the_other_share_a_connection(site: Site) -> None:
+    """The SDK itself makes one for each address."""
+    accepted = []
+
+    class Handler(http_server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            accepted.append(1)
+            super().setup()
+
+        def do_GET(self) -> None:
+            body = json.dumps(VERSION if self.path.endswith("/version") else {"Id": "x"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def address_string(self) -> str:
+            return "test"
+
+        def log_message(self, format: str, *args: t.Any) -> None:
+            pass
+
+    server = socketserver.ThreadingUnixStreamServer(site.path, Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        engine = site.connect()
+        for number in range(10):
+            engine.container(f"c{number}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(accepted) <= 2, "one before the API is known, and one for all that comes then"
