@@ -79,6 +79,10 @@ roots: .venv/made-from ## root file systems with other engines for the integrati
 bench-report: .venv/made-from ## docker_disk_report beside du and docker system df: ratios (root, 10 minutes, 8 GB of disk)
 	@$(as_root) $(bound) python benchmarks/report.py $(ARGS)
 
+.PHONY: bench-clean
+bench-clean: .venv/made-from ## docker_clean beside docker system prune and docker_prune: ratios (root, 30 minutes, 6 GB of disk)
+	@$(as_root) $(bound) python benchmarks/clean.py $(ARGS)
+
 .PHONY: test-vm test-vm-devicemapper test-vm-zfs
 test-vm: test-vm-devicemapper test-vm-zfs ## devicemapper and zfs, in emulated machines (root, 4 minutes, 6 more the first time)
 test-vm-devicemapper test-vm-zfs: test-vm-%: .venv/made-from
