@@ -75,8 +75,8 @@ def clear(host: Host) -> None:
 class Maker:
     """Makes random objects, in two halves: what is made in ``older`` is ``GAP`` seconds older than what is made in ``younger``."""
 
-    def __init__(self, host: Host, seed: int) -> None:
-        self.host, self.dice = host, random.Random(seed)
+    def __init__(self, host: Host, seed: int, managed: float = 0.07) -> None:
+        self.host, self.dice, self.managed = host, random.Random(seed), managed
         self.mark = f"w{seed}"  # the engine's events tell of names, so each world has its own
         self.arrived: Dict[str, float] = {}
         self.images: List[str] = []
@@ -108,7 +108,7 @@ class Maker:
 
     def _labels(self, managed: bool = False) -> Dict[str, str]:
         found = dict(self.dice.choice(({}, {}, {}, {}, {"fleetclean.keep": ""}, {"tier": "database"})))
-        if managed and self.dice.random() < 0.07:
+        if managed and self.dice.random() < self.managed:
             found.update(self.dice.choice(MANAGED))
         if managed and self.dice.random() < 0.15:
             found["com.docker.compose.project"] = f"{self.mark}{self.dice.choice('pq')}"
