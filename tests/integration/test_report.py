@@ -494,6 +494,8 @@ def test_what_could_be_had_is_what_comes_free(fleet: Fleet, ansible: Ansible) ->
         for host in fleet:
             bytes_, came = said[host.name]["reclaimable"][way]["bytes"], after[host.name] - before[host.name]
             assert foretold[host.name]["planned_bytes"] == bytes_ == sum(step["bytes"] for step in foretold[host.name]["removed"])
+            planned, removed = ([(step["kind"], step["id"], step["name"]) for step in run[host.name]["removed"]] for run in (foretold, cleaned))
+            assert planned == removed, f"{host.name}, {way}: what check mode said is what was done, in the same order"
             rows.append(f"{host.name:<16} {way:<18} {bytes_:>12,} {came:>12,} {bytes_ / max(came, 1):.4f}")
             # The engine's own databases and logs grow and shrink by some blocks meanwhile.
             if abs(bytes_ - came) > max(came, bytes_) * PRECISION[host.spec.filesystem or ""] + 131072:
