@@ -61,6 +61,7 @@ class Space:
             return True
         return (marks.only_below is not None and found.available < resolve(marks.only_below, found.size)) or (
             marks.only_below_inodes is not None
+            and bool(found.inodes)  # filesystems that make them as they are needed tell of none, and never run out of them
             and found.inodes_available < resolve(marks.only_below_inodes, found.inodes)
         )
 
@@ -73,7 +74,6 @@ class Space:
 
     def missing_inodes(self) -> int:
         found = self.now()
-        # Filesystems that make inodes as they are needed tell of none, and never run out of them.
         if found is None or self._marks.free_target_inodes is None or not found.inodes:
             return 0
         return max(0, resolve(self._marks.free_target_inodes, found.inodes) - found.inodes_available)

@@ -1,0 +1,209 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""docker_clean from its options to its result, on a model of an engine and a filesystem of any size."""
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    attribution,
+    cleaning,
+    history,
+    measure,
+    options,
+    removal,
+    session,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Account, Ledger
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
+from model import NOW, Model
+from worlds import DAY
+
+MB = 1 << 20
+IMAGES = {"a": 10, "b": 20, "c": 30}  # MB; the least recently used first
+
+
+class World:
+    """A model with three images and two networks, and a disk that has more when they go (``late``: not at once)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: bool = True, promise: float = 1.0) -> None:
+        self.engine = Model()
+        for number, name in enumerate(IMAGES):
+            self.engine.add_image(name, f"{name}:1", created=NOW - (30 - number) * DAY)
+        self.engine.add_net("one", NOW - 9 * DAY)
+        self.size, self.base = 1000 * MB, 100 * MB
+        self.inodes, self.read_only = 1000, False
+        self.promise = promise  # what is said of each image, in proportion to what comes free
+        self.state_dir = str(tmp_path / "state")
+        self._own = own
+        self.surveys = 0
+        monkeypatch.setattr(session, "open_site", lambda _params: self._site())
+        monkeypatch.setattr(measure, "filesystem", lambda _path: self._filesystem())
+        monkeypatch.setattr(measure, "settle", lambda _path: None)
+        monkeypatch.setattr(attribution, "survey", self._survey)
+        monkeypatch.setattr(attribution, "sharers", lambda _storage, _looked: {})
+
+    def _site(self) -> session.Site:
+        storage = Storage("/nowhere", "overlay2", "graphdriver", {})
+        sdk = t.cast(t.Any, type("Sdk", (), {"source": "vendored", "version": "7.1.0"}))
+        return session.Site(t.cast(t.Any, self.engine), sdk, storage, Proof(self._own, "of another machine"))
+
+    def _filesystem(self) -> measure.Filesystem:
+        gone = [name for name in IMAGES if not any(f"{name}:1" in picture.tags for picture in self.engine.pictures.values())]
+        free = self.base + sum(IMAGES[name] * MB for name in gone)
+        inodes = min(self.inodes, 100 + 10 * len(gone))
+        return measure.Filesystem("/data", "ext4", self.size, self.size - free, free, free, self.inodes, inodes, self.read_only)
+
+    def _survey(self, engine: t.Any, _storage: object, _how: object, wanted: t.Any) -> attribution.Survey:
+        self.surveys += 1
+        looked = cleaning.snapshot.take(engine, wanted, None)
+        accounts = {image.id: Account("images", frozenset({f"image:{image.id}"})) for image in looked.images}
+        sizes = {
+            image.id: Sizes(frees=int(IMAGES[image.tags[0][0]] * MB * self.promise), inodes=10) for image in looked.images if image.tags
+        }
+        return attribution.Survey(looked, Ledger(accounts, sizes))
+
+    def run(self, check: bool = False, diff: bool = False, **wishes: t.Any) -> dict[str, t.Any]:
+        validated = ArgumentSpecValidator({**options.shared_spec(), **options.clean_spec()}).validate({"state_dir": self.state_dir, **wishes})
+        assert not validated.error_messages
+        warned: list[str] = []
+        module = type("Module", (), {"params": validated.validated_parameters, "check_mode": check, "_diff": diff, "warn": warned.append})
+        self.result: dict[str, t.Any] = {"changed": False}
+        cleaning.clean(t.cast(t.Any, module), self.result)
+        return self.result
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> t.Callable[..., World]:
+    return lambda **more: World(monkeypatch, tmp_path, **more)
+
+
+def names(result: dict[str, t.Any]) -> list[str]:
+    return [entry["name"] for entry in result["removed"]]
+
+
+WISHES: dict[str, t.Any] = {"images": {"scope": "unused"}, "networks": {}}
+
+
+@pytest.mark.parametrize(("megabytes", "going"), [(1, "a"), (10, "a"), (11, "ab"), (30, "ab"), (31, "abc"), (60, "abc")])
+@pytest.mark.parametrize("promise", [1.0, 0.5, 2.0])
+def test_a_target_is_met_and_not_one_object_more_goes(make: t.Callable[..., World], megabytes: int, going: str, promise: float) -> None:
+    """Whatever was promised: what the filesystem has counts."""
+    world = make(promise=promise)
+    target = {**WISHES, "free_target": str(world.base + megabytes * MB)}
+    if promise == 1.0:
+        check = world.run(check=True, **target)
+        assert (names(check), check["target_met"], check["changed"]) == ([f"{name}:1" for name in going], True, True)
+        assert check["free_after"] >= world.base + megabytes * MB
+    done = world.run(**target)
+    assert (names(done), done["target_met"]) == ([f"{name}:1" for name in going], True)
+    again = world.run(**target)
+    assert (again["changed"], again["target_met"]) == (False, True)
+
+
+def test_what_can_never_free_anything_stays_where_a_target_is_to_be_met(make: t.Callable[..., World]) -> None:
+    world = make()
+    result = world.run(**WISHES, free_target="100%")
+    assert (names(result), result["target_met"]) == (["a:1", "b:1", "c:1"], False)
+    assert {"kind": "network", "reason": "frees nothing, and a target is to be met", "count": 1, "bytes": 0} in result["kept"]
+    assert "one" in {net.name for net in world.engine.nets.values()}
+
+
+def test_inodes_are_a_target_of_their_own(make: t.Callable[..., World]) -> None:
+    world = make()
+    both = {**WISHES, "free_target": str(world.base + 1), "free_target_inodes": "115"}
+    assert names(world.run(check=True, **both)) == ["a:1", "b:1"]
+    assert names(world.run(**both)) == ["a:1", "b:1"]
+
+
+@pytest.mark.parametrize(
+    ("marks", "begins"),
+    [
+        ({"only_below": "20%"}, True),
+        ({"only_below": "5%"}, False),
+        ({"only_below_inodes": "20%"}, True),
+        ({"only_below_inodes": "5%"}, False),
+        ({"only_below": "5%", "only_below_inodes": "20%"}, True),
+        ({"only_below": "20%", "only_below_inodes": "5%"}, True),
+        ({"only_below": "20%", "free_target": "10%"}, False),
+    ],
+)
+@pytest.mark.parametrize("check", [True, False])
+def test_on_a_healthy_host_nothing_is_done_and_nothing_is_measured(make: t.Callable[..., World], marks: dict[str, str], begins: bool, check: bool) -> None:
+    world = make()
+    result = world.run(check=check, **WISHES, **marks)
+    assert result["changed"] == begins
+    assert begins or (world.surveys, result["removed"]) == (0, [])
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_what_was_used_is_noted_on_the_nights_without_anything_to_do_too(make: t.Callable[..., World], check: bool) -> None:
+    world = make()
+    used = next(iter(world.engine.pictures))
+    world.engine.add_box("box", used, state="running")
+    assert not world.run(check=check, **WISHES, only_below="1%")["changed"]
+    assert set(history.recall(world.state_dir, "MODEL").used) == (set() if check else {used})
+
+
+def test_a_filesystem_without_a_number_of_inodes_never_lacks_any(make: t.Callable[..., World]) -> None:
+    world = make()
+    world.inodes = 0
+    assert not world.run(**WISHES, only_below_inodes="1000")["changed"]
+    result = world.run(**WISHES, free_target_inodes="50%")
+    assert (result["changed"], result["target_met"]) == (False, True)
+
+
+def test_a_plain_run_measures_nothing(make: t.Callable[..., World]) -> None:
+    world = make()
+    assert len(world.run(**WISHES)["removed"]) == 4
+    assert world.surveys == 0
+
+
+def test_on_a_read_only_filesystem_nothing_is_tried_and_check_mode_still_tells(make: t.Callable[..., World]) -> None:
+    world = make()
+    world.read_only = True
+    assert len(world.run(check=True, **WISHES)["removed"]) == 4
+    before = world.engine.everything()
+    with pytest.raises(FleetcleanError, match="mounted read-only, so nothing can be removed; nothing was tried") as caught:
+        world.run(**WISHES)
+    assert (caught.value.code, world.engine.everything()) == ("disk", before)
+    assert world.result["policy"] == ["images: unused", "networks: used by no container", "always: keep what is labelled fleetclean.keep"]
+
+
+def test_watermarks_of_another_machines_disk_are_refused(make: t.Callable[..., World]) -> None:
+    world = make(own=False)
+    with pytest.raises(FleetcleanError, match="only_below and free_target") as caught:
+        world.run(**WISHES, free_target="10%")
+    assert caught.value.code == "foreign_root"
+    assert world.run(**WISHES)["reclaimed_bytes"] is None
+
+
+def test_a_run_that_loses_its_engine_returns_what_it_did(make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make()
+
+    def fake_loss(call: str, _name: str) -> None:
+        if call == "remove_image" and len(world.engine.pictures) == 2:
+            raise FleetcleanError("engine does not answer: /run/docker.sock: connection refused.", "engine_down")
+
+    world.engine.before = fake_loss
+    monkeypatch.setattr(world.engine, "wait", lambda _seconds: False)
+    with pytest.raises(FleetcleanError) as caught:
+        world.run(**WISHES, parallel=1)
+    assert caught.value.code == "engine_down"
+    assert names(world.result) == ["one", "a:1"]
+    assert world.result["changed"]
+    assert ("the engine went away before this was done", 2) in [(entry["reason"], entry["count"]) for entry in world.result["kept"]]
+    assert removal.PATIENCE >= 30
+
+
+def test_the_diff_says_the_wishes_first(make: t.Callable[..., World]) -> None:
+    text = make().run(check=True, diff=True, **WISHES)["diff"]["prepared"]
+    assert text.splitlines()[:2] == ["  wished      images: unused", "  wished      networks: used by no container"]
+    assert "- image       c:1" in text
