@@ -38,6 +38,11 @@ _DAEMONS = tuple(
 
 
 _Answer = t.TypeVar("_Answer")
+#: How an engine that is shutting down speaks of containerd and of itself (gRPC's words, and Go's).
+_ENDING = (
+    "client connection is closing", "transport is closing", "error reading from server", "context canceled", "containerd.sock",
+    "shutting down", "server closed", "database not open",
+)
 _USUAL_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _USUAL_ROOT = "/var/lib/docker"
 
@@ -59,6 +64,12 @@ class EngineError(FleetcleanError):
     def conflict(self) -> bool:
         """The object is in use, or somebody else is removing it at this moment."""
         return self.status == 409
+
+    @property
+    def ending(self) -> bool:
+        """The engine is shutting down: until its last moment it answers, that what it relies on is gone already."""
+        lower = self.answer.lower()
+        return self.status >= 500 and any(sign in lower for sign in _ENDING)
 
     @property
     def disk_full(self) -> bool:
@@ -141,14 +152,27 @@ class Engine:
     def wait(self, seconds: float) -> bool:
         """Wait for an engine that went away to answer again; return whether it does."""
         end = time.monotonic() + seconds
-        while True:
-            try:
-                self._ask("GET", "/version")
-                return True
-            except FleetcleanError:
-                if time.monotonic() > end:
-                    return False
+        while not self._answers():
+            if time.monotonic() > end:
+                return False
             time.sleep(0.5)
+        return True
+
+    def ended(self, seconds: float) -> bool:
+        """Wait for an engine that is shutting down to be gone; return whether it is."""
+        end = time.monotonic() + seconds
+        while self._answers():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _answers(self) -> bool:
+        try:
+            self._ask("GET", "/version")
+            return True
+        except FleetcleanError:
+            return False
 
     def disk_usage(self, *kinds: str) -> dict[str, t.Any]:
         """The engine's own figures, ``{}`` where its API has none (before 1.25).

@@ -303,7 +303,7 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
     manager = _manager(container)
     if manager and draft.wishes.orchestrated == "keep":
         return f"managed by {manager}"
-    if container.restarts and not container.live and "running" not in wish.states and draft.wishes.orchestrated == "keep":
+    if container.restarts and container.state in ("exited", "dead") and "running" not in wish.states and draft.wishes.orchestrated == "keep":
         return "restart policy always: it starts again with the engine"
     # How long a container that runs has been running says nothing about its worth.
     moment = container.created if container.live else container.since

@@ -57,6 +57,8 @@ PATIENCE = 60.0
 #: answers only at the end: a large batch is fast, a small one loses little when it is interrupted.
 _CACHE_BATCH = 64
 _ATTEMPTS = 3
+#: Seconds within which an engine that shuts down is gone: it gives its containers some time before.
+_ENDS_WITHIN = 20.0
 #: Seconds for which one list of containers says who mounts images: one for each image would double the time.
 _FRESH = 0.2
 _IN_USE = "it came into use"
@@ -147,19 +149,32 @@ def _kind_group(step: Step) -> str:
     return "image" if step.kind == "tag" else step.kind
 
 
+def _went_away(error: FleetcleanError) -> bool:
+    return error.code == "engine_down" or (isinstance(error, EngineError) and error.ending)
+
+
 class _Presence:
     """Whether the engine is there: one waits for it, and what is found holds for all threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
+        self._back = float("-inf")
         self.lost: FleetcleanError | None = None
 
-    def back(self, error: FleetcleanError) -> bool:
-        """Wait after a call that did not come through; return whether the engine answers again."""
+    def back(self, error: FleetcleanError, since: float) -> bool:
+        """Wait after a call that did not come through; return whether it may be tried again.
+
+        :param since: when the call was made, by the monotonic clock: who finds that it was waited for since then waits no more.
+        """
         with self._lock:
-            if not self.lost and not self._engine.wait(PATIENCE):
+            if self.lost or self._back > since:
+                return not self.lost
+            if isinstance(error, EngineError) and not self._engine.ended(_ENDS_WITHIN):
+                return False  # it goes on answering so: then that is its answer
+            if not self._engine.wait(PATIENCE):
                 self.lost = error
+            self._back = time.monotonic()
             return not self.lost
 
 
@@ -219,6 +234,7 @@ class _Actor:
         for attempt in range(_ATTEMPTS):
             if self._presence.lost:
                 return [Result(step, _KEPT, _LOST) for step in steps]
+            since = time.monotonic()
             try:
                 results = act()
                 if attempt:
@@ -226,17 +242,15 @@ class _Actor:
                     results = [replace(result, outcome=_DONE) if result.outcome == _GONE else result for result in results]
                 return results
             except FleetcleanError as error:
-                if error.code != "engine_down":
-                    return [Result(step, _FAILED, str(error)) for step in steps]
-                if not self._presence.back(error):
+                last = str(error)
+                if not _went_away(error) or not self._presence.back(error, since):
                     break
-                last: Exception = error
             # In a thread of its own an exception would take the results of its neighbours along.
             except Exception as error:  # pylint: disable=broad-except
                 return [Result(step, _FAILED, f"{type(error).__name__}: {error}") for step in steps]
         if self._presence.lost:
             return [Result(step, _KEPT, _LOST) for step in steps]
-        return [Result(step, _FAILED, str(last)) for step in steps]
+        return [Result(step, _FAILED, last) for step in steps]
 
     def _one(self, step: Step) -> list[Result]:
         try:
@@ -246,6 +260,8 @@ class _Actor:
 
     @staticmethod
     def _refused(step: Step, error: EngineError) -> Result:
+        if error.ending:
+            raise error
         if error.gone:
             return Result(step, _GONE)
         if error.conflict:

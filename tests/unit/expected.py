@@ -90,7 +90,7 @@ class Expected:
         return (
             box.state not in wish.states
             or self.wanted(box)
-            or (self.keeping and box.restart == "always" and not box.live and "running" not in wish.states)
+            or (self.keeping and box.restart == "always" and box.state in ("exited", "dead") and "running" not in wish.states)
             or self.young(box.created if box.live else stopped_at, wish.older_than)
         )
 

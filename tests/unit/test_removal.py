@@ -296,3 +296,39 @@ def test_a_volume_that_was_made_anew_under_its_name_is_another_one() -> None:
     one = Step("volume", "v", "v", 1, "why", expects=(repr(1709294400.0),))
     assert kept_for(Looked(created="2024-03-01T12:00:00Z"), one) == ""
     assert kept_for(Looked(created="2024-03-01T12:00:01Z"), one) == "it was made anew or changed meanwhile"
+
+
+class Ending(FleetingEngine):
+    """Answers while it shuts down, as engines do, and is gone then; or never is (``stays``)."""
+
+    def __init__(self, *away: str, stays: bool = False) -> None:
+        super().__init__(away, back=True)
+        self.stays, self.endings = stays, 0
+
+    def ended(self, _seconds: float) -> bool:
+        self.endings += 1
+        return not self.stays
+
+    def _remove(self, name: str) -> None:
+        if name in self.away:
+            self.away.remove(name)
+            raise EngineError(f"DELETE {name}", 500, "error deleting lease: grpc: the client connection is closing: context canceled")
+        super()._remove(name)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_an_engine_that_shuts_down_is_waited_for_though_it_still_answers(parallel: int) -> None:
+    engine = Ending("a", "b", "c")
+    outcome = removal.Outcome()
+    removal.carry_out(t.cast(t.Any, engine), Plan(tuple(step(name) for name in "abcd")), parallel, lambda: None, None, outcome)
+    assert sorted(entry.id for entry in outcome.removed) == ["a", "b", "c", "d"]
+    assert outcome.failed == []
+    assert engine.waited == engine.endings
+
+
+def test_an_engine_that_goes_on_answering_so_means_it() -> None:
+    engine = Ending("b", "b", "b", stays=True)
+    outcome = carry_out(engine, *(step(name) for name in "abc"))
+    assert [entry.id for entry in outcome.removed] == ["a", "c"]
+    assert [result.step.id for result in outcome.failed] == ["b"]
+    assert (engine.endings, engine.waited) == (1, 0)
