@@ -118,8 +118,8 @@ class Wishes:
 class Step:
     """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.
 
-    ``expects`` is what has to be still so right before the act: a container's state; the tags that an image has; the
-    tags of which one still has to be its image's when a tag goes and the image stays; a volume's creation.
+    ``expects`` is what has to be still so right before the act: a container's state; the tags beside which an image has
+    no others; a volume's creation. ``beside``: one of these tags still has to be the image's, when another goes and it stays.
     ``users`` are the containers from under which an image is taken by ``force``; with any other it stays.
     ``waits``: not before all steps of its kind that stand before it (a parent after its children).
     ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it).
@@ -132,6 +132,7 @@ class Step:
     reason: str
     force: bool = False
     expects: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
     waits: bool = False
     unused_for: int = 0
@@ -401,7 +402,7 @@ def _decide_images(
             still = next(iter(tags_kept))
             draft.keep("image", image.id, still, image.bytes, tags_kept[still])
             steps = [
-                Step("tag", image.id, tag, 0, f"{why}; its image stays as {still}", expects=tuple(tags_kept))
+                Step("tag", image.id, tag, 0, f"{why}; its image stays as {still}", beside=tuple(tags_kept))
                 for tag in image.tags
                 if tag not in tags_kept
             ]
@@ -410,7 +411,7 @@ def _decide_images(
             under = users.of(image)
             forced = bool(under)
             steps = [
-                Step("tag", image.id, tag, 0, f"{why}; its image goes, too", force=forced, users=under)
+                Step("tag", image.id, tag, 0, f"{why}; its image goes, too", force=forced, expects=image.tags, users=under)
                 for tag in image.tags[:-1]
             ]
             steps.append(

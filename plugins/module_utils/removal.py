@@ -62,6 +62,7 @@ _ENDS_WITHIN = 20.0
 #: Seconds for which one list of containers says who mounts images: one for each image would double the time.
 _FRESH = 0.2
 _IN_USE = "it came into use"
+_TAGGED = "it has got another tag"
 _LOST = "the engine went away before this was done"
 
 
@@ -282,9 +283,12 @@ class _Actor:
         found = self._engine.image(step.name)
         if str(found.get("Id")) != step.id:
             return Result(step, _KEPT, "the tag names another image now")
-        if step.expects and not set(step.expects).intersection(references(found)[0]):
+        tags = set(references(found)[0])
+        if step.beside and not tags.intersection(step.beside):
             return Result(step, _KEPT, "it is the last tag of its image now")
-        if self._came_into_use(step):
+        if step.expects and tags.difference(step.expects):
+            return Result(step, _KEPT, _TAGGED)  # then the image stays, and with all its names
+        if self._came_into_use(step, references(found)):
             return Result(step, _KEPT, _IN_USE)
         self._engine.remove_image(step.name)
         return Result(step, _DONE)
@@ -292,10 +296,10 @@ class _Actor:
     def _image(self, step: Step) -> Result:
         tags, digests = references(self._engine.image(step.id))
         if set(tags) - set(step.expects):
-            return Result(step, _KEPT, "it has got another tag")
+            return Result(step, _KEPT, _TAGGED)
         # Without force the engine refuses an image that a container has; with it, it asks nobody. And nobody is asked
         # about what containers mount.
-        if self._mounted(step, tags + digests) or (step.force and self._came_into_use(step)):
+        if self._mounted(step, tags + digests) or (step.force and self._came_into_use(step, (tags, digests))):
             return Result(step, _KEPT, _IN_USE)
         try:
             self._engine.remove_image(step.id, force=step.force)
@@ -360,9 +364,11 @@ class _Actor:
                 self._looked = time.monotonic()
         return self._mounts(step.id, known_as(step.id, *names))
 
-    def _came_into_use(self, step: Step) -> bool:
-        """Whether a container has the image that the plan did not know of; under force, also one that runs by now."""
+    def _came_into_use(self, step: Step, names: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
+        """Whether a container has or mounts the image that the plan did not know of; under force, also one that runs by now."""
         found = [container_from(raw) for raw in self._engine.containers()]
+        if mounted_by(found)(step.id, known_as(step.id, *names[0], *names[1])):
+            return True
         return any(
             container.image_id == step.id and (container.live or container.id not in step.users) for container in found
         )

@@ -524,8 +524,8 @@ def test_an_image_goes_tag_by_tag_and_its_last_tag_with_it() -> None:
     # Trap 11: by its id, the engine refuses an image with several tags.
     plan = plan_of(world(image("i", "a:1", "b:1", "c:1")), images=ImageWish("unused"))
     assert [(step.kind, step.name, step.expects) for step in plan.steps] == [
-        ("tag", "a:1", ()),
-        ("tag", "b:1", ()),
+        ("tag", "a:1", ("a:1", "b:1", "c:1")),
+        ("tag", "b:1", ("a:1", "b:1", "c:1")),
         ("image", "c:1", ("c:1",)),
     ]
     assert why(plan, "a:1").endswith("; its image goes, too")

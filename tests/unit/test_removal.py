@@ -286,10 +286,17 @@ def test_an_image_that_somebody_mounts_stays() -> None:
 
 
 def test_the_last_tag_of_an_image_that_was_to_stay_stays() -> None:
-    one = Step("tag", "i", "app:2", 0, "why", expects=("app:1", "app:0"))
+    one = Step("tag", "i", "app:2", 0, "why", beside=("app:1", "app:0"))
     assert kept_for(Looked(["app:2", "app:0"]), one) == ""
     assert kept_for(Looked(["app:2"]), one) == "it is the last tag of its image now"
     assert kept_for(Looked(["app:2", "app:1"], [box("c", ImageID="i")]), one) == "it came into use"
+
+
+def test_an_image_that_got_another_tag_keeps_all_its_tags() -> None:
+    one = Step("tag", "i", "app:2", 0, "why", expects=("app:1", "app:2"))
+    assert kept_for(Looked(["app:2", "app:1"]), one) == ""
+    assert kept_for(Looked(["app:2"]), one) == "", "the other one has gone before"
+    assert kept_for(Looked(["app:2", "app:1", "wanted:1"]), one) == "it has got another tag"
 
 
 def test_a_volume_that_was_made_anew_under_its_name_is_another_one() -> None:
