@@ -35,8 +35,9 @@ REPOSITORIES = ("app", "host:5000/team/db", "ci/build", "a.b-c__d/x", "deadbeef"
 
 
 def moment(dice: random.Random, none: bool = True) -> float | None:
-    """A time in the past, seldom in the future (clocks differ), never near a limit that a wish may have."""
-    age = dice.choice((-HOUR, MINUTE, 2 * HOUR, 3 * DAY, 10 * DAY, 100 * DAY, dice.uniform(8, 40) * DAY, None if none else DAY + HOUR))
+    """A time in the past, often near a limit that a wish may have, seldom in the future (clocks differ)."""
+    near = dice.choice((HOUR, DAY, 7 * DAY)) * dice.choice((0.97, 1.03))
+    age = dice.choice((-HOUR, MINUTE, near, near, 3 * DAY, 100 * DAY, dice.uniform(8, 40) * DAY, None if none else DAY + HOUR))
     return None if age is None else NOW - age - dice.random()
 
 
@@ -245,7 +246,7 @@ def explain(made: Case) -> str:
 
 
 seeds = pytest.mark.parametrize("seed", range(400), ids=lambda seed: f"seed-{seed}")
-some_seeds = pytest.mark.parametrize("seed", range(1000, 1300), ids=lambda seed: f"seed-{seed}")
+some_seeds = pytest.mark.parametrize("seed", range(1000, 1400), ids=lambda seed: f"seed-{seed}")
 
 
 @seeds
@@ -368,7 +369,7 @@ class Others:
         if picture:
             self.made += 1
             old = [tag for other in self.engine.pictures.values() if other is not picture for tag in other.tags]
-            name = self.dice.choice(old) if old and self.dice.random() < 0.5 else f"new/name:{self.made}"
+            name = self.dice.choice(old) if old and self.dice.random() < 0.8 else f"new/name:{self.made}"
             self.engine.tag(picture.id, name)
             self.did.append(("tagged", picture.id[:19], name))
             self.wanted.update({("image", picture.id), ("tag", name)})
@@ -415,7 +416,7 @@ class Others:
             self.engine.add_record(f"new{self.made}", record.id, in_use=True)
 
 
-def check_disturbed(made: Case, others: Others, outcome: removal.Outcome, taken: bool = True) -> None:
+def check_disturbed(made: Case, others: Others, outcome: removal.Outcome) -> None:
     told = explain(made) + f"\nothers: {others.did}\nleft in the end:\n" + "\n".join(f"{kept.name}: {kept.reason}" for kept in outcome.kept)
     there = made.engine.everything()
     assert outcome.failed == [], told
@@ -423,8 +424,8 @@ def check_disturbed(made: Case, others: Others, outcome: removal.Outcome, taken:
     assert not lost, f"gone: {lost}" + told
     ends = what(outcome.removed) + what(outcome.gone) + [(kept.kind, kept.name if kept.kind == "tag" else kept.id) for kept in outcome.kept]
     assert sorted(ends) == sorted(what(made.plan.steps)), "a step is lost, or told of twice" + told
-    assert not set(what(outcome.removed)) & there or not taken, told
-    assert not set(what(outcome.gone)) & there, told
+    left = set(what([*outcome.removed, *outcome.gone])) & there
+    assert not left, f"told as removed, and still there: {left}" + told
     assert not set(made.engine.robbed) & {box.id for box in made.engine.boxes.values()}, "a container lost its network" + told
 
 
@@ -433,8 +434,8 @@ def test_what_comes_into_use_after_the_plan_stays_and_what_is_gone_is_done(seed:
     dice = random.Random(seed)
     made = case(dice)
     others = Others(dice, made.engine)
-    for _ in range(dice.randint(1, 4)):
-        dice.choice((others.starts, others.creates, others.runs_again, others.tags, others.takes, others.makes_anew, others.builds))()
+    for _ in range(dice.randint(1, 6)):
+        dice.choice((others.starts, others.creates, others.runs_again, others.tags, others.tags, others.takes, others.makes_anew, others.builds))()
     check_disturbed(made, others, act(made, 1 if seed % 2 else 4))
 
 
@@ -482,8 +483,8 @@ def test_two_runs_at_once_do_no_harm(seed: int) -> None:
 def test_a_network_that_came_into_use_while_others_were_removed_stays() -> None:
     """The engine itself takes a network from under a container that does not run, which then cannot start."""
     engine = Model()
-    for name in ("n1", "n2", "n3"):
-        engine.add_net(name, NOW - DAY)
+    for days, name in ((3, "n1"), (2, "n2"), (1, "n3")):
+        engine.add_net(name, NOW - days * DAY)
     engine.add_image("i", "app:1")
 
     def meddle(call: str, about: str) -> None:
