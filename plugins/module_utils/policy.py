@@ -57,7 +57,7 @@ _INNER_CACHE = ("internal", "frontend")
 #: Why a step was not done, or is not in the plan any more.
 NOT_REACHED = "enough is free without it"
 _FREES_NOTHING = "frees nothing, and a target is to be met"
-_PARENT_STAYS = "parent of an image that stays"
+PARENT_STAYS = "parent of an image that stays"
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class Step:
     ``expects`` is what has to be still so right before the act: a container's state; the tags beside which an image has
     no others; a volume's creation. ``beside``: one of these tags still has to be the image's, when another goes and it stays.
     ``users`` are the containers from under which an image is taken by ``force``; with any other it stays.
+    ``children``: images that have to be gone before this one, or its names, can go.
     ``waits``: not before all steps of its kind that stand before it (a parent after its children).
     ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it).
     """
@@ -134,6 +135,7 @@ class Step:
     expects: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
+    children: tuple[str, ...] = ()
     waits: bool = False
     unused_for: int = 0
     inodes: int = 0
@@ -385,7 +387,7 @@ def _decide_images(
         reason = f"managed by {manager}" if manager else None
         reason = reason or users.hold(image, wish.scope)
         if not reason and any(child not in going for child in mine):
-            reason = _PARENT_STAYS
+            reason = PARENT_STAYS
         reason = reason or _why_image_stays(draft, image, wish, evidence.moment, follows=bool(mine))
         tags_kept = {} if reason else _why_tags_stay(image, wish, newest)
         if tags_kept and len(tags_kept) == len(image.tags):
@@ -394,7 +396,7 @@ def _decide_images(
             reason = "used by a container"  # it stays anyway: then with all names that a host would pull it by again
         if reason:
             # A parent's bytes are its children's, too: they are counted there.
-            draft.keep("image", image.id, name, 0 if reason == _PARENT_STAYS else image.bytes, reason)
+            draft.keep("image", image.id, name, 0 if reason == PARENT_STAYS else image.bytes, reason)
             continue
         why = _why_image_goes(draft, image, evidence, follows=bool(mine))
         if tags_kept:
@@ -418,7 +420,7 @@ def _decide_images(
                 Step("image", image.id, name, image.bytes, why, force=forced, expects=image.tags[-1:], users=under)
             )
         if mine:
-            steps = [replace(step, waits=True) for step in steps]
+            steps = [replace(step, waits=True, children=tuple(mine)) for step in steps]
         # An untagged parent of a tagged image goes after it, so among the tagged ones.
         if image.tags or any(child in with_tagged for child in mine):
             with_tagged.add(image.id)

@@ -34,6 +34,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     NOT_REACHED,
+    PARENT_STAYS,
     Kept,
     Plan,
     Step,
@@ -81,16 +82,22 @@ class Result:
 
 @dataclass
 class Outcome:
-    """All that was done. ``by_kind`` is what came free on the filesystem, bytes, None where it is not ours to see."""
+    """All that was done. ``by_kind`` is what came free on the filesystem, bytes, None where it is not ours to see.
+
+    ``images`` are the ids of those that are gone.
+    """
 
     removed: list[Step] = field(default_factory=list)
     gone: list[Step] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     failed: list[Result] = field(default_factory=list)
     by_kind: dict[str, int] = field(default_factory=dict)
+    images: set[str] = field(default_factory=set)
 
     def add(self, result: Result) -> None:
         step = result.step
+        if step.kind == "image" and result.outcome in (_DONE, _GONE):
+            self.images.add(step.id)
         if result.outcome == _DONE:
             self.removed.append(step)
         elif result.outcome == _GONE:
@@ -123,7 +130,8 @@ def carry_out(
             progress = len(outcome.removed)
             for kind, group in groupby(list(steps), key=_kind_group):
                 before = available()
-                for result in _carry_out_group(engine, presence, list(group), parallel, enough):
+                act = _Actor(engine, presence, outcome.images)
+                for result in _carry_out_group(act, list(group), parallel, enough):
                     steps.remove(result.step)
                     if result.later:
                         held.append(result)
@@ -180,9 +188,8 @@ class _Presence:
 
 
 def _carry_out_group(
-    engine: Engine, presence: _Presence, steps: list[Step], parallel: int, enough: t.Callable[[], bool] | None
+    act: _Actor, steps: list[Step], parallel: int, enough: t.Callable[[], bool] | None
 ) -> t.Iterator[Result]:
-    act = _Actor(engine, presence)
     if enough:
         for step in steps:
             if enough():
@@ -212,10 +219,11 @@ def _batches(steps: list[Step]) -> list[list[list[Step]]]:
 
 
 class _Actor:
-    """Does steps, each after a last look."""
+    """Does steps, each after a last look. ``went`` are the ids of images that are gone."""
 
-    def __init__(self, engine: Engine, presence: _Presence) -> None:
+    def __init__(self, engine: Engine, presence: _Presence, went: t.Collection[str]) -> None:
         self._engine = engine
+        self._went = went
         self._presence = presence
         self._looking = threading.Lock()
         self._looked = float("-inf")
@@ -254,6 +262,9 @@ class _Actor:
         return [Result(step, _FAILED, last) for step in steps]
 
     def _one(self, step: Step) -> list[Result]:
+        if any(child not in self._went for child in step.children):
+            # containerd's store would take its names and leave it there without any.
+            return [Result(step, _KEPT, PARENT_STAYS, later=True)]
         try:
             return [getattr(self, f"_{step.kind}")(step)]
         except EngineError as error:

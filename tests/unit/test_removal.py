@@ -339,3 +339,29 @@ def test_an_engine_that_goes_on_answering_so_means_it() -> None:
     assert [entry.id for entry in outcome.removed] == ["a", "c"]
     assert [result.step.id for result in outcome.failed] == ["b"]
     assert (engine.endings, engine.waited) == (1, 0)
+
+
+def test_a_parent_stays_with_all_its_names_if_a_child_does() -> None:
+    child = Step("image", "child", "child:1", 1, "why", expects=("child:1",))
+    parent = [
+        Step("tag", "i", "app:1", 0, "why", expects=("app:1", "app:2"), children=("child",), waits=True),
+        Step("image", "i", "app:2", 1, "why", expects=("app:2",), children=("child",), waits=True),
+    ]
+
+    class Family(Looked):
+        def image(self, ident: str) -> dict[str, t.Any]:
+            tags = ["child:1", "wanted:1"] if ident == "child" else ["app:1", "app:2"]
+            return {"Id": ident if ident == "child" else "i", "RepoTags": tags, "RepoDigests": []}
+
+    outcome = carry_out(Family(), child, *parent)
+    assert outcome.removed == []
+    assert {(kept.name, kept.reason) for kept in outcome.kept} == {
+        ("child:1", "it has got another tag"), ("app:1", "parent of an image that stays"), ("app:2", "parent of an image that stays"),
+    }
+
+
+def test_a_parent_goes_in_a_later_plan_than_its_child() -> None:
+    engine, outcome = FakeEngine(), removal.Outcome()
+    for one in (step("child"), Step("image", "i", "i", 1, "why", children=("child",), waits=True)):
+        removal.carry_out(t.cast(t.Any, engine), Plan((one,)), 1, lambda: None, None, outcome)
+    assert [entry.id for entry in outcome.removed] == ["child", "i"]
