@@ -34,7 +34,7 @@ FULL, STOPPED = "build1", "web2"
 CLEAN = ("ansible-playbook", "playbooks/clean.yml", "-e", "cleanup_profile=standard")
 WIDTH = 100
 # A line of what --diff prints, and what is left of one that was too long.
-PLAN = r"^[-+ ] +(log|container|image|tag|volume|stays|free) .*|^ {30,}\S.*"
+PLAN = r"^[-+ ] +(wished|log|container|image|tag|volume|stays|free) .*|^ {30,}\S.*"
 # Ansible's exit code when a host failed but the run went through.
 A_HOST_FAILED = 2
 STARTED = time.monotonic()
