@@ -480,6 +480,16 @@ def test_two_runs_at_once_do_no_harm(seed: int) -> None:
     assert made.engine.robbed == []
 
 
+# -- one thing at a time: what chance finds too seldom ---------------------------------------------------------
+
+
+def planned(engine: Model, wishes: policy.Wishes, *names: str) -> Case:
+    """A plan that has these steps, by name."""
+    plan = policy.decide(look(engine, wishes), wishes)
+    assert [step.name for step in plan.steps] == list(names)
+    return Case(engine, wishes, Expected(engine, wishes, {}), plan, {})
+
+
 def test_a_network_that_came_into_use_while_others_were_removed_stays() -> None:
     """The engine itself takes a network from under a container that does not run, which then cannot start."""
     engine = Model()
@@ -491,9 +501,7 @@ def test_a_network_that_came_into_use_while_others_were_removed_stays() -> None:
         if call == "remove_network" and not engine.boxes:
             engine.add_box("new", sha("i"), state="created", networks=["n3"])
 
-    made = Case(engine, policy.Wishes(networks=policy.NetworkWish()), *[t.cast(t.Any, None)] * 3)
-    made = made._replace(plan=policy.decide(look(engine, made.wishes), made.wishes))
-    assert [step.name for step in made.plan.steps] == ["n1", "n2", "n3"]
+    made = planned(engine, policy.Wishes(networks=policy.NetworkWish()), "n1", "n2", "n3")
     engine.before = meddle
     outcome = act(made, 1)
     assert [step.name for step in outcome.removed] == ["n1", "n2"]
@@ -501,7 +509,49 @@ def test_a_network_that_came_into_use_while_others_were_removed_stays() -> None:
     assert engine.robbed == []
 
 
-@pytest.mark.parametrize("store", ["graphdriver", "containerd"])
+both_stores = pytest.mark.parametrize("store", ["graphdriver", "containerd"])
+
+
+@both_stores
+def test_an_image_whose_kept_name_moved_on_keeps_the_others(store: str) -> None:
+    """The last of them would take the image along."""
+    engine = Model(store)
+    engine.add_image("i", "app:1", "other:1", "other:2", created=NOW - DAY)
+    engine.add_image("new", "app:2", created=NOW - DAY)
+    made = planned(engine, policy.Wishes(images=policy.ImageWish("unused", keep=("app",))), "other:1", "other:2")
+    engine.tag(sha("new"), "app:1")
+    act(made, 1)
+    assert ("image", sha("i")) in engine.everything()
+
+
+@both_stores
+def test_an_image_that_a_container_mounts_since_the_plan_stays(store: str) -> None:
+    """By id the engine does not ask who mounts it."""
+    engine = Model(store)
+    engine.add_image("base", "base:1", created=NOW - DAY)
+    engine.add_image("data", "data:1", created=NOW - DAY)
+    made = planned(engine, policy.Wishes(images=policy.ImageWish("unused", keep=("base",))), "data:1")
+    engine.add_box("new", sha("base"), state="running", mounted=["data:1"])
+    assert [(kept.name, kept.reason) for kept in act(made, 1).kept] == [("data:1", "it came into use")]
+    assert ("tag", "data:1") in engine.everything()
+
+
+@both_stores
+@pytest.mark.parametrize("state", ["created", "running"])
+def test_force_takes_no_image_from_under_a_container_that_the_plan_did_not_know(store: str, state: str) -> None:
+    engine = Model(store)
+    engine.add_image("i", "app:1", created=NOW - DAY)
+    engine.add_box("old", sha("i"), state="exited", created=NOW - DAY, started=NOW - DAY, finished=NOW - DAY)
+    wishes = policy.Wishes(containers=policy.ContainerWish(states=("created",)), images=policy.ImageWish("all"))
+    made = planned(engine, wishes, "app:1")
+    assert made.plan.steps[0].force
+    engine.add_box("new", sha("i"), state=state)
+    outcome = act(made, 1)
+    assert [kept.name for kept in outcome.kept] == ["app:1"]
+    assert {("image", sha("i")), ("tag", "app:1")} <= engine.everything()
+
+
+@both_stores
 def test_the_model_refuses_what_an_engine_refuses(store: str) -> None:
     """Else all of this would show nothing: each refusal here was seen on a real one, too (tests/integration/test_random_hosts.py)."""
 
