@@ -149,6 +149,10 @@ def fill(host: Host, images: int) -> None:
     host.exec(["sync", "--file-system", host.data_root])
 
 
+def empty(host: Host) -> None:
+    host.docker("system", "prune", "-af", "--volumes", timeout=900)
+
+
 def what_is_left(host: Host) -> dict[str, int]:
     found = {"containers": host.must("GET", "/containers/json?all=1"), "images": host.must("GET", "/images/json?all=1"),
              "volumes": host.must("GET", "/volumes")["Volumes"]}
@@ -173,7 +177,7 @@ def removals(host: Host, controller: Controller, images: int, rounds: int, idle:
     """All contenders, ``rounds`` times each, each on a host that has just been filled."""
     bare = Bare(host, "docker_clean")
     contenders: dict[str, Callable[[], object]] = {
-        PRUNE: lambda: host.docker("system", "prune", "-af", "--volumes", timeout=900),
+        PRUNE: partial(empty, host),
         MODULE: lambda: bare.run(**ALL),
         AD_HOC: lambda: controller.ad_hoc("fleetclean.docker.docker_clean", ALL),
         OURS: lambda: controller.play("fleetclean.docker.docker_clean", ALL),
@@ -219,7 +223,7 @@ def idle_runs(host: Host, controller: Controller, images: int, rounds: int, idle
                 timed(host, here[contender], taken[contender] if number else Series())
         if what_is_left(host) != before:
             raise FleetError(f"{name} was not idle: {before}, then {what_is_left(host)}")
-    host.docker("system", "prune", "-af", "--volumes", timeout=900)
+    empty(host)
     say("idle: " + ", ".join(f"{name} {series.middle:.2f}" for name, series in taken.items()))
     return taken
 
@@ -312,6 +316,7 @@ def main() -> int:
     idle: dict[str, list[float]] = {}
     try:
         with the_host(options.dir) as (fleet, host), tempfile.TemporaryDirectory(prefix="fleetclean-bench-") as folder:
+            empty(host)
             if options.profile:
                 return profile(host, options.images[0])
             version = fetch_peer(Path(folder))

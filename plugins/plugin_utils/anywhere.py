@@ -17,8 +17,10 @@ All of this is per task: the play's other tasks keep their settings.
 
 from __future__ import annotations
 
+import gc
 import os
 import typing as t
+from contextlib import contextmanager
 
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure
@@ -28,6 +30,19 @@ from ansible_collections.fleetclean.docker.plugins.plugin_utils import carried_s
 
 #: A tmpfs that every Linux host has, and that every user may write to.
 TMPFS = "/dev/shm"
+
+
+@contextmanager
+def _without_collector() -> t.Iterator[None]:
+    """Ansible parses all that a module imports: so many objects that Python would look through all of Ansible's for garbage
+    again and again, which takes as long as the parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class ActionModule(ActionBase):
@@ -46,9 +61,9 @@ class ActionModule(ActionBase):
         self._stay_off_the_disk(wrap_async)
         # First in the list: whoever sets TMPDIR for the task or the play still has the last word.
         self._task.environment = [{"TMPDIR": TMPFS}] + list(self._task.environment or [])
-        result = merge_hash(
-            result, self._execute_module(module_args=args, task_vars=task_vars, wrap_async=wrap_async)
-        )
+        with _without_collector():
+            answer = self._execute_module(module_args=args, task_vars=task_vars, wrap_async=wrap_async)
+        result = merge_hash(result, answer)
         if not wrap_async:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
