@@ -285,10 +285,11 @@ Server("/run/docker/plugins/%s.sock" % name, Handler).serve_forever()
 
 
 @contextmanager
-def volume_driver(host: Host, name: str, slow: float = 0) -> Iterator[None]:
-    """A volume driver on the host, as a program beside the engine; ``slow``: seconds that a removal takes. At the end it is gone.
+def volume_driver(host: Host, name: str, slow: float = 0, forget: bool = True) -> Iterator[None]:
+    """A volume driver on the host, as a program beside the engine; ``slow``: seconds that a removal takes.
 
-    The protocol: https://docs.docker.com/engine/extend/plugins_volume/
+    ``forget``: restart the engine at the end, which looks for a driver that it knows whenever it lists volumes, 15 s long; without it the
+    driver is just gone. The protocol: https://docs.docker.com/engine/extend/plugins_volume/
     """
     door: Path = host.path("/run") / f"docker/plugins/{name}.sock"
     process = host.popen([host.python, "-c", _DRIVER, name, str(slow)])
@@ -296,6 +297,10 @@ def volume_driver(host: Host, name: str, slow: float = 0) -> Iterator[None]:
         until(door.exists)
         yield
     finally:
+        if forget:
+            host.stop_engine()
         process.kill()
         process.wait()
         door.unlink(missing_ok=True)
+        if forget:
+            host.start_engine()

@@ -1,0 +1,359 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""docker_clean and what belongs to somebody: swarm, compose, buildx, plugins, other volume drivers; and names that look like something else."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, Iterator
+from urllib.parse import quote
+
+import pytest
+
+from tests.fleet import Fleet, Host, HostSpec
+from tests.fleet.dirty import load_image, tar
+from tests.integration.support import Ansible, start, state
+from tests.integration.things import base, container, kept, removed, until, volume_driver
+
+#: As much as can be asked for without a word about what others look after.
+EVERYTHING: Dict[str, Any] = {
+    "containers": {"volumes": True},
+    "images": {"scope": "unused"},
+    "volumes": {"scope": "unused"},
+    "networks": {},
+    "build_cache": {"scope": "all"},
+    "state_dir": "",
+}
+LIVE = ["created", "exited", "dead", "running", "paused", "restarting"]
+
+
+@pytest.fixture(scope="module")
+def fleet(here: None) -> Iterator[Fleet]:
+    with start([HostSpec("one"), HostSpec("ctd", root="forky", daemon_json={"features": {"containerd-snapshotter": True}})]) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def ansible(fleet: Fleet) -> Ansible:
+    return Ansible(str(fleet.inventory))
+
+
+@pytest.fixture()
+def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
+    """A host with an image to run, and nothing else before and after."""
+    found = fleet[getattr(request, "param", "one")]
+    base(found)
+    yield found
+    found.api("POST", "/swarm/leave?force=1")
+    until(lambda: found.must("GET", "/info")["Swarm"]["LocalNodeState"] == "inactive")
+    for ident in state(found)["containers"].values():
+        found.api("DELETE", f"/containers/{ident}?force=1&v=1")
+    for volume in state(found)["volumes"]:
+        found.must("DELETE", f"/volumes/{quote(volume)}")
+    for network in found.must("GET", "/networks"):
+        if network["Name"] not in ("bridge", "host", "none", "docker_gwbridge"):
+            found.api("DELETE", f"/networks/{network['Id']}")
+    for ident in state(found)["images"]:
+        found.api("DELETE", f"/images/{ident}?force=1")
+
+
+both = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
+
+
+def clean(ansible: Ansible, host: Host, **wishes: Any) -> Dict[str, Any]:
+    """The module's result; a failure is the test's."""
+    result = ansible.module("docker_clean", {**EVERYTHING, **wishes}, hosts=host.name)[host.name]
+    assert not result["failed"], result
+    return result
+
+
+# -- swarm -------------------------------------------------------------------------------------
+
+
+def serve(host: Host, image: str) -> Dict[str, Any]:
+    """A swarm of one node with a service that runs; its specification."""
+    host.must("POST", "/swarm/init", {"ListenAddr": "127.0.0.1:2377", "AdvertiseAddr": "127.0.0.1"})
+    mounts = [{"Type": "volume", "Source": "service-data", "Target": "/data"}]
+    task = {
+        "ContainerSpec": {"Image": image, "Command": ["/bin/sleep", "1000000"], "Mounts": mounts, "StopGracePeriod": 1},
+        "Networks": [{"Target": "host"}],
+    }
+    spec = {"Name": "web", "TaskTemplate": task, "Mode": {"Replicated": {"Replicas": 1}}}
+    host.must("POST", "/services/create", spec)
+    until(lambda: running(host, image))
+    return spec
+
+
+def update(host: Host, spec: Dict[str, Any], image: str) -> None:
+    """Let the service have another image, and wait for its task."""
+    service = host.must("GET", "/services")[0]
+    spec["TaskTemplate"]["ContainerSpec"]["Image"] = image
+    host.must("POST", f"/services/{service['ID']}/update?version={service['Version']['Index']}", spec)
+    until(lambda: running(host, image))
+
+
+def availability(host: Host, word: str) -> None:
+    """``drain``: swarm takes its tasks away from this node; ``active``: it brings them back."""
+    node = host.must("GET", "/nodes")[0]
+    host.must("POST", f"/nodes/{node['ID']}/update?version={node['Version']['Index']}", {**node["Spec"], "Availability": word})
+    until(lambda: bool(state(host)["running"]) == (word == "active"))
+
+
+def running(host: Host, image: str) -> bool:
+    return any(entry["Image"] == image and entry["State"] == "running" for entry in host.must("GET", "/containers/json"))
+
+
+@both
+def test_what_is_swarms_stays_also_what_no_task_has_at_the_moment(host: Host, ansible: Ansible) -> None:
+    for tag in ("app/web:1", "app/web:2", "app/web:3", "app/other:1"):
+        load_image(host, tag, {"a": tag.encode()})
+    spec = serve(host, "app/web:2")
+    update(host, spec, "app/web:3")
+    for what in ("configs", "secrets"):
+        host.must("POST", f"/{what}/create", {"Name": "wanted", "Data": "YQ=="})
+    host.must("POST", "/networks/create", {"Name": "of-services", "Driver": "overlay"})
+    before = state(host)
+    assert len(before["containers"]) == 2, "the task's, and the one of the task before"
+    result = clean(ansible, host, containers={"volumes": True, "states": LIVE})
+    now = state(host)
+    assert now["containers"] == before["containers"]
+    assert "app/web:3" in now["tags"], "what the service wants next"
+    assert "app/web:2" in now["tags"], "what it would be rolled back to"
+    assert {"app/web:1", "app/other:1"} <= set(removed(result, "image"))
+    assert "service-data" in now["volumes"]
+    assert now["networks"] == before["networks"] >= {"ingress", "docker_gwbridge", "of-services"}
+    assert kept(result, "container") == {"managed by swarm": 2}
+    assert kept(result, "network")["swarm's"] == 1
+    assert [len(host.must("GET", f"/{what}")) for what in ("configs", "secrets")] == [1, 1]
+    # With its tasks elsewhere, the service alone knows of its images and its volume.
+    availability(host, "drain")
+    for ident in before["containers"].values():
+        host.must("DELETE", f"/containers/{ident}")
+    result = clean(ansible, host)
+    assert {"app/web:2", "app/web:3"} == state(host)["tags"]
+    assert kept(result, "image") == {"used by a swarm service": 2}
+    assert kept(result, "volume") == {"used by a swarm service": 1}
+    availability(host, "active")
+    update(host, spec, "app/web:2")
+
+
+def test_full_takes_swarms_containers_and_leaves_its_networks(host: Host, ansible: Ansible) -> None:
+    """`orchestrated: clean` is the word for it; swarm makes its containers anew, from images that may be gone."""
+    load_image(host, "app/web:1", {"a": b"web"})
+    serve(host, "app/web:1")
+    availability(host, "drain")
+    result = clean(ansible, host, containers={"volumes": True, "states": LIVE}, images={"scope": "all"}, orchestrated="clean")
+    now = state(host)
+    assert (now["containers"], now["images"], now["volumes"]) == ({}, set(), set())
+    assert {"ingress", "docker_gwbridge"} <= now["networks"]
+    assert any(name.startswith("web.1.") for name in removed(result, "container"))
+
+
+# -- compose -----------------------------------------------------------------------------------
+
+
+@both
+def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: Host, ansible: Ansible) -> None:
+    project = {"com.docker.compose.project": "shop"}
+    gone = {"com.docker.compose.project": "gone"}
+    for name, labels in (("shop_default", project), ("shop_idle", project), ("gone_default", gone)):
+        host.must("POST", "/networks/create", {"Name": name, "Driver": "bridge", "Labels": labels})
+    for name, labels in (("shop_db", project), ("shop_idle", project), ("gone_db", gone)):
+        host.must("POST", "/volumes/create", {"Name": name, "Labels": labels})
+    load_image(host, "shop/web:1", {"a": b"shop"})
+    container(host, "shop-web-1", "shop/web:1", ["/bin/true"], run="done", labels=project, network="shop_default", Binds=["shop_db:/data"])
+    result = clean(ansible, host, containers={"older_than": "1d"})
+    now = state(host)
+    assert set(now["containers"]) == {"shop-web-1"}
+    assert now["volumes"] == {"shop_db", "shop_idle"}
+    assert {"shop_default", "shop_idle"} <= now["networks"] and "gone_default" not in now["networks"]
+    assert "shop/web:1" in now["tags"]
+    for kind in ("volume", "network"):
+        assert kept(result, kind)["of compose project shop, which has containers"] == 1
+        assert kept(result, kind)["used by a container"] == 1
+    # Once its containers go as well, nothing of it is wanted for their sake.
+    result = clean(ansible, host)
+    now = state(host)
+    assert (now["containers"], now["volumes"]) == ({}, set())
+    assert not {"shop_default", "shop_idle"} & now["networks"]
+
+
+# -- volumes -----------------------------------------------------------------------------------
+
+
+@both
+def test_volumes_whose_data_is_elsewhere_stay_unless_their_driver_is_named(host: Host, ansible: Ansible) -> None:
+    host.exec(["sh", "-ec", "mkdir -p /srv/wanted; echo data > /srv/wanted/file"])
+    mounts = {
+        "on-nfs": {"type": "nfs", "o": "addr=127.0.0.1,ro", "device": ":/export"},
+        "bound": {"type": "none", "o": "bind", "device": "/srv/wanted"},
+        "in-memory": {"type": "tmpfs", "device": "tmpfs", "o": "size=1m"},
+    }
+    with volume_driver(host, "elsewhere"):
+        for name, options in mounts.items():
+            host.must("POST", "/volumes/create", {"Name": name, "DriverOpts": options})
+        host.must("POST", "/volumes/create", {"Name": "plain"})
+        host.must("POST", "/volumes/create", {"Name": "far", "Driver": "elsewhere"})
+        # A container has them for a moment, so that they are really mounted.
+        container(host, "user", "base/app:1", ["/bin/true"], run="done", Binds=["bound:/bound", "in-memory:/memory", "far:/far"])
+        result = clean(ansible, host)
+        assert state(host)["volumes"] == {*mounts, "far"}
+        assert set(removed(result, "volume")) == {"plain"}
+        assert kept(result, "volume") == {
+            "of volume driver local/nfs": 1, "of volume driver local/bind": 1, "of volume driver local/tmpfs": 1, "of volume driver elsewhere": 1,
+        }
+        result = clean(ansible, host, volumes={"scope": "unused", "drivers": ["local/*"]})
+        assert state(host)["volumes"] == {"far"}
+        assert host.path("/srv/wanted/file").read_text() == "data\n", "the volume is gone, and not what it stood for"
+        result = clean(ansible, host, volumes={"scope": "unused", "drivers": ["elsewhere"]})
+        assert set(removed(result, "volume")) == {"far"}
+        assert state(host)["volumes"] == set()
+
+
+# -- plugins, builders -------------------------------------------------------------------------
+
+
+def test_plugins_are_not_ours(host: Host, ansible: Ansible) -> None:
+    config = {
+        "description": "", "documentation": "", "entrypoint": ["/bin/sleep"], "workdir": "", "mounts": None, "env": None, "args": {}, "linux": {},
+        "interface": {"types": ["docker.volumedriver/1.0"], "socket": "plugin.sock"}, "network": {"type": "none"},
+    }
+    # The engine wants folders as entries of their own, which the bed's archives do not have.
+    where = "/run/fleet/plugin"
+    host.exec(["sh", "-ec", f"mkdir -p {where}/rootfs/bin; echo x > {where}/rootfs/bin/sleep"])
+    host.path(f"{where}/config.json").write_text(json.dumps(config))
+    host.exec(["tar", "-C", where, "-cf", f"{where}.tar", "."])
+    host.must("POST", "/plugins/create?name=some/plugin:1", host.path(f"{where}.tar").read_bytes())
+    result = clean(ansible, host, containers={"states": LIVE}, images={"scope": "all"}, volumes={"scope": "unused", "drivers": ["*"]}, orchestrated="clean")
+    assert not any("plugin" in entry["name"] for entry in result["removed"])
+    plugins = host.must("GET", "/plugins")
+    assert [plugin["Name"] for plugin in plugins] == ["some/plugin:1"]
+    assert host.path(f"{host.data_root}/plugins/{plugins[0]['Id']}/rootfs/bin/sleep").exists()
+    host.must("DELETE", "/plugins/some/plugin:1")
+
+
+def test_a_buildx_builder_and_its_cache_stay_together(host: Host, ansible: Ansible) -> None:
+    load_image(host, "moby/buildkit:buildx-stable-1", {"a": b"buildkit"})
+    for number in (0, 1):
+        host.must("POST", "/volumes/create", {"Name": f"buildx_buildkit_builder{number}_state"})
+    container(host, "buildx_buildkit_builder0", "moby/buildkit:buildx-stable-1", ["/bin/true"], run="done",
+              Binds=["buildx_buildkit_builder0_state:/var/lib/buildkit"])
+    result = clean(ansible, host, volumes={"scope": "anonymous"})
+    assert set(state(host)["containers"]) == {"buildx_buildkit_builder0"}
+    assert "moby/buildkit:buildx-stable-1" in state(host)["tags"]
+    assert kept(result, "container") == {"managed by buildx": 1}
+    assert kept(result, "volume") == {"used by a container": 1, "cache of a buildx builder that is gone (volumes.scope is anonymous)": 1}
+    result = clean(ansible, host)
+    assert state(host)["volumes"] == {"buildx_buildkit_builder0_state"}
+    assert "cache of a buildx builder that is gone" in removed(result)["buildx_buildkit_builder1_state"]
+
+
+def test_what_another_manager_runs_here_is_left_to_it_and_so_are_all_images(host: Host, ansible: Ansible) -> None:
+    load_image(host, "app/idle:1", {"a": b"idle"})
+    container(host, "k8s_web_web-1_default_0", "base/app:1", ["/bin/true"], run="done", labels={"io.kubernetes.pod.name": "web"})
+    container(host, "ecs-web-1-web", "base/app:1", ["/bin/true"], run="done", labels={"com.amazonaws.ecs.task-arn": "arn:aws:ecs:x"})
+    container(host, "web-1", "base/app:1", ["/bin/true"], run="done", labels={"com.hashicorp.nomad.alloc_id": "1"})
+    container(host, "by-hand", "base/app:1", ["/bin/true"], run="done")
+    result = clean(ansible, host)
+    assert set(removed(result)) == {"by-hand"}
+    assert kept(result, "container") == {"managed by kubelet": 1, "managed by the ECS agent": 1, "managed by Nomad": 1}
+    (reason, count), = kept(result, "image").items()
+    assert reason in kept(result, "container") and count == 2
+    clean(ansible, host, orchestrated="clean")
+    assert (state(host)["containers"], state(host)["images"]) == ({}, set())
+
+
+# -- containers that come back or go by themselves ---------------------------------------------
+
+
+@both
+def test_what_starts_again_with_the_engine_stays_and_does(host: Host, ansible: Ansible) -> None:
+    for policy in ("always", "unless-stopped", "on-failure", "no"):
+        ident = container(host, policy, "base/app:1", run="on", RestartPolicy={"Name": policy})
+        host.must("POST", f"/containers/{ident}/stop?t=0")
+    container(host, "never-started", "base/app:1", RestartPolicy={"Name": "always"})
+    result = clean(ansible, host)
+    assert "never-started" in removed(result), "engines do not start it"
+    assert set(state(host)["containers"]) == {"always"}
+    assert kept(result, "container") == {"restart policy always: it starts again with the engine": 1}
+    assert "base/app:1" in state(host)["tags"]
+    host.restart_engine()
+    assert state(host)["running"] == {"always"}
+    clean(ansible, host, containers={"states": LIVE})
+    assert state(host)["containers"] == {}
+
+
+@both
+def test_containers_that_restart_pause_or_remove_themselves_go_when_asked_for(host: Host, ansible: Ansible) -> None:
+    container(host, "loops", "base/app:1", ["/bin/false"], run="on", RestartPolicy={"Name": "always"})
+    paused = container(host, "paused", "base/app:1", run="on")
+    host.must("POST", f"/containers/{paused}/pause")
+    for number in range(12):
+        container(host, f"rm-{number}", "base/app:1", run="on", AutoRemove=True)
+    result = clean(ansible, host)
+    assert len(state(host)["containers"]) == 14 and not result["changed"]
+    result = clean(ansible, host, containers={"states": LIVE})
+    assert (state(host)["containers"], state(host)["images"]) == ({}, set())
+    assert len(removed(result, "container")) == 14
+
+
+def test_two_runs_at_once_do_not_get_into_each_others_way(host: Host, ansible: Ansible) -> None:
+    for number in range(40):
+        load_image(host, f"app/many:{number}", {"n": str(number).encode()})
+        container(host, f"many-{number}", f"app/many:{number}", ["/bin/true"])
+        host.must("POST", "/volumes/create", {"Name": f"many-{number}"})
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda _n: clean(ansible, host, parallel=4), range(2)))
+    now = state(host)
+    assert (now["containers"], now["images"], now["volumes"]) == ({}, set(), set())
+    assert [result["failures"] for result in results] == [[], []]
+
+
+# -- names that look like something else -------------------------------------------------------
+
+#: All of them are names that engines take.
+NETWORKS = ["-rf", "--force", "*", "[ab]*", "../../etc", "a b", "net[1]", "/", "..", "a?b", "$(id)", "\nx", "%2e%2e", "sha256:abcd", "b", "naïve"]
+NAMES = ["a..b", "x--force", "0123abcd", "b.", "b-", "B.b"]
+LABELS = {"[x]*": "*", "../..": "/etc", "--filter": "label!=x", "a=b": "c=d", "": "empty", "q\"'`": "\n"}
+
+
+@both
+def test_names_are_names_and_nothing_else(host: Host, ansible: Ansible) -> None:
+    for name in NETWORKS:
+        host.must("POST", "/networks/create", {"Name": name, "Driver": "bridge", "Internal": True, "Labels": LABELS})
+    for name in NAMES:
+        host.must("POST", "/volumes/create", {"Name": name, "Labels": LABELS})
+        container(host, name, "base/app:1", ["/bin/true"], labels=LABELS)
+    keep_networks, keep_names = ["net[1]", "-rf", "../../etc"], ["a..b", "x--force"]
+    keeping = {
+        "containers": {"keep": keep_names}, "volumes": {"scope": "unused", "keep": keep_names}, "networks": {"keep": keep_networks},
+        "images": {"scope": "unused"}, "keep_labels": ["[x]"],
+    }
+    result = clean(ansible, host, **keeping)
+    now = state(host)
+    assert set(now["containers"]) == set(keep_names)
+    assert now["volumes"] == set(keep_names)
+    assert now["networks"] - {"bridge", "host", "none", "docker_gwbridge"} == set(keep_networks)
+    assert set(removed(result, "network")) == set(NETWORKS) - set(keep_networks)
+    # Labels of the same kind: the pattern is the label itself.
+    result = clean(ansible, host, keep_labels=["../..=/etc"])
+    assert result["removed"] == []
+    clean(ansible, host, keep_labels=["fleetclean.keep"])
+    assert (state(host)["containers"], state(host)["volumes"]) == ({}, set())
+
+
+def test_a_driver_may_call_its_volumes_what_it_likes(host: Host, ansible: Ansible) -> None:
+    """The local driver takes plain names only, other drivers take any: none of them reaches another object."""
+    names = ["a/b", "../containers", "*", "a b", "?force=1"]
+    with volume_driver(host, "odd"):
+        taken = [name for name in names if host.api("POST", "/volumes/create", {"Name": name, "Driver": "odd"})[0] == 201]
+        host.must("POST", "/volumes/create", {"Name": "plain"})
+        result = ansible.module("docker_clean", {**EVERYTHING, "volumes": {"scope": "unused", "drivers": ["*"]}}, hosts=host.name)[host.name]
+        assert taken
+        assert "plain" not in state(host)["volumes"]
+        told = {entry["name"] for entry in [*result["removed"], *result["failures"]] if entry["kind"] == "volume"}
+        assert told == {*taken, "plain"}
+        for name in state(host)["volumes"]:
+            assert name in {entry["name"] for entry in result["failures"]}, result

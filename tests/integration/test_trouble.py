@@ -1,0 +1,228 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""docker_clean when things go wrong: a volume's driver is gone, no byte is free, nothing can be written, removals that fail or take long."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, Iterator
+from urllib.parse import quote
+
+import pytest
+
+from tests.fleet import Fleet, Host, HostSpec
+from tests.fleet.dirty import load_image
+from tests.integration.support import Ansible, start, state
+from tests.integration.things import base, container, kept, removed, until, volume_driver
+
+EVERYTHING: Dict[str, Any] = {
+    "containers": {"volumes": True},
+    "images": {"scope": "unused"},
+    "volumes": {"scope": "unused"},
+    "networks": {},
+    "state_dir": "",
+}
+#: linux/fs.h
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE_FL = 0x80086601, 0x40086602, 0x10
+
+
+@pytest.fixture(scope="module")
+def fleet(here: None) -> Iterator[Fleet]:
+    containerd = {"features": {"containerd-snapshotter": True}}
+    specs = [
+        HostSpec("one", data_size="500M"),
+        HostSpec("ctd", data_size="500M", root="forky", daemon_json=containerd),
+        HostSpec("broken", root="trixie"),
+        HostSpec("lost", root="trixie"),
+        HostSpec("lost-asked", root="trixie"),
+    ]
+    with start(specs) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def ansible(fleet: Fleet) -> Ansible:
+    return Ansible(str(fleet.inventory))
+
+
+@pytest.fixture()
+def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
+    """A host with an image to run, and nothing else before and after."""
+    found = fleet[getattr(request, "param", "one")]
+    base(found)
+    yield found
+    for ident in state(found)["containers"].values():
+        found.api("DELETE", f"/containers/{ident}?force=1&v=1")
+    for volume in state(found)["volumes"]:
+        found.must("DELETE", f"/volumes/{quote(volume)}")
+    for ident in state(found)["images"]:
+        found.api("DELETE", f"/images/{ident}?force=1")
+
+
+both = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
+
+
+def clean(ansible: Ansible, host: Host, check: bool = False, **wishes: Any) -> Dict[str, Any]:
+    return ansible.module("docker_clean", {**EVERYTHING, **wishes}, hosts=host.name, check=check)[host.name]
+
+
+def errors(result: Dict[str, Any]) -> Dict[str, str]:
+    return {entry["name"]: entry["error"] for entry in result["failures"]}
+
+
+# -- drivers -----------------------------------------------------------------------------------
+
+
+def test_a_volume_whose_driver_is_gone_is_an_answer_and_stops_nobody(fleet: Fleet, ansible: Ansible) -> None:
+    """The engine looks for the driver for 15 s each time, so two hosts do it at once: one is asked for its volume, one is not."""
+    hosts = [fleet["lost-asked"], fleet["lost"]]
+
+    def lose(host: Host) -> None:
+        base(host)
+        with volume_driver(host, "away", forget=False):
+            host.must("POST", "/volumes/create", {"Name": "far", "Driver": "away"})
+            container(host, "user", "base/app:1", ["/bin/true"], Binds=["far:/far"])
+        host.must("POST", "/volumes/create", {"Name": "near"})
+
+    def ask(host: Host) -> Dict[str, Any]:
+        return clean(ansible, host, volumes={"scope": "unused", "drivers": ["local", "away"] if host.name == "lost-asked" else ["local"]})
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lose, hosts))
+        asked, spared = pool.map(ask, hosts)
+    for result in (asked, spared):
+        assert {"user", "near", "base/app:1"} <= set(removed(result)), result
+    assert asked["failed"]
+    assert "could not be removed, all else was done" in asked["msg"]
+    assert 'error while checking if volume "far" exists in driver "away"' in errors(asked)["far"]
+    assert not spared["failed"], spared
+    assert kept(spared, "volume") == {"of volume driver away": 1}
+
+
+def test_a_removal_takes_the_time_it_takes(host: Host, ansible: Ansible) -> None:
+    """`timeout` is for questions: an engine whose client hangs up stops half-way."""
+    with volume_driver(host, "slow", slow=5):
+        host.must("POST", "/volumes/create", {"Name": "slow", "Driver": "slow"})
+        begun = time.monotonic()
+        result = clean(ansible, host, timeout=2, volumes={"scope": "unused", "drivers": ["slow"]})
+        assert time.monotonic() - begun > 5
+        assert not result["failed"], result
+        assert removed(result, "volume").keys() == {"slow"}
+        assert state(host)["volumes"] == set()
+
+
+# -- disks -------------------------------------------------------------------------------------
+
+
+@both
+def test_without_a_free_byte_images_go_though_their_names_cannot_be_written_down(host: Host, ansible: Ansible) -> None:
+    """Graph drivers write `repositories.json` anew to untag an image. It fails, and the engine has forgotten the name all the same."""
+    for number in range(3):
+        load_image(host, f"app/full:{number}", {"data": os.urandom(200_000)})
+    host.must("POST", "/images/app/full:1/tag?repo=app/full&tag=again")
+    names = {*(f"app/full:{number}" for number in range(3)), "app/full:again", "base/app:1"}
+    filler = host.fill(host.data_root)
+    try:
+        result = clean(ansible, host)
+        free = host.free_bytes()
+    finally:
+        host.path(filler).unlink()
+    assert not result["failed"], result
+    assert state(host)["images"] == set()
+    assert names >= set(removed(result, "image"))
+    assert free > 500_000
+
+
+@both
+def test_a_read_only_data_root_is_one_error_before_anything_is_touched(host: Host, ansible: Ansible) -> None:
+    made(host)
+    before = state(host)
+    root = host.data_root
+    # Not on the mount that the engine's databases are open for writing on: the kernel refuses that.
+    host.exec(["sh", "-ec", f"mount --bind {root} {root}; mount -o remount,bind,ro {root}"])
+    try:
+        refused(ansible, host, before)
+    finally:
+        host.exec(["umount", root])
+    result = clean(ansible, host)
+    assert not result["failed"], result
+    assert state(host)["containers"] == {}
+
+
+@pytest.mark.parametrize("host", ["broken"], indirect=True)
+def test_a_filesystem_that_the_kernel_gave_up_is_as_good_as_read_only(host: Host, ansible: Ansible) -> None:
+    """ext4 with errors=remount-ro, as Debian mounts it. This is the host's last test: such a filesystem wants to be mounted anew."""
+    made(host)
+    before = state(host)
+    device = os.stat(host.path(host.data_root)).st_dev
+    trigger = Path(f"/sys/fs/ext4/loop{os.minor(device)}/trigger_fs_error")
+    if os.major(device) != 7 or not trigger.exists():
+        pytest.skip("not here: this kernel's ext4 has no way to make an error")
+    host.exec(["mount", "-o", "remount,errors=remount-ro", host.data_root])
+    trigger.write_text("test\n")
+    refused(ansible, host, before)
+    host.kill_engine()
+    host.exec(["sh", "-c", f"umount -l {host.data_root}; mount -t tmpfs tmpfs {host.data_root}"])
+    host.start_engine()
+
+
+def made(host: Host) -> None:
+    load_image(host, "app/idle:1", {"a": b"idle"})
+    host.must("POST", "/volumes/create", {"Name": "idle"})
+    host.must("POST", "/networks/create", {"Name": "idle", "Driver": "bridge"})
+    container(host, "idle", "base/app:1", ["/bin/true"])
+
+
+def refused(ansible: Ansible, host: Host, before: Dict[str, Any]) -> None:
+    """One error, nothing touched; check mode still plans."""
+    result = clean(ansible, host)
+    assert result["failed"] and not result["changed"], result
+    assert result["failure"] == "disk"
+    assert "read-only" in result["msg"] and host.data_root in result["msg"]
+    assert (result.get("removed") or [], result.get("failures") or []) == ([], [])
+    assert state(host) == before
+    check = clean(ansible, host, check=True)
+    assert not check["failed"], check
+    assert {"idle", "app/idle:1"} <= set(removed(check))
+
+
+# -- containers --------------------------------------------------------------------------------
+
+
+def immutable(path: Path, on: bool) -> None:
+    """As `chattr` does, which not every host has."""
+    with open(path, encoding="ascii") as stream:
+        (flags,) = struct.unpack("l", fcntl.ioctl(stream, FS_IOC_GETFLAGS, struct.pack("l", 0)))
+        fcntl.ioctl(stream, FS_IOC_SETFLAGS, struct.pack("l", flags | FS_IMMUTABLE_FL if on else flags & ~FS_IMMUTABLE_FL))
+
+
+@both
+def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead_one(host: Host, ansible: Ansible) -> None:
+    image = load_image(host, "app/stuck:1", {"a": b"stuck"})
+    ident = container(host, "stuck", "app/stuck:1", ["/bin/true"], run="done")
+    container(host, "other", "base/app:1", ["/bin/true"], run="done")
+    file = host.path(f"{host.data_root}/containers/{ident}") / "immutable"
+    file.touch()
+    immutable(file, True)
+    try:
+        result = clean(ansible, host)
+        assert result["failed"]
+        assert set(errors(result)) == {"stuck"}
+        assert "operation not permitted" in errors(result)["stuck"]
+        assert {"other", "base/app:1"} <= set(removed(result)), "one that fails does not stop the rest"
+        assert image in state(host)["images"], "its container is still there"
+        assert host.must("GET", f"/containers/{ident}/json")["State"]["Status"] == "dead"
+    finally:
+        immutable(file, False)
+    result = clean(ansible, host)
+    assert not result["failed"], result
+    assert removed(result, "container")["stuck"].startswith("dead")
+    assert (state(host)["containers"], state(host)["images"]) == ({}, set())
+    assert not file.parent.exists()
+    until(lambda: not clean(ansible, host, check=True)["changed"], 1)
