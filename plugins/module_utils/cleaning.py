@@ -177,7 +177,7 @@ class _Run:
         else:
             looked = snapshot.take(site.engine, wanted, self._own)
             sharers = _sharers(self._own, looked, self._wishes)
-        memory = history.recall(self._module.params["state_dir"] or "", _engine_id(site))
+        memory = history.recall(self._module.params["state_dir"] or "", _engine_id(site), looked.now)
         if not self._module.check_mode:
             _note(self._module, site, wanted, looked)
         plan = policy.decide(looked, self._wishes, memory.used, sharers, memory.came)

@@ -44,6 +44,8 @@ _MIGRATIONS = (
 _BEGINNING = ""
 #: Seconds to wait for another run that writes.
 _PATIENCE = 2.0
+#: Seconds that a clock may be ahead. What is noted for later than that was noted while it was wrong.
+_AHEAD = 86400.0
 #: SQLite's journal needs room beside the file; without that much free, nothing is written.
 _ROOM = 4 << 20
 
@@ -58,9 +60,10 @@ class Memory(t.NamedTuple):
     came: dict[str, float]
 
 
-def recall(state_dir: str, engine_id: str) -> Memory:
-    """Return what earlier runs saw of this engine's objects."""
-    return Memory(last_uses(state_dir, engine_id), came_between(state_dir, engine_id))
+def recall(state_dir: str, engine_id: str, now: float) -> Memory:
+    """Return what earlier runs saw of this engine's objects; but nothing that is still to come, by its clock of today."""
+    found = (last_uses(state_dir, engine_id), came_between(state_dir, engine_id))
+    return Memory(*({key: moment for key, moment in seen.items() if moment <= now + _AHEAD} for seen in found))
 
 
 def note(state_dir: str, engine_id: str, looked: Snapshot, volumes: bool) -> bool:
@@ -126,7 +129,7 @@ def note_uses(
         )
         connection.executemany(
             "INSERT OR REPLACE INTO last_use VALUES (?, ?, ?)",
-            [(engine_id, key, used) for key, used in uses.items() if here(key) and used > known.get(key, 0.0)],
+            [(engine_id, key, used) for key, used in uses.items() if here(key) and not used <= known.get(key, 0.0) <= moment + _AHEAD],
         )
         rows = connection.execute("SELECT object FROM first_seen WHERE engine = ?", (engine_id,))
         seen = {str(ident) for (ident,) in rows}

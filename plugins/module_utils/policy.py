@@ -26,6 +26,7 @@ from fnmatch import fnmatchcase
 from heapq import heapify, heappop, heappush
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
+    LIVE_STATES,
     VOLUME,
     CacheRecord,
     Container,
@@ -46,7 +47,7 @@ _ORCHESTRATORS = (
     ("com.hashicorp.nomad.", r"nomad_init_.+", "Nomad"),
 )
 #: Who looks after some objects only, and not after the host's images.
-_OTHERS = (("com.docker.swarm.", r"", "swarm"), ("com.docker.buildx.", r"buildx_buildkit_.+", "buildx"))
+_OTHERS = (("com.docker.swarm.", r"", "swarm"), ("com.docker.stack.", r"", "swarm"), ("com.docker.buildx.", r"buildx_buildkit_.+", "buildx"))
 _ECS_AGENT = re.compile(r"(.*/)?amazon/amazon-ecs-agent(:.*|@.*)?")
 #: Where buildx's builder instances keep their cache (docker/buildx, driver/docker-container).
 _BUILDER_STATE = re.compile(r"buildx_buildkit_.+_state")
@@ -161,7 +162,7 @@ class Plan:
         return sum(step.bytes or 0 for step in self.steps)
 
     def kept_by_reason(self) -> list[dict[str, t.Any]]:
-        """Kind, reason, count and bytes of what stays, in the order of the kinds, most first."""
+        """Kind, reason, count and bytes of what stays, the most objects first."""
         counts: Counter[tuple[str, str]] = Counter()
         sizes: dict[tuple[str, str], int] = defaultdict(int)
         for kept in self.kept:
@@ -257,9 +258,11 @@ def decide(
         alone = {record for record, images in (sharers or {}).items() if images and going.issuperset(images)}
         records = [replace(record, shared=record.shared and record.id not in alone) for record in snapshot.build_cache]
         _decide_cache(draft, records, wishes.build_cache)
-    order = ("container", "network", "dangling", "image", "volume", "build_cache")
+        if wishes.cheapest_first and wishes.build_cache.scope == "unused":
+            _hold_back(draft, {record.id for record in snapshot.build_cache if record.shared}, snapshot.build_cache)
+    order: tuple[str, ...] = ("container", "network", "dangling", "image", "volume", "build_cache")
     if wishes.cheapest_first:
-        order = ("container", "network", "dangling", "build_cache", "image", "volume")
+        order = ("container", "network", "dangling", "build_cache", "image", "shared_cache", "volume")
     steps = tuple(step for group in order for step in draft.steps[group])
     return Plan(_with_image_bytes(steps, snapshot), tuple(draft.kept))
 
@@ -287,15 +290,20 @@ def _decide_containers(draft: _Draft, snapshot: Snapshot) -> list[Container]:
                 container.bytes,
                 _why_container_goes(draft, container),
                 force=container.live,
-                expects=condition(container),
+                expects=_killable(wish) if container.live else condition(container),
             )
         )
     return staying
 
 
 def condition(container: Container) -> tuple[str, ...]:
-    """What has to be unchanged for a decision on a container to hold: it may have run again meanwhile."""
+    """What has to be unchanged for a decision on a stopped container to hold: it may have run again meanwhile."""
     return (container.state, repr(container.finished))
+
+
+def _killable(wish: ContainerWish) -> tuple[str, ...]:
+    """The states in which a container that lived when it was decided on may go. One that stopped meanwhile has an age of its own."""
+    return tuple(state for state in wish.states if state in LIVE_STATES or not wish.older_than)
 
 
 def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWish) -> str | None:
@@ -306,11 +314,16 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
     manager = _manager(container)
     if manager and draft.wishes.orchestrated == "keep":
         return f"managed by {manager}"
-    if container.restarts and container.state in ("exited", "dead") and "running" not in wish.states and draft.wishes.orchestrated == "keep":
+    if _starts_again(draft, container) and "running" not in wish.states:
         return "restart policy always: it starts again with the engine"
     # How long a container that runs has been running says nothing about its worth.
     moment = container.created if container.live else container.since
     return draft.protected(container.labels) or draft.too_young(moment, wish.older_than)
+
+
+def _starts_again(draft: _Draft, container: Container) -> bool:
+    """Whether a stopped container is as good as one that runs: the engine starts it with itself (and none that never ran)."""
+    return container.restarts and container.state in ("exited", "dead") and draft.wishes.orchestrated == "keep"
 
 
 def _why_container_goes(draft: _Draft, container: Container) -> str:
@@ -465,7 +478,7 @@ def _wanted_by_name(draft: _Draft, container: Container) -> bool:
     wish = draft.wishes.containers
     named = wish and matches(wish.keep, container.id, container.names or (container.name,))
     managed = draft.wishes.orchestrated == "keep" and _manager(container)
-    return bool(named or managed or draft.protected(container.labels))
+    return bool(named or managed or _starts_again(draft, container) or draft.protected(container.labels))
 
 
 def mounted_by(containers: t.Iterable[Container]) -> t.Callable[[str, t.Collection[str]], bool]:
@@ -591,8 +604,7 @@ def _why_image_stays(
 ) -> str | None:
     # Without a tag, the digests say whose image it is; with tags, each is judged by itself, and a digest only by its own name.
     repositories = [] if image.tags else [digest.partition("@")[0] for digest in image.digests]
-    patterns = [pattern for pattern in wish.keep if "@" in pattern] if image.tags else wish.keep
-    if matches(wish.keep, image.id, ()) or matches(patterns, image.id, [*image.digests, *repositories]):
+    if matches(wish.keep, image.id, repositories) or _kept_by_digest(image, wish.keep):
         return "named in images.keep"
     if image.tags and wish.scope == "dangling":
         return "tagged (images.scope is dangling)"
@@ -608,6 +620,18 @@ def _why_image_stays(
     if not image.tags and wish.dangling_older_than is not None:
         older_than = wish.dangling_older_than
     return draft.too_young(moment, older_than)
+
+
+def _kept_by_digest(image: Image, patterns: t.Sequence[str]) -> bool:
+    """Whether a pattern names one of the image's digests: as ``name@digest``, with a tag before it, or the digest alone."""
+    names = {_plain_name(digest) for digest in image.digests}
+    for given in patterns:
+        if "@" in given:
+            if any(fnmatchcase(name, spelled) for name in names for spelled in _spellings(given) if "@" in spelled):
+                return True
+        elif any(matches([given], digest.partition("@")[2], ()) for digest in image.digests):
+            return True
+    return False
 
 
 def _why_tags_stay(image: Image, wish: ImageWish, newest: set[str]) -> dict[str, str]:
@@ -733,7 +757,7 @@ def _decide_volumes(
     wish = draft.wishes.volumes
     used = {name for container in staying for name in container.volumes}
     projects = _projects(staying)
-    services = snapshot.service_volumes if draft.wishes.orchestrated == "keep" else frozenset()
+    services = [_template(name) for name in snapshot.service_volumes if draft.wishes.orchestrated == "keep"]
     of_going: dict[str, str] = {}
     if draft.wishes.containers and draft.wishes.containers.volumes:
         stays = {container.id for container in staying}
@@ -748,7 +772,7 @@ def _decide_volumes(
         if wish is None and not goes_along:
             continue
         reason = "used by a container" if volume.name in used else None
-        reason = reason or ("used by a swarm service" if volume.name in services else None)
+        reason = reason or ("used by a swarm service" if any(name.fullmatch(volume.name) for name in services) else None)
         reason = reason or _looked_after(draft, volume.labels, projects)
         reason = reason or _why_volume_stays(draft, volume, wish, goes_along, moment)
         if reason:
@@ -763,6 +787,11 @@ def _decide_volumes(
             why = f"{kind}, used by no container, {what} {draft.ago(moment)} ago"
         expects = (repr(volume.created),) if volume.created else ()
         draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why, expects=expects))
+
+
+def _template(name: str) -> re.Pattern[str]:
+    """What a volume may be called that a service names by a template, such as ``data-{{.Task.Slot}}``."""
+    return re.compile(".*".join(re.escape(part) for part in re.split(r"\{\{.*?\}\}", name)), re.DOTALL)
 
 
 def _why_volume_stays(
@@ -860,6 +889,17 @@ def _decide_cache(draft: _Draft, records: t.Sequence[CacheRecord], wish: CacheWi
     for record in records:
         if record.id not in going:
             draft.keep("build_cache", record.id, record.id, record.bytes, reasons.get(record.id, rest))
+
+
+def _hold_back(draft: _Draft, shared: t.Collection[str], records: t.Iterable[CacheRecord]) -> None:
+    """Move what images share, and what is below it, behind the images: before them it would be lost and free nothing."""
+    parents = {record.id: record.parents for record in records}
+    late = {step.id for step in draft.steps["build_cache"] if step.id in shared}
+    for step in draft.steps["build_cache"]:  # children come first
+        if step.id in late:
+            late.update(parents[step.id])
+    draft.steps["shared_cache"] = [step for step in draft.steps["build_cache"] if step.id in late]
+    draft.steps["build_cache"] = [step for step in draft.steps["build_cache"] if step.id not in late]
 
 
 def _cache_moment(record: CacheRecord) -> float | None:

@@ -78,6 +78,7 @@ class Result:
     outcome: str
     words: str = ""
     later: bool = False
+    disk_full: bool = False
 
 
 @dataclass
@@ -125,6 +126,7 @@ def carry_out(
     steps: list[Step] = list(plan.steps)
     held: list[Result] = []
     presence = _Presence(engine)
+    desperate = False
     try:
         while steps:
             progress = len(outcome.removed)
@@ -145,7 +147,10 @@ def carry_out(
                 if enough and enough():
                     return
             if len(outcome.removed) == progress:
-                return
+                # On a full disk the engine has dropped a name that it could not untag, but from its file only: then by id it goes.
+                if desperate or not any(result.disk_full for result in held):
+                    return
+                desperate = True
             steps, held = [result.step for result in held], []
     finally:
         for result in held:
@@ -233,9 +238,14 @@ class _Actor:
         """Do steps, if they are still right. Raises nothing: whatever happens is the result."""
         if steps[0].kind == "build_cache":
             return self._through(lambda: self._build_cache(steps), steps)
-        results = []
+        results: list[Result] = []
         for step in steps:
-            results += self._through(functools.partial(self._one, step), [step])
+            before = results[-1] if results else None
+            if before and before.later:
+                # Of one object: what stopped its first name stops all of it, until that is tried again.
+                results.append(replace(before, step=step))
+            else:
+                results += self._through(functools.partial(self._one, step), [step])
         return results
 
     def _through(self, act: t.Callable[[], list[Result]], steps: list[Step]) -> list[Result]:
@@ -281,13 +291,16 @@ class _Actor:
                 return Result(step, _GONE)
             # A child, or a container, that had to wait may hold it: then it is tried once more.
             return Result(step, _KEPT, f'the engine says "{error.answer}"', later=True)
-        return Result(step, _FAILED, str(error), later=error.disk_full)
+        return Result(step, _FAILED, str(error), later=error.disk_full, disk_full=error.disk_full)
 
     def _container(self, step: Step) -> Result:
         now = container_from({"Id": step.id}, self._engine.container(step.id))
-        if not step.force and condition(now) != step.expects:
+        if step.force:
+            if now.state not in step.expects:
+                return Result(step, _KEPT, f"it is {now.state} now")
+        elif condition(now) != step.expects:
             return Result(step, _KEPT, f"it ran meanwhile, and is {now.state} now")
-        self._engine.remove_container(step.id, force=step.force)
+        self._engine.remove_container(step.id, force=step.force and now.live)
         return Result(step, _DONE)
 
     def _tag(self, step: Step) -> Result:

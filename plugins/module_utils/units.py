@@ -51,10 +51,15 @@ def parse_size(value: object, option: str) -> int:
 
 
 def parse_amount(value: object, option: str) -> Amount:
-    """Return a share for ``20%``, else bytes as parse_size does."""
+    """Return a share for ``20%``, else bytes as parse_size does.
+
+    :raises FleetcleanError: also for a plain number that is no size of a filesystem: its percent sign was forgotten.
+    """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*", str(value))
     if match and float(match.group(1)) <= 100:
         return Share(float(match.group(1)))
+    if re.fullmatch(r"0*[1-9][0-9]?|0*100", str(value).strip()):
+        raise FleetcleanError(f'{option}: "{value}" is {value} bytes; use {value}% for a share, or a size such as 20GB.', "bad_input")
     try:
         return parse_size(value, option)
     except FleetcleanError:
@@ -66,6 +71,8 @@ def parse_amount(value: object, option: str) -> Amount:
 def parse_count(value: object, option: str) -> Amount:
     """Return a share for ``10%``, else a plain number: how many inodes."""
     text = str(value).strip()
+    if re.fullmatch(r"0*[1-9][0-9]?|0*100", text):
+        raise FleetcleanError(f'{option}: "{value}" is {value} inodes; use {value}% for a share, or a number such as 100000.', "bad_input")
     if text.isdigit() and text.isascii():
         return int(text)
     if text.endswith("%"):

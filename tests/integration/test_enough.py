@@ -64,7 +64,7 @@ def objects(entries: List[Dict[str, Any]]) -> List[Any]:
     return [(entry["kind"], entry["id"], entry["name"], entry["reason"].split(" for ")[0]) for entry in entries]
 
 
-@pytest.mark.parametrize("megabytes", [1, 16, 30])
+@pytest.mark.parametrize("megabytes", [1, 30])
 def test_not_one_object_more_than_is_enough(fleet: Fleet, ansible: Ansible, megabytes: int) -> None:
     on_all(fleet, fill)
     free = available(ansible)
@@ -111,7 +111,7 @@ def test_inodes_run_out_as_well(fleet: Fleet, ansible: Ansible) -> None:
     after = ansible.module("docker_disk_report", {"include": ["filesystem"]}, hosts="ext4")["ext4"]["filesystems"][0]
     assert report["inodes_available"] + 1200 <= after["inodes_available"] < report["inodes_available"] + 1200 + 600
     assert {"many:3"} <= state(host)["tags"], "not one object more"
-    both = {**wishes, "free_target": "1%", "only_below_inodes": "1"}
+    both = {**wishes, "free_target": "1%", "only_below_inodes": "101"}
     idle = ansible.module("docker_clean", both, hosts="ext4")["ext4"]
     assert (idle["changed"], idle["target_met"]) == (False, True)
 

@@ -149,7 +149,7 @@ def test_what_was_used_is_noted_on_the_nights_without_anything_to_do_too(make: t
     used = next(iter(world.engine.pictures))
     world.engine.add_box("box", used, state="running")
     assert not world.run(check=check, **WISHES, only_below="1%")["changed"]
-    assert set(history.recall(world.state_dir, "MODEL").used) == (set() if check else {used})
+    assert set(history.recall(world.state_dir, "MODEL", NOW).used) == (set() if check else {used})
 
 
 def test_a_filesystem_without_a_number_of_inodes_never_lacks_any(make: t.Callable[..., World]) -> None:

@@ -293,6 +293,14 @@ def test_a_file_of_an_earlier_release_takes_all_it_has_for_there_before(tmp_path
             connection.execute(step)
             connection.execute(f"PRAGMA user_version = {number}")
         connection.execute("INSERT INTO last_use VALUES ('E', 'i', 500.0)")
-    assert history.recall(str(tmp_path), "E") == ({"i": 500.0}, {})
+    assert history.recall(str(tmp_path), "E", 2000.0) == ({"i": 500.0}, {})
     assert history.note_uses(str(tmp_path), "E", {}, {"i"}, now=1000.0)
-    assert history.recall(str(tmp_path), "E") == ({"i": 500.0}, {})
+    assert history.recall(str(tmp_path), "E", 2000.0) == ({"i": 500.0}, {})
+
+
+def test_what_was_noted_while_the_clock_was_wrong_is_not_believed_and_put_right(tmp_path: Path) -> None:
+    folder, now = str(tmp_path), 1_700_000_000.0
+    assert history.note_uses(folder, "E", {"i": now * 2}, {"i", "j"}, now=now * 2)
+    assert history.recall(folder, "E", now) == ({}, {})
+    assert history.note_uses(folder, "E", {"i": now - 5}, {"i", "j"}, now=now)
+    assert history.recall(folder, "E", now).used == {"i": now - 5}

@@ -80,7 +80,7 @@ def test_what_is_no_size_is_refused_by_the_name_of_its_option(text: object) -> N
 
 @pytest.mark.parametrize(
     ("text", "amount"),
-    [("20%", Share(20)), (" 12.5 % ", Share(12.5)), ("0%", Share(0)), ("100%", Share(100)), ("20GB", 20 * GIB), (5, 5)],
+    [("20%", Share(20)), (" 12.5 % ", Share(12.5)), ("0%", Share(0)), ("100%", Share(100)), ("20GB", 20 * GIB), (500, 500), ("0", 0), ("15B", 15)],
 )
 def test_an_amount_is_a_size_or_a_share(text: object, amount: units.Amount) -> None:
     assert units.parse_amount(text, "only_below") == amount
@@ -95,7 +95,16 @@ def test_what_is_neither_size_nor_share_is_refused(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("text", "amount"), [("100000", 100000), (7, 7), ("0", 0), ("10%", Share(10))])
+@pytest.mark.parametrize("text", ["15", 5, "100", "007"])
+def test_a_forgotten_percent_sign_is_no_size(text: object) -> None:
+    """15 bytes are never lacking: a host would never be cleaned, and nobody would notice."""
+    with pytest.raises(FleetcleanError, match="use .*% for a share"):
+        units.parse_amount(text, "only_below")
+    with pytest.raises(FleetcleanError, match="use .*% for a share"):
+        units.parse_count(text, "only_below_inodes")
+
+
+@pytest.mark.parametrize(("text", "amount"), [("100000", 100000), (700, 700), ("0", 0), ("10%", Share(10))])
 def test_a_count_of_inodes_is_a_number_or_a_share(text: object, amount: units.Amount) -> None:
     assert units.parse_count(text, "only_below_inodes") == amount
 

@@ -19,7 +19,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     decide,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
-from worlds import DAY, HOUR, NOW, ago, container, image, network, sha, volume, world
+from worlds import DAY, HOUR, NOW, ago, container, image, network, record, sha, volume, world
 
 UNUSED = ImageWish("unused")
 ALL_STATES = ("created", "exited", "dead", "running", "paused", "restarting")
@@ -225,3 +225,48 @@ def test_an_image_that_stays_in_use_keeps_all_its_tags() -> None:
         plan = plan_of(here, images=ImageWish(scope, keep=("i",)))
         assert goes(plan) == []
         assert [kept.reason for kept in plan.kept] == ["used by a container"]
+
+
+def test_the_image_of_what_starts_again_with_the_engine_stays_whatever_the_scope() -> None:
+    here = world(container("always", "i", restarts=True), container("never", "j"), image("i", "i:1"), image("j", "j:1"))
+    for states in (("exited",), ("exited", "running")):
+        plan = plan_of(here, containers=ContainerWish(states=states, older_than=99 * DAY), images=ImageWish("all"))
+        assert goes(plan) == ["j:1"], "from under a container that stays for its age alone"
+        assert reason(plan, "i:1") == "used by a container"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{digest}", "{short}", "docker.io/library/postgres@{digest}", "postgres:16@{digest}", "docker.io/library/postgres:16@{digest}", "postgres@{digest}",
+        "postgres@*", "*@{digest}",
+    ],
+)
+def test_a_digest_is_kept_however_people_write_it(written: str) -> None:
+    digest = sha("digest postgres")
+    here = world(image("i", "postgres:16", digests=(f"postgres@{digest}",)), image("j", "other:1"))
+    plan = plan_of(here, images=ImageWish("unused", keep=(written.format(digest=digest, short=digest[7:19]),)))
+    assert goes(plan) == ["other:1"]
+
+
+def test_volumes_that_swarm_names_by_a_template_stay() -> None:
+    here = world(
+        volume("data-1"), volume("data-2"), volume("other-1"), volume("stack_x", labels={"com.docker.stack.namespace": "stack"}),
+        service_volumes=frozenset({"data-{{.Task.Slot}}", "a.b"}),
+    )
+    plan = plan_of(here, volumes=VolumeWish("unused"))
+    assert goes(plan) == ["other-1"]
+    assert reason(plan, "stack_x") == "managed by swarm"
+
+
+def test_what_images_share_goes_behind_them_where_a_target_may_end_the_run_before() -> None:
+    here = world(
+        image("i", "i:1"), record("plain", 9 * DAY), record("shared", 9 * DAY, shared=True), record("below", 9 * DAY), record("top", 9 * DAY, "below"),
+        record("child", 9 * DAY, "parent", shared=True), record("parent", 9 * DAY),
+    )
+    sharers = {"shared": {sha("i")}, "child": {sha("i")}}
+    wishes = Wishes(images=UNUSED, build_cache=policy.CacheWish(), cheapest_first=True)
+    order = goes(decide(here, wishes, sharers=sharers))
+    assert sorted(order[:3]) == ["below", "plain", "top"]
+    assert order[3] == "i:1"
+    assert sorted(order[4:]) == ["child", "parent", "shared"] and order.index("child") < order.index("parent")
