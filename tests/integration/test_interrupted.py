@@ -52,6 +52,8 @@ WISHES = policy.Wishes(
 def fleet(here: None) -> Iterator[Fleet]:
     with start(SPECS) as hosts:
         yield hosts
+        # A paused container is frozen, and feels no signal: a host that ends would wait for it.
+        on_all(hosts, clear)
 
 
 # -- a world, and what is to be of it ----------------------------------------------------------------

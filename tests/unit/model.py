@@ -393,11 +393,18 @@ class Model:
         for box in users:
             if box.live:
                 refuse("cannot be forced", f"image is being used by running container {box.id[:12]}")
-        if references and len(picture.references) > (1 if self.containerd else 0):
-            refuse("must be forced", "image is referenced in multiple repositories")
-        for box in users:
-            if stopped and not box.live:
-                refuse("must be forced", f"image is being used by stopped container {box.id[:12]}")
+
+        def named() -> None:
+            if references and len(picture.references) > (1 if self.containerd else 0):
+                refuse("must be forced", "image is referenced in multiple repositories")
+
+        def had() -> None:
+            for box in users:
+                if stopped and not box.live:
+                    refuse("must be forced", f"image is being used by stopped container {box.id[:12]}")
+
+        for look in (had, named) if self.containerd else (named, had):
+            look()
 
     def _remove_from_containerd(self, picture: Picture, reference: str, force: bool) -> None:
         """daemon/containerd/image_delete.go of 28.5.2, ImageDelete. References are images of their own there, with one target."""
