@@ -13,7 +13,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     history,
     measure,
     options,
-    policy,
     removal,
     session,
     snapshot,
@@ -22,6 +21,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.plan import NOT_REACHED, Kept, Plan, Step, Wishes
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import decide
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import resolve
 
 if t.TYPE_CHECKING:
@@ -131,7 +132,7 @@ class _Run:
         self,
         module: AnsibleModule,
         site: session.Site,
-        wishes: policy.Wishes,
+        wishes: Wishes,
         marks: options.Watermarks,
         space: Space,
         result: dict[str, t.Any],
@@ -149,11 +150,11 @@ class _Run:
         """Look, decide, and do it or say it."""
         module, result = self._module, self._result
         looked, plan = self._decide()
-        chosen, rest = plan, policy.Plan()
+        chosen, rest = plan, Plan()
         if self._marks.target:
             chosen, rest = plan.until(self._space.missing(), self._space.missing_inodes())
         result["planned_bytes"] = chosen.bytes
-        result["kept"] = policy.Plan(kept=chosen.kept + rest.as_kept(policy.NOT_REACHED)).kept_by_reason()
+        result["kept"] = Plan(kept=chosen.kept + rest.as_kept(NOT_REACHED)).kept_by_reason()
         if module.check_mode:
             self._foretell(chosen)
         else:
@@ -161,12 +162,12 @@ class _Run:
         for what, answer in looked.unreadable.items():
             module.warn(f'{what} could not be listed, so they stay: the engine says "{answer}". The next run looks again.')
         if module._diff:
-            steps = chosen.steps if module.check_mode else [policy.Step(**entry) for entry in result["removed"]]
+            steps = chosen.steps if module.check_mode else [Step(**entry) for entry in result["removed"]]
             free = words.free_words(result["free_before"], result["free_after"], result["filesystem_bytes"])
             lines = words.plan_lines(result["policy"], steps, result["kept"], free)
             result["diff"] = {"prepared": "\n".join(lines) + "\n"}
 
-    def _decide(self) -> tuple[snapshot.Snapshot, policy.Plan]:
+    def _decide(self) -> tuple[snapshot.Snapshot, Plan]:
         """Look at everything and make the plan; with sizes that were measured, where they decide something."""
         site, wanted = self._site, self._wanted
         survey: attribution.Survey | None = None
@@ -180,10 +181,10 @@ class _Run:
         memory = history.recall(self._module.params["state_dir"] or "", _engine_id(site), looked.now)
         if not self._module.check_mode:
             _note(self._module, site, wanted, looked)
-        plan = policy.decide(looked, self._wishes, memory.used, sharers, memory.came)
+        plan = decide(looked, self._wishes, memory.used, sharers, memory.came)
         return looked, _sized(plan, survey.ledger) if survey else plan
 
-    def _foretell(self, plan: policy.Plan) -> None:
+    def _foretell(self, plan: Plan) -> None:
         result, before, space = self._result, self._space.now(), self._space
         result["removed"] = [_entry(step) for step in plan.steps]
         result["changed"] = bool(plan.steps)
@@ -193,7 +194,7 @@ class _Run:
             inodes = sum(step.inodes for step in plan.steps)
             result["target_met"] = plan.bytes >= space.missing() and inodes >= space.missing_inodes()
 
-    def _do(self, looked: snapshot.Snapshot, chosen: policy.Plan, rest: policy.Plan) -> None:
+    def _do(self, looked: snapshot.Snapshot, chosen: Plan, rest: Plan) -> None:
         worker = _Worker(self._site, self._module.params["parallel"], self._space, self._marks, self._result)
         worker.carry_out(chosen)
         if self._marks.target:
@@ -205,9 +206,9 @@ class _Run:
             wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False)
             if "build_cache" in looked.unreadable or any(record.shared for record in looked.build_cache):
                 looked = snapshot.take(self._site.engine, wanted, self._own)
-                only = policy.Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
+                only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
                 worker.forget_kept("build_cache")
-                worker.carry_out(policy.decide(looked, only))
+                worker.carry_out(decide(looked, only))
         worker.complain()
 
 
@@ -230,7 +231,7 @@ def _survey(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted) 
 
 
 def _sharers(
-    own: Storage | None, looked: snapshot.Snapshot, wishes: policy.Wishes
+    own: Storage | None, looked: snapshot.Snapshot, wishes: Wishes
 ) -> t.Mapping[str, t.Collection[str]] | None:
     """The images that have a build cache record's layer: so a plain run plans what check mode does."""
     if not (own and wishes.images and wishes.build_cache and any(record.shared for record in looked.build_cache)):
@@ -240,7 +241,7 @@ def _sharers(
     return attribution.sharers(own, looked)
 
 
-def _sized(plan: policy.Plan, ledger: Ledger) -> policy.Plan:
+def _sized(plan: Plan, ledger: Ledger) -> Plan:
     """The plan with what comes free with each step at its place: what is shared comes with the last that has it."""
     from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES
 
@@ -254,7 +255,7 @@ def _sized(plan: policy.Plan, ledger: Ledger) -> policy.Plan:
     )
 
 
-def _wanted(module: AnsibleModule, wishes: policy.Wishes, marks: options.Watermarks) -> snapshot.Wanted:
+def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) -> snapshot.Wanted:
     return snapshot.Wanted(
         images=wishes.images is not None,
         volumes=wishes.volumes is not None or bool(wishes.containers and wishes.containers.volumes),
@@ -285,11 +286,11 @@ class _Worker:
         self._target = marks.target
         self._result = result
         self._outcome = removal.Outcome()
-        self._kept: tuple[policy.Kept, ...] = ()
+        self._kept: tuple[Kept, ...] = ()
         self._free_before = space.free()
         self._missing = space.missing()
 
-    def carry_out(self, plan: policy.Plan) -> None:
+    def carry_out(self, plan: Plan) -> None:
         """Do what the plan says, as far as it still holds."""
         self._kept += plan.kept
         enough = self._enough if self._target else None
@@ -328,7 +329,7 @@ class _Worker:
         result, outcome = self._result, self._outcome
         result["removed"] = [_entry(step) for step in outcome.removed + outcome.gone]
         result["failures"] = [{**_entry(entry.step), "error": entry.words} for entry in outcome.failed]
-        result["kept"] = policy.Plan(kept=(*self._kept, *outcome.kept)).kept_by_reason()
+        result["kept"] = Plan(kept=(*self._kept, *outcome.kept)).kept_by_reason()
         result["changed"] = bool(outcome.removed)
         result["reclaimed_by_kind"] = outcome.by_kind
         if outcome.removed:
@@ -341,5 +342,5 @@ class _Worker:
             result["target_met"] = self._space.enough()
 
 
-def _entry(step: policy.Step) -> dict[str, t.Any]:
+def _entry(step: Step) -> dict[str, t.Any]:
     return {"kind": step.kind, "id": step.id, "name": step.name, "bytes": step.bytes, "reason": step.reason}

@@ -22,7 +22,7 @@ import time
 import typing as t
 import zlib
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import policy
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import VOLUME, Snapshot
 
 try:
@@ -70,7 +70,7 @@ def note(state_dir: str, engine_id: str, looked: Snapshot, volumes: bool) -> boo
     """Note what this run saw, before anything goes. ``volumes``: whether it asked for them."""
     present = {VOLUME + volume.name for volume in looked.volumes} if volumes else None
     images = {image.id for image in looked.images}
-    return note_uses(state_dir, engine_id, policy.uses_seen(looked), images, present, looked.now)
+    return note_uses(state_dir, engine_id, uses_seen(looked), images, present, looked.now)
 
 
 def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible.module_utils.basic import env_fallback
-from ansible_collections.fleetclean.docker.plugins.module_utils import policy
+from ansible_collections.fleetclean.docker.plugins.module_utils import plan
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
     not_yet,
@@ -171,7 +171,7 @@ class LogWish:
     deleted: bool
 
 
-def read_clean(params: dict[str, t.Any]) -> tuple[policy.Wishes, Watermarks]:
+def read_clean(params: dict[str, t.Any]) -> tuple[plan.Wishes, Watermarks]:
     """Read docker_clean's options.
 
     :raises FleetcleanError: naming the option and what it takes; nothing was touched then.
@@ -189,15 +189,15 @@ def read_clean(params: dict[str, t.Any]) -> tuple[policy.Wishes, Watermarks]:
         raise FleetcleanError(f"parallel: {params['parallel']} is out of range; use 1 to 32.", "bad_input")
     sections: dict[str, t.Any] = {}
     for name, kind in (
-        ("containers", policy.ContainerWish),
-        ("images", policy.ImageWish),
-        ("volumes", policy.VolumeWish),
-        ("networks", policy.NetworkWish),
-        ("build_cache", policy.CacheWish),
+        ("containers", plan.ContainerWish),
+        ("images", plan.ImageWish),
+        ("volumes", plan.VolumeWish),
+        ("networks", plan.NetworkWish),
+        ("build_cache", plan.CacheWish),
     ):
         if params.get(name) is not None:
             sections[name] = kind(**_values(name, params[name]))
-    wishes = policy.Wishes(
+    wishes = plan.Wishes(
         keep_labels=tuple(params["keep_labels"] or ()),
         orchestrated=params["orchestrated"],
         cheapest_first=any(params.get(name) not in (None, "") for name in ("free_target", "free_target_inodes")),

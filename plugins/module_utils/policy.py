@@ -18,13 +18,49 @@ Rules that hold whatever is wished:
 
 from __future__ import annotations
 
-import re
 import typing as t
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from heapq import heapify, heappop, heappush
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import (
+    Evidence,
+    evidence_of,
+    last_uses,
+    volume_uses,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.managers import (
+    BUILDER_STATE,
+    COMPOSE,
+    manager_of,
+    manager_of_container,
+    manager_of_host,
+    projects_of,
+    template,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.names import (
+    container_names,
+    has_label,
+    image_names,
+    matches,
+    mounted_by,
+    plain_name,
+    repository,
+    spellings,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
+    PARENT_STAYS,
+    CacheWish,
+    ContainerWish,
+    ImageWish,
+    Kept,
+    NetworkWish,
+    Plan,
+    Step,
+    VolumeWish,
+    Wishes,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     LIVE_STATES,
     VOLUME,
@@ -40,162 +76,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
     say_limit,
 )
 
-#: Who looks after a host by itself, told by the labels of its objects (their beginning) and its containers' names.
-_ORCHESTRATORS = (
-    ("io.kubernetes.", r"k8s_.+", "kubelet"),
-    ("com.amazonaws.ecs.", r"ecs-agent", "the ECS agent"),
-    ("com.hashicorp.nomad.", r"nomad_init_.+", "Nomad"),
-)
-#: Who looks after some objects only, and not after the host's images.
-_OTHERS = (("com.docker.swarm.", r"", "swarm"), ("com.docker.stack.", r"", "swarm"), ("com.docker.buildx.", r"buildx_buildkit_.+", "buildx"))
-_ECS_AGENT = re.compile(r"(.*/)?amazon/amazon-ecs-agent(:.*|@.*)?")
-#: Where buildx's builder instances keep their cache (docker/buildx, driver/docker-container).
-_BUILDER_STATE = re.compile(r"buildx_buildkit_.+_state")
-_COMPOSE = "com.docker.compose.project"
-_ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{4,64}")
 #: Records of the build cache that the engine's own plain prune leaves alone.
 _INNER_CACHE = ("internal", "frontend")
-#: Why a step was not done, or is not in the plan any more.
-NOT_REACHED = "enough is free without it"
-_FREES_NOTHING = "frees nothing, and a target is to be met"
-PARENT_STAYS = "parent of an image that stays"
-
-
-@dataclass(frozen=True)
-class ContainerWish:
-    states: tuple[str, ...] = ("created", "exited", "dead")
-    older_than: int | None = None
-    keep: tuple[str, ...] = ()
-    volumes: bool = False
-
-
-@dataclass(frozen=True)
-class ImageWish:
-    scope: str = "dangling"
-    older_than: int | None = None
-    dangling_older_than: int | None = None
-    keep: tuple[str, ...] = ()
-    keep_latest: int = 0
-    keep_local: bool = False
-
-
-@dataclass(frozen=True)
-class VolumeWish:
-    scope: str = "anonymous"
-    older_than: int | None = None
-    keep: tuple[str, ...] = ()
-    drivers: tuple[str, ...] = ("local",)
-
-
-@dataclass(frozen=True)
-class NetworkWish:
-    older_than: int | None = None
-    keep: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CacheWish:
-    scope: str = "unused"
-    older_than: int | None = None
-    keep_storage: int | None = None
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a user asked for; a section that is None is not touched. Ages in seconds, sizes in bytes."""
-
-    containers: ContainerWish | None = None
-    images: ImageWish | None = None
-    volumes: VolumeWish | None = None
-    networks: NetworkWish | None = None
-    build_cache: CacheWish | None = None
-    keep_labels: tuple[str, ...] = ("fleetclean.keep",)
-    orchestrated: str = "keep"
-    #: Order for a run that stops as soon as enough is free: the cheapest loss first.
-    cheapest_first: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.
-
-    ``expects`` is what has to be still so right before the act: a container's state; the tags beside which an image has
-    no others; a volume's creation. ``beside``: one of these tags still has to be the image's, when another goes and it stays.
-    ``users`` are the containers from under which an image is taken by ``force``; with any other it stays.
-    ``children``: images that have to be gone before this one, or its names, can go.
-    ``waits``: not before all steps of its kind that stand before it (a parent after its children).
-    ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it).
-    """
-
-    kind: str
-    id: str
-    name: str
-    bytes: int | None
-    reason: str
-    force: bool = False
-    expects: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    users: tuple[str, ...] = ()
-    children: tuple[str, ...] = ()
-    waits: bool = False
-    unused_for: int = 0
-    inodes: int = 0
-
-
-@dataclass(frozen=True)
-class Kept:
-    kind: str
-    id: str
-    name: str
-    bytes: int | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    steps: tuple[Step, ...] = ()
-    kept: tuple[Kept, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of all steps whose size is known."""
-        return sum(step.bytes or 0 for step in self.steps)
-
-    def kept_by_reason(self) -> list[dict[str, t.Any]]:
-        """Kind, reason, count and bytes of what stays, the most objects first."""
-        counts: Counter[tuple[str, str]] = Counter()
-        sizes: dict[tuple[str, str], int] = defaultdict(int)
-        for kept in self.kept:
-            counts[(kept.kind, kept.reason)] += 1
-            sizes[(kept.kind, kept.reason)] += kept.bytes or 0
-        return [
-            {"kind": kind, "reason": reason, "count": count, "bytes": sizes[(kind, reason)]}
-            for (kind, reason), count in counts.most_common()
-        ]
-
-    def until(self, needed: int, needed_inodes: int = 0) -> tuple[Plan, Plan]:
-        """Split the plan: the shortest beginning that frees enough bytes and inodes by the known sizes, and the rest.
-
-        What can never free anything is in neither.
-        """
-        images = {step.id for step in self.steps if step.kind == "image"}
-        useful = [
-            step for step in self.steps if step.kind != "network" and (step.kind != "tag" or step.id in images)
-        ]
-        taken = 0
-        while taken < len(useful) and (needed > 0 or needed_inodes > 0):
-            needed -= useful[taken].bytes or 0
-            needed_inodes -= useful[taken].inodes
-            taken += 1
-        chosen = set(map(id, useful))
-        useless = tuple(
-            Kept(step.kind, step.id, step.name, step.bytes, _FREES_NOTHING) for step in self.steps if id(step) not in chosen
-        )
-        return Plan(tuple(useful[:taken]), self.kept + useless), Plan(tuple(useful[taken:]))
-
-    def as_kept(self, reason: str) -> tuple[Kept, ...]:
-        """Its steps, as what stays for one reason."""
-        return tuple(Kept(step.kind, step.id, step.name, step.bytes, reason) for step in self.steps)
 
 
 @dataclass
@@ -311,7 +193,7 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
         return container.state if container.live else f"its state is {container.state}"
     if matches(wish.keep, container.id, container.names or (container.name,)):
         return "named in containers.keep"
-    manager = _manager(container)
+    manager = manager_of_container(container)
     if manager and draft.wishes.orchestrated == "keep":
         return f"managed by {manager}"
     if _starts_again(draft, container) and "running" not in wish.states:
@@ -336,37 +218,13 @@ def _why_container_goes(draft: _Draft, container: Container) -> str:
     return f"{container.state} {draft.ago(container.finished)} ago"
 
 
-def _manager(container: Container) -> str | None:
-    """Who looks after a container, by its labels, names and image."""
-    who = _manager_of(container.labels)
-    if who:
-        return who
-    for _label, name, manager in (*_ORCHESTRATORS, *_OTHERS):
-        if name and any(re.fullmatch(name, own) for own in container.names or (container.name,)):
-            return manager
-    return "the ECS agent" if _ECS_AGENT.fullmatch(container.image_name) else None
-
-
-def _manager_of(labels: t.Mapping[str, str]) -> str | None:
-    """Who looks after an object, by its labels."""
-    for prefix, _name, manager in (*_ORCHESTRATORS, *_OTHERS):
-        if any(key.startswith(prefix) for key in labels):
-            return manager
-    return None
-
-
-def _projects(containers: t.Iterable[Container]) -> set[str]:
-    """The compose projects that have containers."""
-    return {container.labels[_COMPOSE] for container in containers if container.labels.get(_COMPOSE)}
-
-
 def _looked_after(draft: _Draft, labels: t.Mapping[str, str], projects: t.Collection[str]) -> str | None:
     """The reason why a network or a volume stays for somebody who will want it again, or None."""
-    manager = _manager_of(labels)
+    manager = manager_of(labels)
     if manager and draft.wishes.orchestrated == "keep":
         return f"managed by {manager}"
-    if labels.get(_COMPOSE) in projects:
-        return f"of compose project {labels[_COMPOSE]}, which has containers"
+    if labels.get(COMPOSE) in projects:
+        return f"of compose project {labels[COMPOSE]}, which has containers"
     return None
 
 
@@ -385,7 +243,7 @@ def _decide_images(
     users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)], services)
     used_at = last_uses(snapshot, last_seen_used)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
-    manager = _host_manager(snapshot.containers) if draft.wishes.orchestrated == "keep" else None
+    manager = manager_of_host(snapshot.containers) if draft.wishes.orchestrated == "keep" else None
     children: dict[str, list[str]] = defaultdict(list)
     for image in snapshot.images:
         if image.parent:
@@ -452,16 +310,16 @@ class _Users:
     ) -> None:
         self._by_name: dict[str, list[str]] = defaultdict(list)
         for container in staying:
-            for name in _names_of([container]):
+            for name in container_names([container]):
                 self._by_name[name].append(container.id)
-        self._needed = _names_of([*wanted, *(container for container in staying if container.live)])
+        self._needed = container_names([*wanted, *(container for container in staying if container.live)])
         # The engine takes a mounted image from under whatever mounts it, and asks nobody.
         self._mounted = mounted_by(staying)
-        self._services = {name for given in services for name in _spellings(given)}
+        self._services = {name for given in services for name in spellings(given)}
 
     def hold(self, image: Image, scope: str) -> str | None:
         """The reason why an image is kept in use. Scope ``all`` passes over stopped containers that nobody asked to keep."""
-        names = _known_as(image)
+        names = image_names(image)
         if names & self._needed if scope == "all" else names & self._by_name.keys():
             return "used by a container"
         if self._mounted(image.id, names):
@@ -470,133 +328,15 @@ class _Users:
 
     def of(self, image: Image) -> tuple[str, ...]:
         """The stopped containers that stay and have it: such an image goes only by force (scope ``all``)."""
-        return tuple(dict.fromkeys(ident for name in _known_as(image) for ident in self._by_name.get(name, ())))
+        return tuple(dict.fromkeys(ident for name in image_names(image) for ident in self._by_name.get(name, ())))
 
 
 def _wanted_by_name(draft: _Draft, container: Container) -> bool:
     """Whether a container stays because somebody said so, and not for its state or age alone."""
     wish = draft.wishes.containers
     named = wish and matches(wish.keep, container.id, container.names or (container.name,))
-    managed = draft.wishes.orchestrated == "keep" and _manager(container)
+    managed = draft.wishes.orchestrated == "keep" and manager_of_container(container)
     return bool(named or managed or _starts_again(draft, container) or draft.protected(container.labels))
-
-
-def mounted_by(containers: t.Iterable[Container]) -> t.Callable[[str, t.Collection[str]], bool]:
-    """Return what tells, of an image's id and names, whether one of the containers mounts it."""
-    given = {name for container in containers for name in container.mounted_images}
-    names = {name for mounted in given for name in _spellings(mounted)}
-    parts = [mounted.rpartition(":")[2] for mounted in given if _ID_PREFIX.fullmatch(mounted)]
-
-    def mounted(ident: str, known_as: t.Collection[str]) -> bool:
-        plain = ident.rpartition(":")[2]
-        return not names.isdisjoint({ident, *known_as}) or any(plain.startswith(part) for part in parts)
-
-    return mounted
-
-
-def _names_of(containers: t.Iterable[Container]) -> set[str]:
-    names: set[str] = set()
-    for container in containers:
-        # By id; and by the name it was started with, which is what counts on containerd's store.
-        names.add(container.image_id)
-        names.update(_spellings(container.image_name))
-    return names - {""}
-
-
-def _spellings(given: str) -> set[str]:
-    """The names that an image may go by in a list, for one that a user wrote: ``app`` is ``app:latest``."""
-    if not given:
-        return set()
-    named, at, digest = _plain_name(given).partition("@")
-    if at:
-        # Whatever the name leads to by now, it is the digest that counts; on containerd's store that is the image's id.
-        return {given, f"{_repository(named)}@{digest}", digest}
-    return {given, named, f"{named}:latest"} if _repository(named) == named else {given, named}
-
-
-def _known_as(image: Image) -> set[str]:
-    return known_as(image.id, *image.tags, *image.digests)
-
-
-def known_as(ident: str, *names: str) -> set[str]:
-    """The names that an image's users may have written for it."""
-    return {ident, *names, *(_plain_name(name) for name in names)}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """When an image was last wanted, seconds since 1970, and by which sign."""
-
-    moment: float | None
-    words: str
-
-
-def evidence_of(
-    image: Image,
-    used_at: t.Mapping[str, Evidence],
-    came: t.Mapping[str, float] | None = None,
-    came_between: t.Mapping[str, float] | None = None,
-) -> Evidence:
-    """When an image was last wanted, and how that is known. The latest sign of life counts.
-
-    :param came: when the engine saw images come, by its events: by name or id.
-    :param came_between: when an earlier run first saw it, by id, if it came between two runs: the last to be believed.
-    """
-    uses = [used_at[name] for name in _known_as(image) if name in used_at]
-    use = max(uses, key=lambda evidence: evidence.moment or 0, default=None)
-    arrivals = [image.arrived, *((came or {}).get(name) for name in _known_as(image))]
-    arrived = max((moment for moment in arrivals if moment is not None), default=(came_between or {}).get(image.id))
-    signs = [(image.tagged, "tagged, never used"), (arrived, "arrived, never used")]
-    known = [Evidence(moment, words.replace(", never used", "") if use else words) for moment, words in signs if moment]
-    if use:
-        known.append(use)
-    if known:
-        return max(known, key=lambda evidence: evidence.moment or 0)
-    return Evidence(image.created, "created; no later use is known")
-
-
-def last_uses(snapshot: Snapshot, last_seen_used: t.Mapping[str, float]) -> dict[str, Evidence]:
-    """When each name that an image may go by was last in use, and by which sign.
-
-    :param last_seen_used: what earlier runs saw.
-    """
-    uses: dict[str, Evidence] = {}
-
-    def note(name: str, moment: float, words: str) -> None:
-        if name not in uses or (uses[name].moment or 0) < moment:
-            uses[name] = Evidence(moment, words)
-
-    for container in snapshot.containers:
-        moment = snapshot.now if container.live else container.last_use
-        mounted = {name for given in container.mounted_images for name in _spellings(given)}
-        for name in _names_of([container]) | mounted if moment else ():
-            note(name, moment or 0, "last container")
-    for given, moment in snapshot.seen.items():
-        for name in _spellings(given):
-            note(name, moment, "last container, by the engine's events")
-    for name, moment in last_seen_used.items():
-        note(name, moment, "seen in use by an earlier run")
-    return uses
-
-
-def uses_seen(snapshot: Snapshot) -> dict[str, float]:
-    """When images and volumes were last seen in use, by what is there and by events: what history is to remember."""
-    by_name = last_uses(snapshot, {})
-    seen: dict[str, float] = {}
-    for image in snapshot.images:
-        moments = [by_name[name].moment or 0 for name in _known_as(image) if name in by_name]
-        if moments:
-            seen[image.id] = max(moments)
-    return {**seen, **_volume_uses(snapshot)}
-
-
-def _volume_uses(snapshot: Snapshot) -> dict[str, float]:
-    uses = {name: moment for name, moment in snapshot.seen.items() if name.startswith(VOLUME)}
-    for container in snapshot.containers:
-        moment = snapshot.now if container.live else container.last_use
-        for name in container.volumes if moment else ():
-            uses[VOLUME + name] = max(uses.get(VOLUME + name, 0), moment or 0)
-    return uses
 
 
 def _why_image_stays(
@@ -624,10 +364,10 @@ def _why_image_stays(
 
 def _kept_by_digest(image: Image, patterns: t.Sequence[str]) -> bool:
     """Whether a pattern names one of the image's digests: as ``name@digest``, with a tag before it, or the digest alone."""
-    names = {_plain_name(digest) for digest in image.digests}
+    names = {plain_name(digest) for digest in image.digests}
     for given in patterns:
         if "@" in given:
-            if any(fnmatchcase(name, spelled) for name in names for spelled in _spellings(given) if "@" in spelled):
+            if any(fnmatchcase(name, spelled) for name in names for spelled in spellings(given) if "@" in spelled):
                 return True
         elif any(matches([given], digest.partition("@")[2], ()) for digest in image.digests):
             return True
@@ -638,23 +378,17 @@ def _why_tags_stay(image: Image, wish: ImageWish, newest: set[str]) -> dict[str,
     """The tags that stay, each with the reason."""
     kept = {}
     for tag in image.tags:
-        repository = _repository(tag)
-        if any(_fits_image(pattern, tag) or _fits_image(pattern, repository) for pattern in wish.keep):
+        family = repository(tag)
+        if any(_fits_image(pattern, tag) or _fits_image(pattern, family) for pattern in wish.keep):
             kept[tag] = "named in images.keep"
         elif tag in newest:
-            kept[tag] = f"the newest {wish.keep_latest} of {repository}"
+            kept[tag] = f"the newest {wish.keep_latest} of {family}"
     return kept
 
 
 def _fits_image(pattern: str, name: str) -> bool:
     """Whether a glob fits an image's name; Docker Hub's names are the same with and without its address."""
-    return fnmatchcase(_plain_name(name), _plain_name(pattern)) or fnmatchcase(name, pattern)
-
-
-def _plain_name(name: str) -> str:
-    for prefix in ("index.docker.io/", "docker.io/", "library/"):
-        name = name[len(prefix):] if name.startswith(prefix) else name
-    return name
+    return fnmatchcase(plain_name(name), plain_name(pattern)) or fnmatchcase(name, pattern)
 
 
 def _why_image_goes(draft: _Draft, image: Image, evidence: Evidence, follows: bool) -> str:
@@ -672,28 +406,14 @@ def _newest_tags(images: t.Sequence[Image], count: int) -> set[str]:
         for tag in image.tags:
             # Reproducible builds have no creation of their own: then tagging and arrival tell.
             age = (image.created or 0, image.tagged or 0, image.arrived or 0)
-            by_repository[_repository(tag)].append((*age, tag))
+            by_repository[repository(tag)].append((*age, tag))
     return {entry[-1] for tags in by_repository.values() for entry in sorted(tags, reverse=True)[:count]}
-
-
-def _repository(tag: str) -> str:
-    """``host:5000/name:tag`` -> ``host:5000/name``."""
-    head, colon, tail = tag.rpartition(":")
-    return head if colon and "/" not in tail else tag
 
 
 def _image_name(image: Image) -> str:
     if image.tags:
         return image.tags[-1]
     return image.digests[0] if image.digests else image.id
-
-
-def _host_manager(containers: t.Sequence[Container]) -> str | None:
-    for container in containers:
-        manager = _manager(container)
-        if manager and any(manager == who for _label, _name, who in _ORCHESTRATORS):
-            return manager
-    return None
 
 
 def _children_first(images: t.Sequence[Image], children: t.Mapping[str, list[str]]) -> list[Image]:
@@ -753,11 +473,11 @@ def _with_image_bytes(steps: tuple[Step, ...], snapshot: Snapshot) -> tuple[Step
 def _decide_volumes(
     draft: _Draft, snapshot: Snapshot, staying: list[Container], last_seen_used: t.Mapping[str, float]
 ) -> None:
-    uses = _volume_uses(snapshot)
+    uses = volume_uses(snapshot)
     wish = draft.wishes.volumes
     used = {name for container in staying for name in container.volumes}
-    projects = _projects(staying)
-    services = [_template(name) for name in snapshot.service_volumes if draft.wishes.orchestrated == "keep"]
+    projects = projects_of(staying)
+    services = [template(name) for name in snapshot.service_volumes if draft.wishes.orchestrated == "keep"]
     of_going: dict[str, str] = {}
     if draft.wishes.containers and draft.wishes.containers.volumes:
         stays = {container.id for container in staying}
@@ -783,15 +503,10 @@ def _decide_volumes(
         else:
             kind = "anonymous" if volume.anonymous else "named"
             what = "changed last" if moment == volume.created else "last seen in use"
-            kind = "cache of a buildx builder that is gone" if _BUILDER_STATE.fullmatch(volume.name) else kind
+            kind = "cache of a buildx builder that is gone" if BUILDER_STATE.fullmatch(volume.name) else kind
             why = f"{kind}, used by no container, {what} {draft.ago(moment)} ago"
         expects = (repr(volume.created),) if volume.created else ()
         draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why, expects=expects))
-
-
-def _template(name: str) -> re.Pattern[str]:
-    """What a volume may be called that a service names by a template, such as ``data-{{.Task.Slot}}``."""
-    return re.compile(".*".join(re.escape(part) for part in re.split(r"\{\{.*?\}\}", name)), re.DOTALL)
 
 
 def _why_volume_stays(
@@ -815,7 +530,7 @@ def _why_volume_stays(
         return "named in volumes.keep"
     if goes_along:
         return None
-    if wish.scope == "anonymous" and not volume.anonymous and _BUILDER_STATE.fullmatch(volume.name):
+    if wish.scope == "anonymous" and not volume.anonymous and BUILDER_STATE.fullmatch(volume.name):
         return "cache of a buildx builder that is gone (volumes.scope is anonymous)"
     if wish.scope == "anonymous" and not volume.anonymous:
         return "named (volumes.scope is anonymous)"
@@ -826,7 +541,7 @@ def _decide_networks(
     draft: _Draft, networks: t.Sequence[Network], staying: list[Container], wish: NetworkWish
 ) -> None:
     used = {name for container in staying for name in container.networks}
-    projects = _projects(staying)
+    projects = projects_of(staying)
     for network in sorted(networks, key=lambda n: (n.created or 0, n.id)):
         reason: str | None
         if network.predefined:
@@ -914,28 +629,3 @@ def _why_cache_stays(draft: _Draft, record: CacheRecord, wish: CacheWish) -> str
     if wish.scope == "unused" and record.type in _INNER_CACHE:
         return "the builder's own (build_cache.scope is unused)"
     return draft.too_young(_cache_moment(record), wish.older_than)
-
-
-# -- names -------------------------------------------------------------------------------------
-
-
-def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bool:
-    """Whether one of the user's patterns is the id, the beginning of it, or a glob of a name."""
-    plain = ident.rsplit(":", 1)[-1]
-    for given in patterns:
-        pattern = given.lstrip("/")  # as `docker inspect` names containers
-        if _ID_PREFIX.fullmatch(pattern) and plain.startswith(pattern.rsplit(":", 1)[-1]):
-            return True
-        # A name that is itself full of brackets fits as it is written, too.
-        if any(name == pattern or fnmatchcase(name, pattern) for name in names):
-            return True
-    return False
-
-
-def has_label(labels: dict[str, str], pattern: str) -> bool:
-    """Whether one of the labels fits ``key`` or ``key=value``; globs in both."""
-    key, equals, value = pattern.partition("=")
-    return any(
-        (k == key or fnmatchcase(k, key)) and (not equals or v == value or fnmatchcase(v, value))
-        for k, v in labels.items()
-    )

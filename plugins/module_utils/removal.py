@@ -32,16 +32,15 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
+from ansible_collections.fleetclean.docker.plugins.module_utils.names import known_as, mounted_by
+from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
     NOT_REACHED,
     PARENT_STAYS,
     Kept,
     Plan,
     Step,
-    condition,
-    known_as,
-    mounted_by,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import condition
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     Wanted,
     container_from,

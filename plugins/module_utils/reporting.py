@@ -16,8 +16,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
     attribution,
     history,
+    last_use,
     measure,
-    policy,
     session,
     snapshot,
     words,
@@ -29,6 +29,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     PREFIXES,
     VOLUME,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.plan import CacheWish, ContainerWish, ImageWish, VolumeWish, Wishes
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import decide
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
@@ -37,20 +39,20 @@ Item = t.Dict[str, t.Any]
 #: What else is reported with what was asked for: a container's folder with the containers, and so on.
 _ALONG = {"containers": ("container_metadata",), "leftovers": ("tmp", "engine_metadata", "other_users", "unattributed")}
 #: Ways to have space back: docker_clean's own policies, without any age.
-_WAYS: tuple[tuple[str, policy.Wishes, str], ...] = (
-    ("stopped_containers", policy.Wishes(containers=policy.ContainerWish()), "docker_clean: containers: {}"),
-    ("dangling_images", policy.Wishes(images=policy.ImageWish()), "docker_clean: images: {scope: dangling}"),
-    ("unused_images", policy.Wishes(images=policy.ImageWish(scope="unused")), "docker_clean: images: {scope: unused}"),
-    ("anonymous_volumes", policy.Wishes(volumes=policy.VolumeWish()), "docker_clean: volumes: {scope: anonymous}"),
-    ("unused_volumes", policy.Wishes(volumes=policy.VolumeWish(scope="unused")), "docker_clean: volumes: {scope: unused}"),
-    ("unused_build_cache", policy.Wishes(build_cache=policy.CacheWish()), "docker_clean: build_cache: {scope: unused}"),
+_WAYS: tuple[tuple[str, Wishes, str], ...] = (
+    ("stopped_containers", Wishes(containers=ContainerWish()), "docker_clean: containers: {}"),
+    ("dangling_images", Wishes(images=ImageWish()), "docker_clean: images: {scope: dangling}"),
+    ("unused_images", Wishes(images=ImageWish(scope="unused")), "docker_clean: images: {scope: unused}"),
+    ("anonymous_volumes", Wishes(volumes=VolumeWish()), "docker_clean: volumes: {scope: anonymous}"),
+    ("unused_volumes", Wishes(volumes=VolumeWish(scope="unused")), "docker_clean: volumes: {scope: unused}"),
+    ("unused_build_cache", Wishes(build_cache=CacheWish()), "docker_clean: build_cache: {scope: unused}"),
     (
         "everything_unused",
-        policy.Wishes(
-            containers=policy.ContainerWish(),
-            images=policy.ImageWish(scope="unused"),
-            volumes=policy.VolumeWish(scope="unused"),
-            build_cache=policy.CacheWish(),
+        Wishes(
+            containers=ContainerWish(),
+            images=ImageWish(scope="unused"),
+            volumes=VolumeWish(scope="unused"),
+            build_cache=CacheWish(),
         ),
         "docker_clean: containers: {}, images: {scope: unused}, volumes: {scope: unused}, build_cache: {scope: unused}",
     ),
@@ -107,7 +109,7 @@ class _Report:
         memory: history.Memory,
     ) -> None:
         self._survey = survey
-        self._used_at = policy.last_uses(survey.snapshot, memory.used)
+        self._used_at = last_use.last_uses(survey.snapshot, memory.used)
         self._came_between = memory.came
         self._storage = storage
         self._exact = exact
@@ -208,7 +210,7 @@ class _Report:
         """What each way of cleaning would give back, by the very policy that docker_clean goes by."""
         found: dict[str, dict[str, t.Any]] = {}
         for name, wishes, means in _WAYS:
-            plan = policy.decide(self._survey.snapshot, wishes, sharers=self._survey.sharers)
+            plan = decide(self._survey.snapshot, wishes, sharers=self._survey.sharers)
             gone = [PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES]
             found[name] = {"bytes": self._ledger.freed(gone), "count": len(gone), "means": means}
             if name == "everything_unused":
@@ -270,7 +272,7 @@ class _Report:
             if not image.tags and image.id in parents:
                 continue  # a step of a build, with its image's layers
             used_by = self._used_by.get(IMAGE + image.id, [])
-            evidence = policy.evidence_of(image, self._used_at, self._survey.snapshot.came, self._came_between)
+            evidence = last_use.evidence_of(image, self._used_at, self._survey.snapshot.came, self._came_between)
             last_used = None if evidence.moment is None else max(0, int(self._now - evidence.moment))
             found.append(
                 self._item(

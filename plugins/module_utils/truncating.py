@@ -15,8 +15,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
     history,
     logs,
+    names,
     options,
-    policy,
     session,
     snapshot,
     words,
@@ -72,9 +72,9 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
 
 
 def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:
-    names = container.names or (container.name,)
-    return policy.matches(wish.containers, container.id, names) and not any(
-        policy.has_label(container.labels, pattern) for pattern in wish.keep_labels
+    known = container.names or (container.name,)
+    return names.matches(wish.containers, container.id, known) and not any(
+        names.has_label(container.labels, pattern) for pattern in wish.keep_labels
     )
 
 

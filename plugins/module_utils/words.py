@@ -20,7 +20,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
 
 if t.TYPE_CHECKING:
     from ansible_collections.fleetclean.docker.plugins.module_utils.options import Watermarks
-    from ansible_collections.fleetclean.docker.plugins.module_utils.policy import Wishes
+    from ansible_collections.fleetclean.docker.plugins.module_utils.plan import Wishes
 
 #: What fits a phone, a CI log and AWX alike.
 COLUMNS = 100

@@ -28,6 +28,7 @@ sys.path.insert(0, str(REPOSITORY / "tests/unit"))
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 from expected import Expected
 from model import Box, Data, Model, Net, Picture, Record
@@ -334,7 +335,7 @@ def one_world(host: Host, seed: int) -> None:
     ran = {box.id for box in before.boxes.values() if box.live}
     assert ran & after.boxes.keys() == {box.id for box in after.boxes.values() if box.live}, told
     # What images shared is nobody's now: the module looks at the build cache again, too (cleaning.py).
-    remembered = policy.uses_seen(looked)
+    remembered = uses_seen(looked)
     if wishes.build_cache:
         only = policy.Wishes(build_cache=wishes.build_cache)
         carry_out(engine, policy.decide(replace(look(engine, only), now=looked.now), only), 4)

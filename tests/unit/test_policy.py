@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
+from ansible_collections.fleetclean.docker.plugins.module_utils.names import has_label, matches
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     CacheWish,
     ContainerWish,
@@ -22,9 +24,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     VolumeWish,
     Wishes,
     decide,
-    has_label,
-    matches,
-    uses_seen,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
 from worlds import (

@@ -14,6 +14,7 @@ import typing as t
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from expected import Expected
 from model import NOW, Box, Model
 from worlds import DAY, HOUR, MINUTE, hexadecimal, sha
@@ -217,7 +218,7 @@ def case(dice: random.Random) -> Case:
     sharers = {record.id: record.images for record in engine.records.values()}
     plan = policy.decide(looked, wishes, seen, sharers)
     remembered = dict(seen)
-    for name, moment_ in policy.uses_seen(looked).items():
+    for name, moment_ in uses_seen(looked).items():
         remembered[name] = max(moment_, remembered.get(name, 0))
     return Case(engine, wishes, Expected(engine, wishes, seen), plan, remembered)
 

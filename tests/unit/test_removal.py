@@ -11,7 +11,7 @@ import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import removal
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
+from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
     NOT_REACHED,
     Plan,
     Step,

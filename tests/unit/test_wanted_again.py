@@ -9,6 +9,7 @@ import typing as t
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     ContainerWish,
     ImageWish,
@@ -216,7 +217,7 @@ def test_an_image_is_found_by_the_name_it_was_started_with(given: str, known: di
 
 def test_history_remembers_what_events_told() -> None:
     here = world(image("i", "i:1"), volume("v"), seen={"i:1": NOW - HOUR, "volume:v": NOW - DAY})
-    assert policy.uses_seen(here) == {sha("i"): NOW - HOUR, "volume:v": NOW - DAY}
+    assert uses_seen(here) == {sha("i"): NOW - HOUR, "volume:v": NOW - DAY}
 
 
 def test_an_image_that_stays_in_use_keeps_all_its_tags() -> None:
