@@ -203,7 +203,7 @@ class _Run:
         images_went = any(entry["kind"] == "image" for entry in removed)
         if self._wishes.build_cache and (images_went or ("build_cache" in looked.unreadable and removed)):
             # What images shared is nobody's now; and a cache that could not be listed for want of space can be.
-            wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False)
+            wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False, container_ages=False)
             if "build_cache" in looked.unreadable or any(record.shared for record in looked.build_cache):
                 looked = snapshot.take(self._site.engine, wanted, self._own)
                 only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
@@ -257,12 +257,14 @@ def _sized(plan: Plan, ledger: Ledger) -> Plan:
 
 def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) -> snapshot.Wanted:
     return snapshot.Wanted(
-        images=wishes.images is not None,
+        # Also where none are to go: what containers use has to be noted before the containers go.
+        images=wishes.images is not None or bool(module.params["state_dir"]),
         volumes=wishes.volumes is not None or bool(wishes.containers and wishes.containers.volumes),
         networks=wishes.networks is not None,
         build_cache=wishes.build_cache is not None,
         # Also where no age was asked for: the order and the reasons go by it.
-        ages=True,
+        ages=wishes.images is not None,
+        container_ages=True,
         # A plain run does not pay for sizes that decide nothing.
         sizes=module.check_mode or module._diff or marks.target,
         parallel=module.params["parallel"],

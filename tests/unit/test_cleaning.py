@@ -207,3 +207,12 @@ def test_the_diff_says_the_wishes_first(make: t.Callable[..., World]) -> None:
     text = make().run(check=True, diff=True, **WISHES)["diff"]["prepared"]
     assert text.splitlines()[:2] == ["  wished      images: unused", "  wished      networks: used by no container"]
     assert "- image       c:1" in text
+
+
+def test_what_a_container_used_is_noted_before_it_goes_though_no_image_was_to_go(make: t.Callable[..., World]) -> None:
+    world = make()
+    used = next(iter(world.engine.pictures))
+    world.engine.add_box("box", used, state="exited", created=NOW - 9 * DAY, started=NOW - 9 * DAY, finished=NOW - DAY)
+    assert names(world.run(containers={})) == ["box"]
+    assert history.recall(world.state_dir, "MODEL", NOW).used == {used: NOW - DAY}
+    assert len(world.run(images={"scope": "unused", "older_than": "2d"})["removed"]) == 2
