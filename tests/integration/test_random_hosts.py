@@ -212,7 +212,9 @@ def read(host: Host, arrived: Dict[str, float]) -> Model:
     assert now
     found.now = now
     for entry in host.must("GET", "/containers/json?all=1"):
-        raw = host.must("GET", f"/containers/{entry['Id']}/json")
+        status, raw = host.api("GET", f"/containers/{entry['Id']}/json")
+        if status == 404:
+            continue  # the engine was still about it when whoever asked for it was killed
         state = raw["State"]
         found.boxes[raw["Id"]] = Box(
             raw["Id"], raw["Name"].lstrip("/"), raw["Image"], state=state["Status"], given=raw["Config"]["Image"], created=parse_time(raw["Created"]) or 0,
@@ -221,7 +223,9 @@ def read(host: Host, arrived: Dict[str, float]) -> Model:
             restart=raw["HostConfig"]["RestartPolicy"]["Name"], mounted=[mount["Name"] for mount in raw["Mounts"] if mount["Type"] == "image"],
         )
     for entry in host.must("GET", "/images/json?all=1"):
-        raw = host.must("GET", f"/images/{entry['Id']}/json")
+        status, raw = host.api("GET", f"/images/{entry['Id']}/json")
+        if status == 404:
+            continue
         names = [name for name in (entry["RepoTags"] or []) + (entry["RepoDigests"] or []) if "<none>" not in name]
         found.pictures[entry["Id"]] = Picture(
             entry["Id"], entry["Created"], entry.get("ParentId") or raw.get("Parent") or "", names,
