@@ -71,7 +71,7 @@ class Space:
         found = self.now()
         if found is None or self._marks.free_target is None:
             return 0
-        return max(0, resolve(self._marks.free_target, found.size) - found.available)
+        return max(0, resolve(self._marks.free_target, found.size) - found.headroom)
 
     def missing_inodes(self) -> int:
         found = self.now()
@@ -189,7 +189,7 @@ class _Run:
         result["removed"] = [_entry(step) for step in plan.steps]
         result["changed"] = bool(plan.steps)
         if before:
-            result["free_after"] = min(before.size, before.available + plan.bytes)
+            result["free_after"] = max(0, min(before.size, before.headroom + plan.bytes))
         if self._marks.target:
             inodes = sum(step.inodes for step in plan.steps)
             result["target_met"] = plan.bytes >= space.missing() and inodes >= space.missing_inodes()

@@ -17,7 +17,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Filesystem:
-    """A mounted filesystem. Sizes in bytes; ``available`` is ``free`` less what is reserved for root."""
+    """A mounted filesystem. Sizes in bytes; ``available`` is ``free`` less what is reserved for root.
+
+    ``headroom`` is the same, but below zero by what root took of the reserve (ext4 keeps 5 %; engines and containers run as
+    root): so much has to come free before anything is available at all.
+    """
 
     mount_point: str
     type: str
@@ -27,6 +31,7 @@ class Filesystem:
     available: int
     inodes: int
     inodes_available: int
+    headroom: int = 0
     read_only: bool = False
 
 
@@ -46,9 +51,48 @@ def filesystem(path: str) -> Filesystem:
         available=stat.f_bavail * stat.f_frsize,
         inodes=stat.f_files,
         inodes_available=stat.f_favail,
+        headroom=_headroom(path, mount, stat),
         # An ext4 that gave up after an error tells so in the mount table alone, on kernels of 2025 and newer.
         read_only=bool(stat.f_flag & os.ST_RDONLY) or bool(mount.options & {"ro", "emergency_ro"}),
     )
+
+
+#: Where in ext4's superblock, which stands 1024 bytes into the device (fs/ext4/ext4.h): magic number, log2 of a block in KiB,
+#: blocks reserved for root, features; and the feature that numbers of blocks have high halves.
+_EXT_MAGIC, _EXT_BLOCK, _EXT_RESERVED, _EXT_RESERVED_HIGH, _EXT_FEATURES, _EXT_64BIT = 0x38, 0x18, 0x08, 0x154, 0x60, 0x80
+
+
+def _headroom(path: str, mount: _Entry, stat: os.statvfs_result) -> int:
+    if stat.f_bavail:
+        return stat.f_bavail * stat.f_frsize
+    reserved = _reserve_of_ext(mount.source, os.stat(path).st_dev) if mount.type in ("ext2", "ext3", "ext4") else None
+    return 0 if reserved is None else stat.f_bfree * stat.f_frsize - reserved
+
+
+def _reserve_of_ext(source: str, device: int) -> int | None:
+    """Bytes that an ext filesystem reserves, for root and for itself (fs/ext4/super.c, ext4_statfs); None if that is not ours to read."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_rdev != device:
+                return None
+            found = os.pread(descriptor, 1024, 1024)
+        finally:
+            os.close(descriptor)
+        (magic,), (log,) = struct.unpack_from("<H", found, _EXT_MAGIC), struct.unpack_from("<L", found, _EXT_BLOCK)
+        (blocks,), (features,) = struct.unpack_from("<L", found, _EXT_RESERVED), struct.unpack_from("<L", found, _EXT_FEATURES)
+        (high,) = struct.unpack_from("<L", found, _EXT_RESERVED_HIGH) if features & _EXT_64BIT else (0,)
+    except (OSError, struct.error):
+        return None
+    if magic != 0xEF53 or log > 6:
+        return None
+    try:
+        name = os.path.basename(os.path.realpath(source))
+        with open(f"/sys/fs/ext4/{name}/reserved_clusters", encoding="ascii") as stream:
+            own = int(stream.read())
+    except (OSError, ValueError):
+        own = 0  # ext2 and ext3 have none
+    return int((blocks + (high << 32) + own) * (1024 << log))
 
 
 def settle(path: str, seconds: float = 60.0) -> None:
@@ -142,6 +186,7 @@ class _Entry(t.NamedTuple):
     root: str
     point: str
     type: str
+    source: str
     options: frozenset[str]
 
 
@@ -152,7 +197,7 @@ def _holds(point: str, path: str) -> bool:
 def _mount_of(path: str) -> _Entry:
     """The filesystem at ``path``, by the longest mount that holds it."""
     real = os.path.realpath(path)
-    best = _Entry("", "/", "/", "", frozenset())
+    best = _Entry("", "/", "/", "", "", frozenset())
     for entry in _mounts():
         if _holds(entry.point, real) and len(entry.point) >= len(best.point):
             best = entry
@@ -167,7 +212,7 @@ def _mounts() -> t.Iterator[_Entry]:
                 left, _dash, right = line.partition(" - ")
                 parts, of = left.split(), right.split()
                 options = frozenset(of[2].split(",")) if len(of) > 2 else frozenset()
-                yield _Entry(parts[2], _plain(parts[3]), _plain(parts[4]), of[0], options)
+                yield _Entry(parts[2], _plain(parts[3]), _plain(parts[4]), of[0], _plain(of[1]) if len(of) > 1 else "", options)
     except (OSError, IndexError):
         return
 

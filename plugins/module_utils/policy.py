@@ -486,7 +486,7 @@ def _decide_volumes(
                 of_going.update({name: container.name for name in container.volumes})
     for volume in sorted(snapshot.volumes, key=lambda v: (v.created or 0, v.name)):
         # Its folder's last change says little; a container that had it says more.
-        seen = (volume.created, uses.get(VOLUME + volume.name), last_seen_used.get(VOLUME + volume.name))
+        seen = (volume.created, volume.changed, uses.get(VOLUME + volume.name), last_seen_used.get(VOLUME + volume.name))
         moment = max((when for when in seen if when is not None), default=None)
         goes_along = volume.anonymous and volume.name in of_going
         if wish is None and not goes_along:
@@ -502,7 +502,8 @@ def _decide_volumes(
             why = f"anonymous, of container {of_going[volume.name]}"
         else:
             kind = "anonymous" if volume.anonymous else "named"
-            what = "changed last" if moment == volume.created else "last seen in use"
+            signs = {volume.created: "created", volume.changed: "changed last"}
+            what = signs.get(moment, "last seen in use")
             kind = "cache of a buildx builder that is gone" if BUILDER_STATE.fullmatch(volume.name) else kind
             why = f"{kind}, used by no container, {what} {draft.ago(moment)} ago"
         expects = (repr(volume.created),) if volume.created else ()

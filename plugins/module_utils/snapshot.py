@@ -100,7 +100,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Volume:
-    """``driver`` is ``local/<type>`` for a volume of the local driver that mounts something from elsewhere."""
+    """``driver`` is ``local/<type>`` for a volume of the local driver that mounts something from elsewhere.
+
+    ``changed`` is the last change of its data's own folder, where that is at hand. ``created`` is the engine's CreatedAt: before 26 the
+    last change of that folder, since then its making.
+    """
 
     name: str
     driver: str
@@ -109,6 +113,7 @@ class Volume:
     anonymous: bool
     cluster: bool
     bytes: int | None
+    changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         seen, came = past_uses(engine) if (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes) else ({}, {})
         services = engine.services() if wanted.images or wanted.volumes else []
         usage = walking.result()
-        volumes = _volumes(engine, usage) if wanted.volumes else ()
+        volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
         containers = _containers(engine, wanted, pool, usage)
     if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
@@ -491,7 +496,7 @@ def _arrival(storage: Storage | None, image_id: str) -> float | None:
         return None
 
 
-def _volumes(engine: Engine, usage: dict[str, t.Any]) -> tuple[Volume, ...]:
+def _volumes(engine: Engine, usage: dict[str, t.Any], storage: Storage | None) -> tuple[Volume, ...]:
     sizes = {
         str(raw.get("Name")): _size((raw.get("UsageData") or {}).get("Size")) for raw in usage.get("Volumes") or []
     }
@@ -508,9 +513,18 @@ def _volumes(engine: Engine, usage: dict[str, t.Any]) -> tuple[Volume, ...]:
                 anonymous="com.docker.volume.anonymous" in labels or bool(_RANDOM_NAME.fullmatch(name)),
                 cluster=bool(raw.get("ClusterVolume")),
                 bytes=sizes.get(name),
+                changed=_changed(storage.volume_data(name)) if storage and raw.get("Driver") == "local" else None,
             )
         )
     return tuple(found)
+
+
+def _changed(folder: str | None) -> float | None:
+    try:
+        found = os.lstat(folder or "")
+    except (OSError, ValueError):
+        return None
+    return max(found.st_mtime, found.st_ctime)
 
 
 def _volume_driver(raw: dict[str, t.Any]) -> str:

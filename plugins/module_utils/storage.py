@@ -177,6 +177,12 @@ class Storage:
         # Layers are there once images were: else that content is of a pull for the graph driver.
         return sorted(found + ([content] if found and not in_use and os.path.isdir(content) else []))
 
+    def volume_data(self, name: str) -> str | None:
+        """The folder that a volume of the local driver is mounted from; None for a name that is no folder's."""
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            return None
+        return f"{self.root}/volumes/{name}/_data"
+
     def image_record(self, image_id: str) -> str | None:
         """The file that the graph drivers' image store wrote when this image arrived."""
         ident = image_id.rsplit(":", 1)[-1]

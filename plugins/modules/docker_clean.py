@@ -112,7 +112,8 @@ options:
         default: anonymous
       older_than:
         description:
-          - Only those not used for longer. The latest sign of use counts, a container that has or had it, or the last change of its folder.
+          - Only those not used for longer. The latest sign of use counts, a container that has or had it, the last change of its top
+            folder (where the data root is this host's), or its creation.
           - An engine does not know when a volume was used last; O(state_dir) remembers what earlier runs saw.
         type: str
       keep:

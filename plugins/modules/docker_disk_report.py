@@ -153,13 +153,15 @@ paths:
   type: dict
   sample: {layers: [/var/lib/docker/overlay2], image_metadata: [/var/lib/docker/image/overlay2]}
 filesystems:
-  description: The filesystems of the data roots. Sizes in bytes.
+  description: >-
+    The filesystems of the data roots. Sizes in bytes; C(headroom) is C(available), but below zero where root has taken of what is
+    reserved for it (ext4): so much has to come free before anything is available.
   returned: when O(include) has V(filesystem) and the data root is proven to be here
   type: list
   elements: dict
   sample:
     - {mount_point: /var/lib/docker, type: ext4, size: 53660876800, used: 53660876800, free: 0, available: 0,
-       inodes: 3276800, inodes_available: 3010000}
+       inodes: 3276800, inodes_available: 3010000, headroom: 0, read_only: false}
 usage:
   description: >-
     By category. C(images) (layers, each once), C(containers) (writable layers), C(volumes) (of the driver C(local)),

@@ -376,6 +376,28 @@ def test_a_layers_device_that_is_mounted_on_its_folder_is_left_alone(tmp_path: P
     apart(work)
 
 
+def test_what_root_took_of_the_reserve_has_to_come_free_first(tmp_path: Path) -> None:
+    """ext4 keeps 5 % for root, as whom engines and containers run: there a full disk has less than nothing available."""
+
+    def work() -> None:
+        place = disk(tmp_path, "ext4")
+        before = measure.filesystem(str(place))
+        reserve = before.free - before.available
+        assert before.headroom == before.available and reserve > 10 << 20
+        with open(place / "filler", "wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, before.available + (10 << 20))
+        full = measure.filesystem(str(place))
+        assert full.available == 0
+        assert full.headroom == full.free - reserve
+        assert -(11 << 20) < full.headroom <= -(10 << 20)
+        os.truncate(place / "filler", before.available - (10 << 20))
+        os.sync()
+        again = measure.filesystem(str(place))
+        assert again.headroom == again.available > 0
+
+    apart(work)
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     def work() -> None:
         place = disk(tmp_path, "ext4")

@@ -59,7 +59,7 @@ class World:
         gone = [name for name in IMAGES if not any(f"{name}:1" in picture.tags for picture in self.engine.pictures.values())]
         free = self.base + sum(IMAGES[name] * MB for name in gone)
         inodes = min(self.inodes, 100 + 10 * len(gone))
-        return measure.Filesystem("/data", "ext4", self.size, self.size - free, free, free, self.inodes, inodes, self.read_only)
+        return measure.Filesystem("/data", "ext4", self.size, self.size - free, free, free, self.inodes, inodes, free, self.read_only)
 
     def _survey(self, engine: t.Any, _storage: object, _how: object, wanted: t.Any) -> attribution.Survey:
         self.surveys += 1

@@ -163,7 +163,7 @@ class Disk:
         self.asked: list[str] = []
         self.now = 0.0
         self._frees, self._orphans = list(frees), list(orphans)
-        monkeypatch.setattr(measure, "_mount_of", lambda _path: measure._Entry("", "/", "/", kind, frozenset()))
+        monkeypatch.setattr(measure, "_mount_of", lambda _path: measure._Entry("", "/", "/", kind, "", frozenset()))
         monkeypatch.setattr(measure.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(measure.time, "sleep", self._sleep)
         monkeypatch.setattr(fcntl, "ioctl", self._ioctl)

@@ -715,14 +715,14 @@ def test_scope_anonymous_leaves_named_volumes() -> None:
     here = world(volume("db"), volume(ANONYMOUS, anonymous=True))
     plan = plan_of(here, volumes=VolumeWish())
     assert goes(plan) == [ANONYMOUS]
-    assert why(plan, ANONYMOUS) == "anonymous, used by no container, changed last 10 days ago"
+    assert why(plan, ANONYMOUS) == "anonymous, used by no container, created 10 days ago"
     assert stays(plan, "db") == "named (volumes.scope is anonymous)"
 
 
 def test_scope_unused_takes_named_volumes_that_no_container_has() -> None:
     plan = plan_of(world(volume("db"), volume("used"), container("c", volumes=("used",))), volumes=VolumeWish("unused"))
     assert goes(plan) == ["db"]
-    assert why(plan, "db") == "named, used by no container, changed last 10 days ago"
+    assert why(plan, "db") == "named, used by no container, created 10 days ago"
     assert stays(plan, "used") == "used by a container"
 
 
