@@ -65,7 +65,8 @@ options:
         description:
           - V(dangling) are those without a tag; V(unused) those that no container has, tagged or not.
           - V(all) also takes images of containers that are stopped and stay for their state or age alone; nobody can make those
-            containers again. Images of running containers, and of those that a label or O(containers.keep) keeps, stay always.
+            containers again. Images of running containers, of those that a label or O(containers.keep) keeps, and of those that start
+            again with the engine stay always, and so does what a container mounts, by the name by which it does.
         type: str
         choices: [dangling, unused, all]
         default: dangling
