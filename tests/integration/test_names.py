@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
-from tests.fleet.dirty import load_image, tar
+from tests.fleet.dirty import load_image
 from tests.integration.support import Ansible, start, state
 from tests.integration.things import base, container, kept, removed, until, volume_driver
 
