@@ -158,15 +158,6 @@ class Engine:
             time.sleep(0.5)
         return True
 
-    def ended(self, seconds: float) -> bool:
-        """Wait for an engine that is shutting down to be gone; return whether it is."""
-        end = time.monotonic() + seconds
-        while self._answers():
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.2)
-        return True
-
     def _answers(self) -> bool:
         try:
             self._ask("GET", "/version")

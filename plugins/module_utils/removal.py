@@ -57,8 +57,9 @@ PATIENCE = 60.0
 #: answers only at the end: a large batch is fast, a small one loses little when it is interrupted.
 _CACHE_BATCH = 64
 _ATTEMPTS = 3
-#: Seconds within which an engine that shuts down is gone: it gives its containers some time before.
+#: Seconds within which an engine that shuts down is gone (it gives its containers some time before), and between two looks.
 _ENDS_WITHIN = 20.0
+_MOMENT = 0.5
 #: Seconds for which one list of containers says who mounts images: one for each image would double the time.
 _FRESH = 0.2
 _IN_USE = "it came into use"
@@ -162,10 +163,6 @@ def _kind_group(step: Step) -> str:
     return "image" if step.kind == "tag" else step.kind
 
 
-def _went_away(error: FleetcleanError) -> bool:
-    return error.code == "engine_down" or (isinstance(error, EngineError) and error.ending)
-
-
 class _Presence:
     """Whether the engine is there: one waits for it, and what is found holds for all threads."""
 
@@ -173,7 +170,19 @@ class _Presence:
         self._engine = engine
         self._lock = threading.Lock()
         self._back = float("-inf")
+        self._stubborn = False
         self.lost: FleetcleanError | None = None
+
+    def ends(self, first: float) -> bool:
+        """Wait a moment for an engine that says that it is shutting down; False once that is not to be believed any more.
+
+        :param first: when it said so first, by the monotonic clock. It may be back before anybody sees that it was gone.
+        """
+        if not self._stubborn and time.monotonic() - first > _ENDS_WITHIN:
+            self._stubborn = True  # then it is its answer, and nobody else waits for it
+        if not self._stubborn:
+            time.sleep(_MOMENT)
+        return not self._stubborn
 
     def back(self, error: FleetcleanError, since: float) -> bool:
         """Wait after a call that did not come through; return whether it may be tried again.
@@ -183,8 +192,6 @@ class _Presence:
         with self._lock:
             if self.lost or self._back > since:
                 return not self.lost
-            if isinstance(error, EngineError) and not self._engine.ended(_ENDS_WITHIN):
-                return False  # it goes on answering so: then that is its answer
             if not self._engine.wait(PATIENCE):
                 self.lost = error
             self._back = time.monotonic()
@@ -249,20 +256,25 @@ class _Actor:
 
     def _through(self, act: t.Callable[[], list[Result]], steps: list[Step]) -> list[Result]:
         """Do it, and once more if the engine went away meanwhile and came back."""
-        for attempt in range(_ATTEMPTS):
-            if self._presence.lost:
-                return [Result(step, _KEPT, _LOST) for step in steps]
+        attempt, first = 0, 0.0
+        while attempt < _ATTEMPTS and not self._presence.lost:
             since = time.monotonic()
             try:
                 results = act()
-                if attempt:
+                if attempt or first:
                     # Without an answer nobody knows; but what is gone after we asked for it went by our call.
                     results = [replace(result, outcome=_DONE) if result.outcome == _GONE else result for result in results]
                 return results
             except FleetcleanError as error:
                 last = str(error)
-                if not _went_away(error) or not self._presence.back(error, since):
+                if isinstance(error, EngineError) and error.ending:
+                    first = first or since
+                    if not self._presence.ends(first):
+                        break
+                elif error.code != "engine_down" or not self._presence.back(error, since):
                     break
+                else:
+                    attempt += 1
             # In a thread of its own an exception would take the results of its neighbours along.
             except Exception as error:  # pylint: disable=broad-except
                 return [Result(step, _FAILED, f"{type(error).__name__}: {error}") for step in steps]

@@ -306,15 +306,10 @@ def test_a_volume_that_was_made_anew_under_its_name_is_another_one() -> None:
 
 
 class Ending(FleetingEngine):
-    """Answers while it shuts down, as engines do, and is gone then; or never is (``stays``)."""
+    """Answers while it shuts down, as engines do."""
 
-    def __init__(self, *away: str, stays: bool = False) -> None:
+    def __init__(self, *away: str) -> None:
         super().__init__(away, back=True)
-        self.stays, self.endings = stays, 0
-
-    def ended(self, _seconds: float) -> bool:
-        self.endings += 1
-        return not self.stays
 
     def _remove(self, name: str) -> None:
         if name in self.away:
@@ -323,48 +318,30 @@ class Ending(FleetingEngine):
         super()._remove(name)
 
 
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "_MOMENT", 0.01)
+    monkeypatch.setattr(removal, "_ENDS_WITHIN", 0.3)
+
+
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_an_engine_that_shuts_down_is_waited_for_though_it_still_answers(parallel: int) -> None:
-    engine = Ending("a", "b", "c")
+    """And though it may be back before anybody saw that it was gone."""
     outcome = removal.Outcome()
-    removal.carry_out(t.cast(t.Any, engine), Plan(tuple(step(name) for name in "abcd")), parallel, lambda: None, None, outcome)
+    plan = Plan(tuple(step(name) for name in "abcd"))
+    removal.carry_out(t.cast(t.Any, Ending(*"aaaaa", "b", "c")), plan, parallel, lambda: None, None, outcome)
     assert sorted(entry.id for entry in outcome.removed) == ["a", "b", "c", "d"]
     assert outcome.failed == []
-    assert engine.waited == engine.endings
 
 
+@pytest.mark.usefixtures("fast")
 def test_an_engine_that_goes_on_answering_so_means_it() -> None:
-    engine = Ending("b", "b", "b", stays=True)
-    outcome = carry_out(engine, *(step(name) for name in "abc"))
-    assert [entry.id for entry in outcome.removed] == ["a", "c"]
-    assert [result.step.id for result in outcome.failed] == ["b"]
-    assert (engine.endings, engine.waited) == (1, 0)
-
-
-def test_a_parent_stays_with_all_its_names_if_a_child_does() -> None:
-    child = Step("image", "child", "child:1", 1, "why", expects=("child:1",))
-    parent = [
-        Step("tag", "i", "app:1", 0, "why", expects=("app:1", "app:2"), children=("child",), waits=True),
-        Step("image", "i", "app:2", 1, "why", expects=("app:2",), children=("child",), waits=True),
-    ]
-
-    class Family(Looked):
-        def image(self, ident: str) -> dict[str, t.Any]:
-            tags = ["child:1", "wanted:1"] if ident == "child" else ["app:1", "app:2"]
-            return {"Id": ident if ident == "child" else "i", "RepoTags": tags, "RepoDigests": []}
-
-    outcome = carry_out(Family(), child, *parent)
-    assert outcome.removed == []
-    assert {(kept.name, kept.reason) for kept in outcome.kept} == {
-        ("child:1", "it has got another tag"), ("app:1", "parent of an image that stays"), ("app:2", "parent of an image that stays"),
-    }
-
-
-def test_a_parent_goes_in_a_later_plan_than_its_child() -> None:
-    engine, outcome = FakeEngine(), removal.Outcome()
-    for one in (step("child"), Step("image", "i", "i", 1, "why", children=("child",), waits=True)):
-        removal.carry_out(t.cast(t.Any, engine), Plan((one,)), 1, lambda: None, None, outcome)
-    assert [entry.id for entry in outcome.removed] == ["child", "i"]
+    engine = Ending(*["b"] * 999, *["d"] * 999)
+    outcome = carry_out(engine, *(step(name) for name in "abcde"))
+    assert [entry.id for entry in outcome.removed] == ["a", "c", "e"]
+    assert [result.step.id for result in outcome.failed] == ["b", "d"]
+    assert engine.away.count("d") == 998, "nobody waits for it a second time"
 
 
 def test_a_name_that_stays_for_want_of_space_lets_its_image_wait_too() -> None:
