@@ -170,6 +170,7 @@ class Proxy:
         self._server.bind(str(self._path))
         self._server.listen(64)
         self._lock = threading.Lock()
+        self._serving: List[threading.Thread] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Proxy:
@@ -179,12 +180,15 @@ class Proxy:
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self._path.unlink(missing_ok=True)
+        for thread in self._serving:
+            thread.join(30)  # what the engine was asked alone, it has done then
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._server.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+                self._serving.append(threading.Thread(target=self._serve, args=(client,), daemon=True))
+                self._serving[-1].start()
 
     def _serve(self, client: socket.socket) -> None:
         engine = socket.socket(socket.AF_UNIX)
