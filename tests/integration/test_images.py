@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterator, List
 
@@ -242,3 +243,18 @@ def test_an_image_that_is_being_built_is_built(host: Host, ansible: Ansible) -> 
     assert not result["failed"], result
     assert set(removed(result, "image")) == {"app/unwanted:1"}
     assert image in state(host)["images"]
+
+
+@both_stores
+def test_the_engines_events_tell_of_a_use_that_nothing_else_does_until_it_is_restarted(host: Host, ansible: Ansible) -> None:
+    base(host)
+    load_image(host, "app/once:1", {"a": b"once"})
+    used = container(host, "once", "app/once:1", ["/bin/true"], run="done")
+    host.must("DELETE", f"/containers/{used}")
+    time.sleep(2)  # events of this very second are left out
+    result = ansible.module("docker_clean", UNUSED, hosts=host.name, check=True)[host.name]
+    assert "by the engine's events" in removed(result)["app/once:1"]
+    assert "by the engine's events" not in removed(result)["base/app:1"]
+    host.restart_engine()
+    result = ansible.module("docker_clean", UNUSED, hosts=host.name, check=True)[host.name]
+    assert "never used" in removed(result)["app/once:1"]
