@@ -52,13 +52,15 @@ CATEGORIES = (
 class Survey:
     """All that is known of an engine's disk at one moment.
 
-    ``ledger`` has what was measured, and the engine's figures where nothing was; ``measured`` says which
+    ``ledger`` has what was measured, and the engine's figures where nothing was; ``on_root`` the same, but of what comes free only
+    what does so on the data root's own filesystem (volumes or layers may lie on another one); ``measured`` says which
     categories have nothing but measured figures. ``sharers`` are the images that have a build cache record's layer, where that is
     known. ``found`` is None where there was no disk to look at.
     """
 
     snapshot: snapshot.Snapshot
     ledger: Ledger
+    on_root: Ledger
     accounts: dict[str, Account] = field(default_factory=dict)
     measured: frozenset[str] = frozenset()
     sharers: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -106,7 +108,8 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     looked = snapshot.take(engine, everything, own)
     if own is None:
         accounts, estimates = _by_the_engine(looked)
-        return Survey(looked, Ledger(accounts, estimates), accounts, seconds=time.monotonic() - begun)
+        ledger = Ledger(accounts, estimates)
+        return Survey(looked, ledger, ledger, accounts, seconds=time.monotonic() - begun)
     result = _Surveyor(own, looked, how, listed).look()
     result.seconds = time.monotonic() - begun
     return result
@@ -174,9 +177,15 @@ class _Surveyor:
             if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
         }
         measured = frozenset(CATEGORIES) - missing
-        ledger = Ledger(self._accounts, {**estimates, **sizes})
+        all_sizes = {**estimates, **sizes}
+        ledger = Ledger(self._accounts, all_sizes)
+        elsewhere = self._elsewhere()
+        on_root = Ledger(
+            self._accounts,
+            {name: replace(size, frees=0, inodes=0) if name in elsewhere else size for name, size in all_sizes.items()},
+        )
         return Survey(
-            self._looked, ledger, self._accounts, measured, _sharers(holdings, self._looked), found, self._roots(sizes), nobodys, dict(self._owners),
+            self._looked, ledger, on_root, self._accounts, measured, _sharers(holdings, self._looked), found, self._roots(sizes), nobodys, dict(self._owners),
             holdings.doubts + self._links() + self._before_remapping(), processes=processes, remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
         )
@@ -329,6 +338,14 @@ class _Surveyor:
         units += [walk.Unit((path,)) for path in todo if path not in apart]
         processes = walk.spare_processors(self._how.gentle)
         return walk.walk(units, self._owners, models, processes, barred), processes
+
+    def _elsewhere(self) -> set[str]:
+        """Accounts of which nothing lies on the data root's own filesystem: there nothing comes free when they go."""
+        # The folder above decides: a layer itself may be a subvolume, or a device that is mounted while its container runs.
+        devices = {folder: measure.device(folder) for folder in {os.path.dirname(path) for path in self._heavy}}
+        own = measure.device(self._storage.root)
+        here = {self._owners[path] for path in self._heavy if devices[os.path.dirname(path)] == own}
+        return {self._owners[path] for path in self._heavy} - here
 
     def _linked(self, found: walk.Found, sizes: dict[str, Sizes]) -> None:
         """Files with hard links on several accounts come free with the last of all holders."""

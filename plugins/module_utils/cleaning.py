@@ -55,6 +55,11 @@ class Space:
         if self._root:
             measure.settle(self._root)
 
+    def settled(self) -> int | None:
+        """The same once all that was given back is there."""
+        self.settle()
+        return self.free()
+
     def low(self) -> bool:
         """Whether there is a reason to begin."""
         marks, found = self._marks, self.now()
@@ -182,7 +187,7 @@ class _Run:
         if not self._module.check_mode:
             _note(self._module, site, wanted, looked)
         plan = decide(looked, self._wishes, memory.used, sharers, memory.came)
-        return looked, _sized(plan, survey.ledger) if survey else plan
+        return looked, _sized(plan, survey.on_root) if survey else plan
 
     def _foretell(self, plan: Plan) -> None:
         result, before, space = self._result, self._space.now(), self._space
@@ -247,12 +252,13 @@ def _sized(plan: Plan, ledger: Ledger) -> Plan:
 
     going = [PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES]
     freed, inodes = iter(ledger.freed_in_turn(going)), iter(ledger.inodes_in_turn(going))
-    return replace(
-        plan,
-        steps=tuple(
-            replace(step, bytes=next(freed), inodes=next(inodes)) if step.kind in PREFIXES else step for step in plan.steps
-        ),
-    )
+    steps = []
+    for step in plan.steps:
+        if step.kind in PREFIXES:
+            held = ledger.of(PREFIXES[step.kind] + step.id)
+            step = replace(step, bytes=next(freed), inodes=next(inodes), frees=bool(held.frees or held.inodes))
+        steps.append(step)
+    return replace(plan, steps=tuple(steps))
 
 
 def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) -> snapshot.Wanted:
@@ -267,6 +273,7 @@ def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) ->
         container_ages=True,
         # A plain run does not pay for sizes that decide nothing.
         sizes=module.check_mode or module._diff or marks.target,
+        services=wishes.orchestrated == "keep",
         parallel=module.params["parallel"],
     )
 
@@ -297,7 +304,7 @@ class _Worker:
         self._kept += plan.kept
         enough = self._enough if self._target else None
         try:
-            removal.carry_out(self._site.engine, plan, self._parallel, self._space.free, enough, self._outcome)
+            removal.carry_out(self._site.engine, plan, self._parallel, self._space.settled, enough, self._outcome)
         finally:
             self._tell()
 

@@ -57,6 +57,11 @@ def filesystem(path: str) -> Filesystem:
     )
 
 
+def device(path: str) -> str:
+    """What tells the filesystem at ``path`` from others; the same for all subvolumes of one, and wherever it is mounted again."""
+    return _mount_of(path).device
+
+
 #: Where in ext4's superblock, which stands 1024 bytes into the device (fs/ext4/ext4.h): magic number, log2 of a block in KiB,
 #: blocks reserved for root, features; and the feature that numbers of blocks have high halves.
 _EXT_MAGIC, _EXT_BLOCK, _EXT_RESERVED, _EXT_RESERVED_HIGH, _EXT_FEATURES, _EXT_64BIT = 0x38, 0x18, 0x08, 0x154, 0x60, 0x80

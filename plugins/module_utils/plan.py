@@ -79,6 +79,7 @@ class Step:
     ``children``: images that have to be gone before this one, or its names, can go.
     ``waits``: not before all steps of its kind that stand before it (a parent after its children).
     ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it).
+    ``frees``: whether anything of it is on the data root's filesystem, so that its going can help to meet a target.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Step:
     waits: bool = False
     unused_for: int = 0
     inodes: int = 0
+    frees: bool = True
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,9 @@ class Plan:
         """
         images = {step.id for step in self.steps if step.kind == "image"}
         useful = [
-            step for step in self.steps if step.kind != "network" and (step.kind != "tag" or step.id in images)
+            step
+            for step in self.steps
+            if step.frees and step.kind != "network" and (step.kind != "tag" or step.id in images)
         ]
         taken = 0
         while taken < len(useful) and (needed > 0 or needed_inodes > 0):

@@ -63,6 +63,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     LIVE_STATES,
+    SERVICES,
     VOLUME,
     CacheRecord,
     Container,
@@ -76,6 +77,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
     say_limit,
 )
 
+_SERVICES_UNKNOWN = "perhaps used by a swarm service: they could not be listed"
 #: Records of the build cache that the engine's own plain prune leaves alone.
 _INNER_CACHE = ("internal", "frontend")
 
@@ -243,7 +245,9 @@ def _decide_images(
     users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)], services)
     used_at = last_uses(snapshot, last_seen_used)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
-    manager = manager_of_host(snapshot.containers) if draft.wishes.orchestrated == "keep" else None
+    keeping = draft.wishes.orchestrated == "keep"
+    manager = manager_of_host(snapshot.containers) if keeping else None
+    unsure = _SERVICES_UNKNOWN if keeping and SERVICES in snapshot.unreadable else None
     children: dict[str, list[str]] = defaultdict(list)
     for image in snapshot.images:
         if image.parent:
@@ -256,7 +260,7 @@ def _decide_images(
         name = _image_name(image)
         mine = children[image.id]
         reason = f"managed by {manager}" if manager else None
-        reason = reason or users.hold(image, wish.scope)
+        reason = reason or users.hold(image, wish.scope) or unsure
         if not reason and any(child not in going for child in mine):
             reason = PARENT_STAYS
         reason = reason or _why_image_stays(draft, image, wish, evidence.moment, follows=bool(mine))
@@ -477,6 +481,7 @@ def _decide_volumes(
     wish = draft.wishes.volumes
     used = {name for container in staying for name in container.volumes}
     projects = projects_of(staying)
+    unsure = _SERVICES_UNKNOWN if draft.wishes.orchestrated == "keep" and SERVICES in snapshot.unreadable else None
     services = [template(name) for name in snapshot.service_volumes if draft.wishes.orchestrated == "keep"]
     of_going: dict[str, str] = {}
     if draft.wishes.containers and draft.wishes.containers.volumes:
@@ -491,7 +496,7 @@ def _decide_volumes(
         goes_along = volume.anonymous and volume.name in of_going
         if wish is None and not goes_along:
             continue
-        reason = "used by a container" if volume.name in used else None
+        reason = "used by a container" if volume.name in used else unsure
         reason = reason or ("used by a swarm service" if any(name.fullmatch(volume.name) for name in services) else None)
         reason = reason or _looked_after(draft, volume.labels, projects)
         reason = reason or _why_volume_stays(draft, volume, wish, goes_along, moment)

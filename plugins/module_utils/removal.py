@@ -126,12 +126,12 @@ def carry_out(
     steps: list[Step] = list(plan.steps)
     held: list[Result] = []
     presence = _Presence(engine)
+    before = available() if steps else None
     desperate = False
     try:
         while steps:
             progress = len(outcome.removed)
             for kind, group in groupby(list(steps), key=_kind_group):
-                before = available()
                 act = _Actor(engine, presence, outcome.images)
                 for result in _carry_out_group(act, list(group), parallel, enough):
                     steps.remove(result.step)
@@ -142,6 +142,7 @@ def carry_out(
                 after = available()
                 if before is not None and after is not None:
                     outcome.by_kind[kind] = outcome.by_kind.get(kind, 0) + max(0, after - before)
+                before = after
                 if presence.lost:
                     raise presence.lost
                 if enough and enough():

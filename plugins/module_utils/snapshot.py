@@ -34,6 +34,8 @@ LIVE_STATES = ("running", "paused", "restarting")
 PREDEFINED_NETWORKS = ("bridge", "host", "none", "ingress", "docker_gwbridge", "default", "nat")
 #: Stands before a volume's name where names of images and volumes are keys of one mapping.
 VOLUME = "volume:"
+#: What could not be listed, if it is swarm's services: then nobody knows what they use.
+SERVICES = "swarm's services and what they use"
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -188,6 +190,7 @@ class Wanted:
     container_ages: bool = False
     sizes: bool = False
     volume_sizes: bool = True
+    services: bool = True
     parallel: int = 4
 
 
@@ -210,7 +213,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
         networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
         seen, came = past_uses(engine) if (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes) else ({}, {})
-        services = engine.services() if wanted.images or wanted.volumes else []
+        services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
         containers = _containers(engine, wanted, pool, usage)
@@ -271,6 +274,15 @@ def past_uses(engine: Engine) -> tuple[dict[str, float], dict[str, float]]:
         elif kind == "image" and action in _SIGNS_OF_ARRIVAL:
             came[of] = max(came.get(of, 0.0), moment)
     return seen, came
+
+
+def _services(engine: Engine, unreadable: dict[str, str]) -> list[dict[str, t.Any]]:
+    """Swarm's services; a manager without a leader cannot tell, as one whose disk is full."""
+    try:
+        return engine.services()
+    except EngineError as error:
+        unreadable[SERVICES] = error.answer
+        return []
 
 
 def _specs(service: dict[str, t.Any]) -> t.Iterator[dict[str, t.Any]]:

@@ -126,3 +126,27 @@ def test_a_target_that_cannot_be_met_is_no_failure(fleet: Fleet, ansible: Ansibl
         assert (result["failed"], result["target_met"]) == (False, False)
     for result in ansible.module("docker_clean", {**WISHES, "free_target": "100%"}).values():
         assert (result["changed"], result["failed"], result["target_met"]) == (False, False, False)
+
+
+def test_what_lies_on_another_disk_is_no_help(fleet: Fleet, ansible: Ansible) -> None:
+    """Volumes on a disk of their own: none goes for a target that it cannot help to meet."""
+    for name in ("ext4", "btrfs"):
+        host = fleet[name]
+        ansible.module("docker_clean", WISHES, hosts=name)
+        host.exec(["mount", "-t", "tmpfs", "tmpfs", f"{host.data_root}/volumes"])
+        try:
+            fill(host)
+            free = available(ansible)[name]
+            wishes = {**WISHES, "free_target": free + 500 * MB}
+            check = ansible.module("docker_clean", wishes, hosts=name, check=True)[name]
+            done = ansible.module("docker_clean", wishes, hosts=name)[name]
+            assert (check["target_met"], done["target_met"]) == (False, False), name
+            assert objects(check["removed"]) == objects(done["removed"]), name
+            assert {entry["kind"] for entry in done["removed"]} == {"image"}, "the volume stays"
+            assert "unused" in state(host)["volumes"]
+            slack = done["reclaimed_bytes"] * PRECISION[host.spec.filesystem or "ext4"] + 131072
+            assert abs(check["planned_bytes"] - done["reclaimed_bytes"]) <= slack, (name, check["planned_bytes"], done["reclaimed_bytes"])
+            assert sum(done["reclaimed_by_kind"].values()) >= done["reclaimed_bytes"] * 0.9, "also where space comes free late"
+            host.must("DELETE", "/volumes/unused")
+        finally:
+            host.exec(["umount", "-l", f"{host.data_root}/volumes"])

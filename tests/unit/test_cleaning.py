@@ -68,7 +68,8 @@ class World:
         sizes = {
             image.id: Sizes(frees=int(IMAGES[image.tags[0][0]] * MB * self.promise), inodes=10) for image in looked.images if image.tags
         }
-        return attribution.Survey(looked, Ledger(accounts, sizes))
+        ledger = Ledger(accounts, sizes)
+        return attribution.Survey(looked, ledger, ledger)
 
     def run(self, check: bool = False, diff: bool = False, **wishes: t.Any) -> dict[str, t.Any]:
         validated = ArgumentSpecValidator({**options.shared_spec(), **options.clean_spec()}).validate({"state_dir": self.state_dir, **wishes})

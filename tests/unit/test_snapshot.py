@@ -632,3 +632,14 @@ def test_the_engine_starts_again_what_has_the_policy_always(policy: str, restart
     details = {"HostConfig": {"RestartPolicy": {"Name": policy, "MaximumRetryCount": 0}}}
     assert snapshot.container_from({"Id": "c"}, details).restarts == restarts
     assert not snapshot.container_from({"Id": "c"}, {"HostConfig": None}).restarts
+
+
+def test_services_that_cannot_be_listed_are_no_error_and_not_asked_for_where_nobody_wants_to_know() -> None:
+    def fake_refusal() -> None:
+        raise EngineError("GET /services", 503, "The swarm does not have a leader.")
+
+    found = take(FakeEngine(services=fake_refusal), images=True)
+    assert found.unreadable == {snapshot.SERVICES: "The swarm does not have a leader."}
+    engine = FakeEngine(services=fake_refusal)
+    assert take(engine, images=True, services=False).unreadable == {}
+    assert "services" not in engine.asked

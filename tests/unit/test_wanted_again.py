@@ -280,3 +280,13 @@ def test_a_volume_that_was_written_is_as_young_as_that() -> None:
     plan = plan_of(here, volumes=VolumeWish("unused", older_than=DAY))
     assert goes(plan) == ["w"]
     assert reason(plan, "w").endswith("changed last 20 days ago")
+
+
+def test_where_swarm_cannot_tell_its_services_all_that_they_may_use_stays() -> None:
+    """A manager without a leader; a full disk is a usual reason."""
+    here = world(container("c"), image("i", "i:1"), volume("v"), unreadable={"swarm's services and what they use": "The swarm does not have a leader"})
+    wishes = {"containers": ContainerWish(), "images": UNUSED, "volumes": VolumeWish("unused")}
+    plan = plan_of(here, **wishes)
+    assert goes(plan) == ["c"]
+    assert reason(plan, "i:1") == reason(plan, "v") == "perhaps used by a swarm service: they could not be listed"
+    assert len(plan_of(here, orchestrated="clean", **wishes).steps) == 3
