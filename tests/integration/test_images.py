@@ -249,6 +249,7 @@ def test_an_image_that_is_being_built_is_built(host: Host, ansible: Ansible) -> 
 def test_the_engines_events_tell_of_a_use_that_nothing_else_does_until_it_is_restarted(host: Host, ansible: Ansible) -> None:
     base(host)
     load_image(host, "app/once:1", {"a": b"once"})
+    time.sleep(1.1)  # events have whole seconds
     used = container(host, "once", "app/once:1", ["/bin/true"], run="done")
     host.must("DELETE", f"/containers/{used}")
     time.sleep(2)  # events of this very second are left out

@@ -77,7 +77,7 @@ def serve(host: Host, image: str) -> Dict[str, Any]:
     host.must("POST", "/swarm/init", {"ListenAddr": "127.0.0.1:2377", "AdvertiseAddr": "127.0.0.1"})
     mounts = [{"Type": "volume", "Source": "service-data", "Target": "/data"}]
     task = {
-        "ContainerSpec": {"Image": image, "Command": ["/bin/sleep", "1000000"], "Mounts": mounts, "StopGracePeriod": 1},
+        "ContainerSpec": {"Image": image, "Command": ["/bin/sleep", "1000000"], "Mounts": mounts, "StopSignal": "SIGKILL"},
         "Networks": [{"Target": "host"}],
     }
     spec = {"Name": "web", "TaskTemplate": task, "Mode": {"Replicated": {"Replicas": 1}}}

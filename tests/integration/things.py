@@ -303,4 +303,6 @@ def volume_driver(host: Host, name: str, slow: float = 0, forget: bool = True) -
         process.wait()
         door.unlink(missing_ok=True)
         if forget:
+            # What the engine wrote down of its volumes' drivers; local ones it finds again.
+            (host.path(host.data_root) / "volumes/metadata.db").unlink(missing_ok=True)
             host.start_engine()
