@@ -121,7 +121,7 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             "disk",
         )
     if not space.low() or (marks.target and space.enough()):
-        result["target_met"] = space.enough() if marks.target else None
+        result["target_met"] = True if marks.target and space.enough() else None
         if not module.check_mode:
             # The night on which space is low has to know what was used on all nights before.
             wanted = snapshot.Wanted(images=True, volumes=True, ages=True, parallel=module.params["parallel"])
@@ -210,6 +210,8 @@ class _Run:
             # What images shared is nobody's now; and a cache that could not be listed for want of space can be.
             wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False, container_ages=False)
             if "build_cache" in looked.unreadable or any(record.shared for record in looked.build_cache):
+                if not self._site.engine.wait(removal.PATIENCE):
+                    worker.complain()
                 looked = snapshot.take(self._site.engine, wanted, self._own)
                 only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
                 worker.forget_kept("build_cache")

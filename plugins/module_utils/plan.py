@@ -79,6 +79,7 @@ class Step:
     ``children``: images that have to be gone before this one, or its names, can go.
     ``waits``: not before all steps of its kind that stand before it (a parent after its children).
     ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it).
+    ``of``: the container right behind which a volume goes, as a part of it.
     ``frees``: whether anything of it is on the data root's filesystem, so that its going can help to meet a target.
     """
 
@@ -94,6 +95,7 @@ class Step:
     children: tuple[str, ...] = ()
     waits: bool = False
     unused_for: int = 0
+    of: str = ""
     inodes: int = 0
     frees: bool = True
 

@@ -142,7 +142,7 @@ def decide(
         alone = {record for record, images in (sharers or {}).items() if images and going.issuperset(images)}
         records = [replace(record, shared=record.shared and record.id not in alone) for record in snapshot.build_cache]
         _decide_cache(draft, records, wishes.build_cache)
-        if wishes.cheapest_first and wishes.build_cache.scope == "unused":
+        if wishes.cheapest_first:
             _hold_back(draft, {record.id for record in snapshot.build_cache if record.shared}, snapshot.build_cache)
     order: tuple[str, ...] = ("container", "network", "dangling", "image", "volume", "build_cache")
     if wishes.cheapest_first:
@@ -199,7 +199,7 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
     if manager and draft.wishes.orchestrated == "keep":
         return f"managed by {manager}"
     if _starts_again(draft, container) and "running" not in wish.states:
-        return "restart policy always: it starts again with the engine"
+        return f"restart policy {container.restarts}: it starts again with the engine"
     # How long a container that runs has been running says nothing about its worth.
     moment = container.created if container.live else container.since
     return draft.protected(container.labels) or draft.too_young(moment, wish.older_than)
@@ -207,7 +207,7 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
 
 def _starts_again(draft: _Draft, container: Container) -> bool:
     """Whether a stopped container is as good as one that runs: the engine starts it with itself (and none that never ran)."""
-    return container.restarts and container.state in ("exited", "dead") and draft.wishes.orchestrated == "keep"
+    return bool(container.restarts) and container.state in ("exited", "dead") and draft.wishes.orchestrated == "keep"
 
 
 def _why_container_goes(draft: _Draft, container: Container) -> str:
@@ -405,13 +405,18 @@ def _why_image_goes(draft: _Draft, image: Image, evidence: Evidence, follows: bo
 def _newest_tags(images: t.Sequence[Image], count: int) -> set[str]:
     if count <= 0:
         return set()
-    by_repository: dict[str, list[tuple[float, float, float, str]]] = defaultdict(list)
+    # An image counts once in each repository, however many tags it has there: app:3 and app:latest are one.
+    by_repository: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    # Reproducible builds have no creation of their own: then tagging and arrival tell, and at last the tag itself.
+    ages = {image.id: (image.created or 0, image.tagged or 0, image.arrived or 0, max(image.tags, default="")) for image in images}
     for image in images:
         for tag in image.tags:
-            # Reproducible builds have no creation of their own: then tagging and arrival tell.
-            age = (image.created or 0, image.tagged or 0, image.arrived or 0)
-            by_repository[repository(tag)].append((*age, tag))
-    return {entry[-1] for tags in by_repository.values() for entry in sorted(tags, reverse=True)[:count]}
+            by_repository[repository(tag)][image.id].append(tag)
+    newest: set[str] = set()
+    for found in by_repository.values():
+        for ident in sorted(found, key=lambda ident: ages[ident], reverse=True)[:count]:
+            newest.update(found[ident])
+    return newest
 
 
 def _image_name(image: Image) -> str:
@@ -489,10 +494,15 @@ def _decide_volumes(
         for container in snapshot.containers:
             if container.id not in stays:
                 of_going.update({name: container.name for name in container.volumes})
-    for volume in sorted(snapshot.volumes, key=lambda v: (v.created or 0, v.name)):
+    written = {name for container in snapshot.containers if container.live for name in container.volumes}
+
+    def last_use(volume: Volume) -> float | None:
         # Its folder's last change says little; a container that had it says more.
         seen = (volume.created, volume.changed, uses.get(VOLUME + volume.name), last_seen_used.get(VOLUME + volume.name))
-        moment = max((when for when in seen if when is not None), default=None)
+        return max((when for when in seen if when is not None), default=None)
+
+    for volume in sorted(snapshot.volumes, key=lambda v: (last_use(v) or 0, v.name)):
+        moment = last_use(volume)
         goes_along = volume.anonymous and volume.name in of_going
         if wish is None and not goes_along:
             continue
@@ -511,8 +521,23 @@ def _decide_volumes(
             what = signs.get(moment, "last seen in use")
             kind = "cache of a buildx builder that is gone" if BUILDER_STATE.fullmatch(volume.name) else kind
             why = f"{kind}, used by no container, {what} {draft.ago(moment)} ago"
-        expects = (repr(volume.created),) if volume.created else ()
+        # What a container of this plan still writes to changes until that is gone.
+        expects = (repr(volume.created),) if volume.created and volume.name not in written else ()
         draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why, expects=expects))
+    if of_going:
+        _go_along(draft, {container.id: container.volumes for container in snapshot.containers}, of_going)
+
+
+def _go_along(draft: _Draft, volumes: t.Mapping[str, tuple[str, ...]], of_going: t.Collection[str]) -> None:
+    """Move anonymous volumes behind the last container that has them: once that is gone, nobody could say whose they were."""
+    waiting = {step.id: step for step in draft.steps["volume"] if step.id in of_going and step.reason.startswith("anonymous, of ")}
+    steps: list[Step] = []
+    for step in reversed(draft.steps["container"]):
+        mine = [waiting.pop(name) for name in volumes.get(step.id, ()) if name in waiting]
+        steps += [replace(volume, of=step.id) for volume in reversed(mine)] + [step]
+    moved = {step.id for step in steps if step.kind == "volume"}
+    draft.steps["container"] = list(reversed(steps))
+    draft.steps["volume"] = [step for step in draft.steps["volume"] if step.id not in moved]
 
 
 def _why_volume_stays(
@@ -580,7 +605,8 @@ def _decide_cache(draft: _Draft, records: t.Sequence[CacheRecord], wish: CacheWi
         reason = _why_cache_stays(draft, record, wish)
         if reason:
             reasons[record.id] = reason
-    total = sum(record.bytes or 0 for record in records)
+    # What is shared counts only where it can be had: as the builder itself counts (BuildKit, cache/manager.go, prune).
+    total = sum(record.bytes or 0 for record in records if wish.scope == "all" or not record.shared)
     enough = wish.keep_storage if wish.keep_storage is not None else -1
     going: set[str] = set()
     # Always the least recently used of those that can go now: a record can once its children have.

@@ -161,7 +161,14 @@ def carry_out(
 
 
 def _kind_group(step: Step) -> str:
+    if step.of:
+        return "container"
     return "image" if step.kind == "tag" else step.kind
+
+
+def _unit(step: Step) -> str:
+    """What is done as one: an image's tags before the image itself, a container before its volumes."""
+    return step.of or step.id
 
 
 class _Presence:
@@ -203,10 +210,10 @@ def _carry_out_group(
     act: _Actor, steps: list[Step], parallel: int, enough: t.Callable[[], bool] | None
 ) -> t.Iterator[Result]:
     if enough:
-        for step in steps:
+        for _ident, unit in groupby(steps, key=_unit):
             if enough():
                 return
-            yield from act.remove([step])
+            yield from act.remove(list(unit))
         return
     if steps[0].kind == "build_cache":
         for start in range(0, len(steps), _CACHE_BATCH):
@@ -219,10 +226,9 @@ def _carry_out_group(
 
 
 def _batches(steps: list[Step]) -> list[list[list[Step]]]:
-    """Steps that may run at once: units of one object (an image's tags before the image itself),
-    split where one has to wait for all before it (a parent for its children)."""
+    """Units that may run at once, split where one has to wait for all before it (a parent for its children)."""
     batches: list[list[list[Step]]] = [[]]
-    for _ident, unit in groupby(steps, key=lambda step: step.id):
+    for _ident, unit in groupby(steps, key=_unit):
         unit_steps = list(unit)
         if any(step.waits for step in unit_steps) and batches[-1]:
             batches.append([])
@@ -248,7 +254,7 @@ class _Actor:
         results: list[Result] = []
         for step in steps:
             before = results[-1] if results else None
-            if before and before.later:
+            if before and before.later and before.step.id == step.id:
                 # Of one object: what stopped its first name stops all of it, until that is tried again.
                 results.append(replace(before, step=step))
             else:

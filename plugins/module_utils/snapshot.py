@@ -44,7 +44,7 @@ class Container:
     """``since`` is when it came into its state: its stop, or for one that never ran its creation.
 
     One that did run and whose stop is not known has none: its creation may be long before.
-    ``restarts``: the engine starts it again when it starts itself, also after it was stopped by hand.
+    ``restarts`` is its restart policy, if by that the engine starts it again when it starts itself.
     ``mounted_images`` are those that it mounts, by the names that its user gave them (API 1.48 and newer).
     """
 
@@ -62,7 +62,7 @@ class Container:
     networks: tuple[str, ...]
     bytes: int | None
     virtual_bytes: int | None = None
-    restarts: bool = False
+    restarts: str = ""
     mounted_images: tuple[str, ...] = ()
 
     @property
@@ -216,7 +216,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
-        containers = _containers(engine, wanted, pool, usage)
+        containers = _containers(engine, wanted, pool, usage, storage)
     if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
     return Snapshot(
@@ -366,8 +366,14 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
         # Asked for sizes, the list leaves out those that are 0 and still has SizeRootFs.
         bytes=_size(summary.get("SizeRw", 0 if "SizeRootFs" in summary else None)),
         virtual_bytes=_size(summary.get("SizeRootFs")),
-        restarts=((details.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name") == "always",
+        restarts=_restarts(details),
     )
+
+
+def _restarts(details: dict[str, t.Any]) -> str:
+    """``unless-stopped`` is as ``always``, but for what was stopped by hand; that, the API does not tell."""
+    policy = str(((details.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name") or "")
+    return policy if policy in ("always", "unless-stopped") else ""
 
 
 def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
@@ -380,7 +386,7 @@ def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
 
 
 def _containers(
-    engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor, usage: dict[str, t.Any]
+    engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor, usage: dict[str, t.Any], storage: Storage | None
 ) -> tuple[Container, ...]:
     sizes = {str(raw.get("Id")): raw for raw in usage.get("Containers") or ()}
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
@@ -392,7 +398,10 @@ def _containers(
         if not inspect:
             return container_from(summary)
         try:
-            return container_from(summary, engine.container(str(summary["Id"])))
+            found = container_from(summary, engine.container(str(summary["Id"])))
+            if found.restarts == "unless-stopped" and storage and storage.stopped_by_hand(found.id):
+                found = replace(found, restarts="")
+            return found
         except EngineError as error:
             # Gone between the list and the look: it holds nothing any more.
             return None if error.gone else container_from(summary)

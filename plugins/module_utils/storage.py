@@ -177,6 +177,16 @@ class Storage:
         # Layers are there once images were: else that content is of a pull for the graph driver.
         return sorted(found + ([content] if found and not in_use and os.path.isdir(content) else []))
 
+    def stopped_by_hand(self, container_id: str) -> bool:
+        """Whether somebody stopped a container, as its record says (``container/container.go``, HasBeenManuallyStopped)."""
+        if not _ID.fullmatch(container_id):
+            return False
+        try:
+            with open(f"{self.root}/containers/{container_id}/config.v2.json", encoding="utf-8") as stream:
+                return json.load(stream).get("HasBeenManuallyStopped") is True
+        except (OSError, ValueError, AttributeError):
+            return False
+
     def volume_data(self, name: str) -> str | None:
         """The folder that a volume of the local driver is mounted from; None for a name that is no folder's."""
         if name in ("", ".", "..") or "/" in name or "\0" in name:

@@ -133,7 +133,7 @@ def _always(wishes: Wishes) -> list[str]:
     labels = ", ".join(map(printable, wishes.keep_labels))
     parts = [f"keep what is labelled {labels}"] if labels else []
     if wishes.orchestrated == "clean":
-        parts.append("clean also what kubelet, the ECS agent, Nomad, swarm and buildx look after")
+        parts.append("clean also what kubelet, the ECS agent, Nomad, swarm and buildx look after, and what starts again with the engine")
     return parts
 
 

@@ -39,8 +39,8 @@ options:
       states:
         description:
           - The states that may go. Containers that are V(running), V(paused) or V(restarting) are killed.
-          - A stopped container whose restart policy is C(always) starts again with the engine. It counts as one of those that run,
-            and stays unless V(running) is given too, or O(orchestrated=clean).
+          - A stopped container starts again with the engine if its restart policy is C(always), or C(unless-stopped) and nobody stopped
+            it by hand. It counts as one of those that run, and stays unless V(running) is given too, or O(orchestrated=clean).
         type: list
         elements: str
         choices: [created, exited, dead, running, paused, restarting]
@@ -54,7 +54,7 @@ options:
         elements: str
         default: []
       volumes:
-        description: Whether the anonymous volumes of removed containers go too.
+        description: Whether the anonymous volumes of removed containers go too, each right behind its container.
         type: bool
         default: false
   images:
@@ -89,7 +89,7 @@ options:
         elements: str
         default: []
       keep_latest:
-        description: So many newest tags of each repository stay, by the images' creation.
+        description: So many newest images of each repository stay, by their creation, with all tags that they have there.
         type: int
         default: 0
       keep_local:
@@ -159,7 +159,7 @@ options:
         description: Only those not used for longer. The builder checks it again when it removes them.
         type: str
       keep_storage:
-        description: So much of the cache stays, the most recently used.
+        description: So much of the cache stays, the most recently used. What images share does not count if O(build_cache.scope=unused).
         type: str
   leftovers:
     description: What lies below the data root and no engine object owns. Not there yet in this release, and refused.
@@ -199,7 +199,8 @@ options:
       - Whether to V(keep) what others look after on this host, or to V(clean) it as well.
       - That is what belongs to kubelet, the ECS agent, Nomad, swarm (what its services name, too, where a manager can tell) or a
         buildx builder instance, by labels and containers' names, and on hosts of the first three all images.
-      - And stopped containers whose restart policy is C(always), which start again with the engine.
+      - And stopped containers that start again with the engine, see O(containers.states).
+      - Networks and volumes of a swarm stack are told by their label, also where no manager can be asked.
     type: str
     choices: [keep, clean]
     default: keep
@@ -289,7 +290,7 @@ reclaimed_bytes:
   type: int
   sample: 13600000000
 reclaimed_by_kind:
-  description: RV(reclaimed_bytes), measured after each kind of object.
+  description: RV(reclaimed_bytes), measured after each kind of object; volumes that go along with a container count with it.
   returned: when the engine answers
   type: dict
   sample: {container: 1200000000, image: 12400000000}
@@ -309,7 +310,7 @@ filesystem_bytes:
   type: int
   sample: 53660876800
 target_met:
-  description: Whether O(free_target) and O(free_target_inodes) are met; null without them.
+  description: Whether O(free_target) and O(free_target_inodes) are met; null without them, and where O(only_below) gave no reason to begin.
   returned: when the engine answers
   type: bool
   sample: true

@@ -90,7 +90,7 @@ class Expected:
         return (
             box.state not in wish.states
             or self.wanted(box)
-            or (self.keeping and box.restart == "always" and box.state in ("exited", "dead") and "running" not in wish.states)
+            or (self.keeping and box.restart in ("always", "unless-stopped") and box.state in ("exited", "dead") and "running" not in wish.states)
             or self.young(box.created if box.live else stopped_at, wish.older_than)
         )
 
@@ -166,10 +166,10 @@ class Expected:
         if any(fnmatchcase(name, pattern) for pattern in plain for name in (tag, repository)):
             return True
         alike = [
-            (int(picture.created), picture.tagged or 0, own)
-            for picture in self.engine.pictures.values() for own in picture.tags if own.rpartition(":")[0] == repository
+            (int(picture.created), picture.tagged or 0, max(picture.tags), tuple(picture.tags))
+            for picture in self.engine.pictures.values() if any(own.rpartition(":")[0] == repository for own in picture.tags)
         ]
-        return tag in [own for _created, _tagged, own in sorted(alike, reverse=True)[: wish.keep_latest]]
+        return any(tag in tags for *_age, tags in sorted(alike, reverse=True)[: wish.keep_latest])
 
     # Volumes and networks.
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import typing as t
 from pathlib import Path
@@ -627,11 +628,31 @@ def test_a_mounted_image_is_no_volume() -> None:
     assert (found.volumes, found.mounted_images) == (("v", "old"), ("data:1",))
 
 
-@pytest.mark.parametrize(("policy", "restarts"), [("always", True), ("unless-stopped", False), ("on-failure", False), ("", False), ("no", False)])
-def test_the_engine_starts_again_what_has_the_policy_always(policy: str, restarts: bool) -> None:
-    details = {"HostConfig": {"RestartPolicy": {"Name": policy, "MaximumRetryCount": 0}}}
-    assert snapshot.container_from({"Id": "c"}, details).restarts == restarts
-    assert not snapshot.container_from({"Id": "c"}, {"HostConfig": None}).restarts
+@pytest.mark.parametrize(
+    ("policy", "by_hand", "restarts"),
+    [("always", True, "always"), ("always", False, "always"), ("unless-stopped", False, "unless-stopped"), ("unless-stopped", None, "unless-stopped"),
+     ("unless-stopped", True, ""), ("on-failure", False, ""), ("", False, ""), ("no", False, "")],
+)
+def test_the_engine_starts_again_what_was_not_stopped_by_hand(tmp_path: Path, policy: str, by_hand: bool | None, restarts: str) -> None:
+    ident = "c" * 64
+    if by_hand is not None:
+        (tmp_path / "containers" / ident).mkdir(parents=True)
+        record = {"HasBeenManuallyStopped": by_hand, "Config": {"Env": ["SECRET=x"]}}
+        (tmp_path / "containers" / ident / "config.v2.json").write_text(json.dumps(record))
+    engine = FakeEngine(
+        containers=[{"Id": ident, "State": "exited"}],
+        container={"State": {"Status": "exited"}, "HostConfig": {"RestartPolicy": {"Name": policy, "MaximumRetryCount": 0}}},
+    )
+    storage = Storage(str(tmp_path), "overlay2", "graphdriver", {})
+    (found,) = take(engine, storage, container_ages=True).containers
+    assert found.restarts == restarts
+    assert "SECRET" not in repr(found)
+
+
+def test_without_its_record_at_hand_it_is_taken_for_one_that_starts_again() -> None:
+    details = {"HostConfig": {"RestartPolicy": {"Name": "unless-stopped"}}}
+    assert snapshot.container_from({"Id": "c"}, details).restarts == "unless-stopped"
+    assert snapshot.container_from({"Id": "c"}, {"HostConfig": None}).restarts == ""
 
 
 def test_services_that_cannot_be_listed_are_no_error_and_not_asked_for_where_nobody_wants_to_know() -> None:

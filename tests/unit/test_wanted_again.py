@@ -106,7 +106,7 @@ def test_the_cache_of_a_lost_builder_is_named_as_what_it_is() -> None:
 
 
 def test_what_starts_again_with_the_engine_is_as_good_as_running() -> None:
-    here = world(container("always", restarts=True), container("never"), image("i", "i:1"))
+    here = world(container("always", restarts="always"), container("never"), image("i", "i:1"))
     plan = plan_of(here, containers=ContainerWish())
     assert goes(plan) == ["never"]
     assert reason(plan, "always") == "restart policy always: it starts again with the engine"
@@ -230,7 +230,7 @@ def test_an_image_that_stays_in_use_keeps_all_its_tags() -> None:
 
 
 def test_the_image_of_what_starts_again_with_the_engine_stays_whatever_the_scope() -> None:
-    here = world(container("always", "i", restarts=True), container("never", "j"), image("i", "i:1"), image("j", "j:1"))
+    here = world(container("always", "i", restarts="always"), container("never", "j"), image("i", "i:1"), image("j", "j:1"))
     for states in (("exited",), ("exited", "running")):
         plan = plan_of(here, containers=ContainerWish(states=states, older_than=99 * DAY), images=ImageWish("all"))
         assert goes(plan) == ["j:1"], "from under a container that stays for its age alone"
@@ -290,3 +290,33 @@ def test_where_swarm_cannot_tell_its_services_all_that_they_may_use_stays() -> N
     assert goes(plan) == ["c"]
     assert reason(plan, "i:1") == reason(plan, "v") == "perhaps used by a swarm service: they could not be listed"
     assert len(plan_of(here, orchestrated="clean", **wishes).steps) == 3
+
+
+def test_the_newest_of_a_repository_are_images_and_not_tags() -> None:
+    here = world(
+        image("new", "app:3", "app:latest", "other:1", created=1 * DAY), image("middle", "app:2", created=2 * DAY), image("old", "app:1", created=3 * DAY),
+    )
+    plan = plan_of(here, images=ImageWish("unused", keep_latest=2))
+    assert goes(plan) == ["app:1"]
+
+
+def test_anonymous_volumes_go_right_behind_their_last_container() -> None:
+    shared, own = "a" * 64, "b" * 64
+    here = world(
+        container("first", stopped=9 * DAY, volumes=(shared, own)), container("second", stopped=8 * DAY, volumes=(shared,)), container("third", stopped=7 * DAY),
+        volume(shared, anonymous=True), volume(own, anonymous=True), network("n"),
+    )
+    plan = plan_of(here, containers=ContainerWish(volumes=True), networks=NetworkWish())
+    assert goes(plan) == ["first", own, "second", shared, "third", "n"]
+
+
+def test_what_cannot_be_had_does_not_count_for_what_is_to_stay_of_the_cache() -> None:
+    here = world(*(record(f"shared{n}", n * DAY, shared=True, bytes=100) for n in range(1, 6)), *(record(f"own{n}", n * DAY, bytes=10) for n in range(1, 4)))
+    assert goes(plan_of(here, build_cache=policy.CacheWish(keep_storage=100))) == []
+    assert goes(plan_of(here, build_cache=policy.CacheWish(keep_storage=25))) == ["own3"]
+
+
+def test_a_volume_that_a_container_of_the_plan_still_writes_to_may_change_until_then() -> None:
+    here = world(container("c", state="running", volumes=("a" * 64,)), volume("a" * 64, anonymous=True))
+    plan = plan_of(here, containers=ContainerWish(states=ALL_STATES, volumes=True))
+    assert [(step.kind, step.expects) for step in plan.steps if step.kind == "volume"] == [("volume", ())]

@@ -147,7 +147,7 @@ def test_free_space_is_said_before_and_after() -> None:
                 "when: only if less than 15 % is free or less than 5 % of the inodes are free, until 20.0 GB is free and 1000 of the inodes are free, the cheapest loss first",
             ],
         ),
-        ({"networks": {}, "orchestrated": "clean"}, ["networks: used by no container", "always: clean also what kubelet, the ECS agent, Nomad, swarm and buildx look after"]),
+        ({"networks": {}, "orchestrated": "clean"}, ["networks: used by no container", "always: clean also what kubelet, the ECS agent, Nomad, swarm and buildx look after, and what starts again with the engine"]),
     ],
 )
 def test_wishes_are_said_in_words(given: dict[str, t.Any], said: list[str]) -> None:
