@@ -285,3 +285,16 @@ def test_every_python_file_of_the_collection_has_its_licence() -> None:
         head = path.read_text()[:400]
         assert "SPDX-License-Identifier: GPL-3.0-or-later" in head, path
         assert "from __future__ import annotations" in path.read_text() or path.name == "__init__.py", path
+
+
+def test_every_test_that_watches_a_trap_is_there() -> None:
+    text = ( / "tests/TRAPS.md").read_text()
+    path, found = "", 0
+    for given, name in re.findall(r"`?(tests/[\w/]+\.py)?(?:::(test_\w+))?", text):
+        path = given or path
+        if given:
+            assert ( / given).is_file(), given
+        if name:
+            found += 1
+            assert f"def {name}(" in ( / path).read_text(), f"{path}::{name}"
+    assert found > 50
