@@ -288,13 +288,13 @@ def test_every_python_file_of_the_collection_has_its_licence() -> None:
 
 
 def test_every_test_that_watches_a_trap_is_there() -> None:
-    text = ( / "tests/TRAPS.md").read_text()
+    text = (ROOT / "tests/TRAPS.md").read_text()
     path, found = "", 0
     for given, name in re.findall(r"`?(tests/[\w/]+\.py)?(?:::(test_\w+))?", text):
         path = given or path
         if given:
-            assert ( / given).is_file(), given
+            assert (ROOT / given).is_file(), given
         if name:
             found += 1
-            assert f"def {name}(" in ( / path).read_text(), f"{path}::{name}"
+            assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
     assert found > 50
