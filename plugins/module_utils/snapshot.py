@@ -177,8 +177,8 @@ class Snapshot:
 class Wanted:
     """What to ask the engine for. Containers are always asked for: they hold everything else.
 
-    ``ages`` needs a call for each container, and for each image that has no record at hand, ``container_ages`` one for each container, both the engine's
-    past events; ``sizes`` lets the engine walk the
+    ``ages`` needs a call for each stopped container and each image that has no record at hand, ``container_ages`` one for each
+    such container, both the engine's past events; ``sizes`` lets the engine walk the
     containers' writable layers and, unless ``volume_sizes`` is off, the volumes.
     """
 
@@ -395,13 +395,15 @@ def _containers(
     def read(summary: dict[str, t.Any]) -> Container | None:
         known = sizes.get(str(summary["Id"])) or {}
         summary = {**{key: known[key] for key in ("SizeRw", "SizeRootFs") if key in known}, **summary}
-        if not inspect:
-            return container_from(summary)
+        if not inspect or (engine.speaks("1.23") and str(summary.get("State")) in LIVE_STATES):
+            return container_from(summary)  # one that runs is in use now, whenever it was started
+        record = storage.container_record(str(summary["Id"])) if storage and engine.speaks("1.23") else None
+        if record and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
+            # On a full disk the engine cannot write down that a container ended; then its record is of no use.
+            found = container_from(summary, record)
+            return replace(found, restarts="") if found.restarts == "unless-stopped" and record["StoppedByHand"] else found
         try:
-            found = container_from(summary, engine.container(str(summary["Id"])))
-            if found.restarts == "unless-stopped" and storage and storage.stopped_by_hand(found.id):
-                found = replace(found, restarts="")
-            return found
+            return container_from(summary, engine.container(str(summary["Id"])))
         except EngineError as error:
             # Gone between the list and the look: it holds nothing any more.
             return None if error.gone else container_from(summary)

@@ -177,15 +177,23 @@ class Storage:
         # Layers are there once images were: else that content is of a pull for the graph driver.
         return sorted(found + ([content] if found and not in_use and os.path.isdir(content) else []))
 
-    def stopped_by_hand(self, container_id: str) -> bool:
-        """Whether somebody stopped a container, as its record says (``container/container.go``, HasBeenManuallyStopped)."""
+    def container_record(self, container_id: str) -> dict[str, t.Any] | None:
+        """What a container's own records say of its times, its restart policy and whether it was stopped by hand, as its
+        inspection names it; None if they are not there (``container/container.go``, CheckpointTo). Nothing else of them is taken along.
+        """
         if not _ID.fullmatch(container_id):
-            return False
+            return None
+        folder = f"{self.root}/containers/{container_id}"
         try:
-            with open(f"{self.root}/containers/{container_id}/config.v2.json", encoding="utf-8") as stream:
-                return json.load(stream).get("HasBeenManuallyStopped") is True
-        except (OSError, ValueError, AttributeError):
-            return False
+            with open(f"{folder}/config.v2.json", encoding="utf-8") as stream:
+                config = json.load(stream)
+            with open(f"{folder}/hostconfig.json", encoding="utf-8") as stream:
+                policy = json.load(stream).get("RestartPolicy")
+            state = {name: config["State"].get(name) for name in ("Running", "Paused", "Restarting", "StartedAt", "FinishedAt")}
+            by_hand = config.get("HasBeenManuallyStopped") is True
+            return {"Created": config.get("Created"), "State": state, "HostConfig": {"RestartPolicy": policy}, "StoppedByHand": by_hand}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def volume_data(self, name: str) -> str | None:
         """The folder that a volume of the local driver is mounted from; None for a name that is no folder's."""

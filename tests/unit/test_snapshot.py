@@ -628,25 +628,46 @@ def test_a_mounted_image_is_no_volume() -> None:
     assert (found.volumes, found.mounted_images) == (("v", "old"), ("data:1",))
 
 
+def put_record(root: Path, ident: str, policy: str, by_hand: bool = False, **state: t.Any) -> None:
+    folder = root / "containers" / ident
+    folder.mkdir(parents=True)
+    moments = {"StartedAt": "2024-02-01T00:00:00.5Z", "FinishedAt": "2024-02-02T00:00:00.123456789Z"}
+    config = {"Created": "2024-01-31T00:00:00Z", "State": {"Running": False, **moments, **state}, "HasBeenManuallyStopped": by_hand, "Config": {"Env": ["SECRET=x"]}}
+    (folder / "config.v2.json").write_text(json.dumps(config))
+    (folder / "hostconfig.json").write_text(json.dumps({"RestartPolicy": {"Name": policy, "MaximumRetryCount": 0}}))
+
+
 @pytest.mark.parametrize(
     ("policy", "by_hand", "restarts"),
-    [("always", True, "always"), ("always", False, "always"), ("unless-stopped", False, "unless-stopped"), ("unless-stopped", None, "unless-stopped"),
-     ("unless-stopped", True, ""), ("on-failure", False, ""), ("", False, ""), ("no", False, "")],
+    [("always", True, "always"), ("always", False, "always"), ("unless-stopped", False, "unless-stopped"), ("unless-stopped", True, ""),
+     ("on-failure", False, ""), ("", False, ""), ("no", False, "")],
 )
-def test_the_engine_starts_again_what_was_not_stopped_by_hand(tmp_path: Path, policy: str, by_hand: bool | None, restarts: str) -> None:
+def test_the_engine_starts_again_what_was_not_stopped_by_hand(tmp_path: Path, policy: str, by_hand: bool, restarts: str) -> None:
     ident = "c" * 64
-    if by_hand is not None:
-        (tmp_path / "containers" / ident).mkdir(parents=True)
-        record = {"HasBeenManuallyStopped": by_hand, "Config": {"Env": ["SECRET=x"]}}
-        (tmp_path / "containers" / ident / "config.v2.json").write_text(json.dumps(record))
-    engine = FakeEngine(
-        containers=[{"Id": ident, "State": "exited"}],
-        container={"State": {"Status": "exited"}, "HostConfig": {"RestartPolicy": {"Name": policy, "MaximumRetryCount": 0}}},
-    )
-    storage = Storage(str(tmp_path), "overlay2", "graphdriver", {})
-    (found,) = take(engine, storage, container_ages=True).containers
+    put_record(tmp_path, ident, policy, by_hand)
+    engine = FakeEngine(containers=[{"Id": ident, "State": "exited"}])
+    (found,) = take(engine, Storage(str(tmp_path), "overlay2", "graphdriver", {}), container_ages=True).containers
     assert found.restarts == restarts
+    assert (found.created, found.started, found.finished) == (1706659200.0, 1706745600.5, 1706832000.1234567)
+    assert "container" not in engine.asked, "its records tell, without a call"
     assert "SECRET" not in repr(found)
+
+
+def test_a_record_that_the_engine_could_not_bring_up_to_date_is_not_believed(tmp_path: Path) -> None:
+    """At 0 bytes free it cannot write down that a container ended: the stop in the record is that of the run before."""
+    ident = "c" * 64
+    put_record(tmp_path, ident, "no", Running=True)
+    inspected = {"State": {"Status": "exited", "FinishedAt": "2024-03-01T00:00:00Z"}}
+    engine = FakeEngine(containers=[{"Id": ident, "State": "exited"}], container=inspected)
+    (found,) = take(engine, Storage(str(tmp_path), "overlay2", "graphdriver", {}), container_ages=True).containers
+    assert found.finished == 1709251200.0
+
+
+@pytest.mark.parametrize("state", snapshot.LIVE_STATES)
+def test_one_that_runs_needs_no_look(state: str) -> None:
+    engine = FakeEngine(containers=[{"Id": "c", "State": state, "Created": 1706659200}])
+    (found,) = take(engine, None, ages=True).containers
+    assert (found.live, found.created, "container" in engine.asked) == (True, 1706659200.0, False)
 
 
 def test_without_its_record_at_hand_it_is_taken_for_one_that_starts_again() -> None:
