@@ -72,6 +72,11 @@ class EngineError(FleetcleanError):
         return self.status >= 500 and any(sign in lower for sign in _ENDING)
 
     @property
+    def vanishing(self) -> bool:
+        """The object is half gone: somebody else is removing it at this moment (graph drivers: image/store.go, layer/layer_store.go)."""
+        return self.status >= 500 and any(sign in self.answer for sign in ("unrecognized image ID", "layer does not exist"))
+
+    @property
     def disk_full(self) -> bool:
         return "no space left on device" in self.answer.lower()
 

@@ -60,6 +60,8 @@ _ATTEMPTS = 3
 #: Seconds within which an engine that shuts down is gone (it gives its containers some time before), and between two looks.
 _ENDS_WITHIN = 20.0
 _MOMENT = 0.5
+#: Seconds for another cleaner to be done with an image.
+_VANISHES_WITHIN = 5.0
 #: Seconds for which one list of containers says who mounts images: one for each image would double the time.
 _FRESH = 0.2
 _IN_USE = "it came into use"
@@ -298,11 +300,10 @@ class _Actor:
         except EngineError as error:
             return [self._refused(step, error)]
 
-    @staticmethod
-    def _refused(step: Step, error: EngineError) -> Result:
+    def _refused(self, step: Step, error: EngineError) -> Result:
         if error.ending:
             raise error
-        if error.gone:
+        if error.gone or (error.vanishing and self._vanished(step)):
             return Result(step, _GONE)
         if error.conflict:
             if "already in progress" in error.answer:
@@ -310,6 +311,18 @@ class _Actor:
             # A child, or a container, that had to wait may hold it: then it is tried once more.
             return Result(step, _KEPT, f'the engine says "{error.answer}"', later=True)
         return Result(step, _FAILED, str(error), later=error.disk_full, disk_full=error.disk_full)
+
+    def _vanished(self, step: Step) -> bool:
+        """Whether an image that somebody else is removing is gone within a moment."""
+        end = time.monotonic() + _VANISHES_WITHIN
+        while time.monotonic() < end:
+            try:
+                self._engine.image(step.id)
+            except EngineError as error:
+                if error.gone:
+                    return True
+            time.sleep(0.1)
+        return False
 
     def _container(self, step: Step) -> Result:
         now = container_from({"Id": step.id}, self._engine.container(step.id))

@@ -221,7 +221,7 @@ def _container(engine: FakeEngine, name: str, image: str, running: bool, size: i
     ]
     state = "running" if running else "exited"
     summary = {
-        "Id": ident, "Names": [f"/{name}"], "Image": image, "ImageID": image, "Command": "sleep 1d", "Created": int(time.time()) - 7200, "Ports": [],
+        "Id": ident, "Names": [f"/{name}"], "Image": image, "ImageID": image, "Command": "sleep 1d", "Created": 1454320800, "Ports": [],
         "Labels": {}, "Status": "Up 2 hours" if running else "Exited (0) 2 hours ago", "HostConfig": {"NetworkMode": "default"},
         "SizeRw": size, "SizeRootFs": size + 100 * KB,
     }

@@ -383,3 +383,23 @@ def test_a_container_is_killed_only_in_a_state_that_was_asked_for(planned: tuple
             self._remove(ident)
 
     assert kept_for(Flipping(), Step("container", "c", "c", 1, "why", force=True, expects=planned)) == stays
+
+
+@pytest.mark.parametrize("words", ["unrecognized image ID sha256:1", "layer does not exist"])
+@pytest.mark.parametrize("goes", [True, False])
+def test_an_image_that_somebody_else_is_removing_is_waited_for(monkeypatch: pytest.MonkeyPatch, words: str, goes: bool) -> None:
+    class Shared(Looked):
+        looks = 0
+
+        def image(self, ident: str) -> dict[str, t.Any]:
+            self.looks += 1
+            if goes and self.looks > 3:
+                raise EngineError(f"GET {ident}", 404, "No such image")
+            return super().image(ident)
+
+        def remove_image(self, reference: str, force: bool = False) -> None:
+            raise EngineError(f"DELETE {reference}", 500, words)
+
+    monkeypatch.setattr(removal, "_VANISHES_WITHIN", 0.5)
+    outcome = carry_out(Shared(["app:1"]), Step("image", "i", "app:1", 1, "why", expects=("app:1",)))
+    assert ([entry.id for entry in outcome.gone], [result.step.id for result in outcome.failed]) == ((["i"], []) if goes else ([], ["i"]))
