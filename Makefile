@@ -89,7 +89,7 @@ test-vm-devicemapper test-vm-zfs: test-vm-%: .venv/made-from
 	@$(as_root) setpriv --pdeathsig KILL -- bash scripts/vm.sh $* && $(bound) $(pytest) tests/vm/test_machine.py tests/vm/test_$*.py $(ARGS)
 
 .PHONY: test
-test: setup lint docs build unit sanity roots molecule demo integration test-vm-devicemapper ## all of it, the quick ones first (under 15 minutes)
+test: setup lint docs build unit sanity roots molecule demo integration test-vm-devicemapper ## all of it, the quick ones first (under 30 minutes)
 
 .PHONY: clean
 clean: ## remove what the checks leave behind, .venv too (what is made once stays in ~/.cache/fleetclean)
