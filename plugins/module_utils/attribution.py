@@ -37,7 +37,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     Account,
     Ledger,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, Storage, is_name
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import pool as outside
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
@@ -52,16 +52,16 @@ CATEGORIES = (
 class Survey:
     """All that is known of an engine's disk at one moment.
 
-    ``ledger`` has what was measured, and the engine's figures where nothing was; ``on_root`` the same, but of what comes free only
-    what does so on the data root's own filesystem (volumes or layers may lie on another one); ``measured`` says which
+    ``ledger`` has what was measured, and the engine's figures where nothing was; ``elsewhere`` are accounts on other filesystems than
+    the data root's (volumes or layers may lie on one of their own); ``measured`` says which
     categories have nothing but measured figures. ``sharers`` are the images that have a build cache record's layer, where that is
     known. ``found`` is None where there was no disk to look at.
     """
 
     snapshot: snapshot.Snapshot
     ledger: Ledger
-    on_root: Ledger
     accounts: dict[str, Account] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
     measured: frozenset[str] = frozenset()
     sharers: dict[str, frozenset[str]] = field(default_factory=dict)
     found: walk.Found | None = None
@@ -108,8 +108,7 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     looked = snapshot.take(engine, everything, own)
     if own is None:
         accounts, estimates = _by_the_engine(looked)
-        ledger = Ledger(accounts, estimates)
-        return Survey(looked, ledger, ledger, accounts, seconds=time.monotonic() - begun)
+        return Survey(looked, Ledger(accounts, estimates), accounts, seconds=time.monotonic() - begun)
     result = _Surveyor(own, looked, how, listed).look()
     result.seconds = time.monotonic() - begun
     return result
@@ -177,16 +176,21 @@ class _Surveyor:
             if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
         }
         measured = frozenset(CATEGORIES) - missing
-        all_sizes = {**estimates, **sizes}
-        ledger = Ledger(self._accounts, all_sizes)
-        elsewhere = self._elsewhere()
-        on_root = Ledger(
-            self._accounts,
-            {name: replace(size, frees=0, inodes=0) if name in elsewhere else size for name, size in all_sizes.items()},
-        )
+        ledger = Ledger(self._accounts, {**estimates, **sizes})
         return Survey(
-            self._looked, ledger, on_root, self._accounts, measured, _sharers(holdings, self._looked), found, self._roots(sizes), nobodys, dict(self._owners),
-            holdings.doubts + self._links() + self._before_remapping(), processes=processes, remembered=len(remembered),
+            self._looked,
+            ledger,
+            self._accounts,
+            elsewhere=self._elsewhere(),
+            measured=measured,
+            sharers=_sharers(holdings, self._looked),
+            found=found,
+            roots=self._roots(sizes),
+            leftovers=nobodys,
+            paths=dict(self._owners),
+            doubts=holdings.doubts + self._links() + self._before_remapping(),
+            processes=processes,
+            remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
         )
 
@@ -242,7 +246,7 @@ class _Surveyor:
     def _volumes(self) -> None:
         for volume in self._looked.volumes:
             path = f"{self._storage.root}/volumes/{volume.name}"
-            if volume.driver == "local" and leftovers.is_name(volume.name):
+            if volume.driver == "local" and is_name(volume.name):
                 self._own(path, f"volume {volume.name}", "volumes", {VOLUME + volume.name})
                 if os.path.lexists(path):
                     self._heavy[path] = 0
@@ -339,13 +343,13 @@ class _Surveyor:
         processes = walk.spare_processors(self._how.gentle)
         return walk.walk(units, self._owners, models, processes, barred), processes
 
-    def _elsewhere(self) -> set[str]:
+    def _elsewhere(self) -> frozenset[str]:
         """Accounts of which nothing lies on the data root's own filesystem: there nothing comes free when they go."""
         # The folder above decides: a layer itself may be a subvolume, or a device that is mounted while its container runs.
         devices = {folder: measure.device(folder) for folder in {os.path.dirname(path) for path in self._heavy}}
         own = measure.device(self._storage.root)
         here = {self._owners[path] for path in self._heavy if devices[os.path.dirname(path)] == own}
-        return {self._owners[path] for path in self._heavy} - here
+        return frozenset(self._owners[path] for path in self._heavy) - here
 
     def _linked(self, found: walk.Found, sizes: dict[str, Sizes]) -> None:
         """Files with hard links on several accounts come free with the last of all holders."""

@@ -183,11 +183,11 @@ class _Run:
         else:
             looked = snapshot.take(site.engine, wanted, self._own)
             sharers = _sharers(self._own, looked, self._wishes)
-        memory = history.recall(self._module.params["state_dir"] or "", _engine_id(site), looked.now)
+        memory = history.recall(self._module.params["state_dir"] or "", site.engine_id, looked.now)
         if not self._module.check_mode:
             _note(self._module, site, wanted, looked)
         plan = decide(looked, self._wishes, memory.used, sharers, memory.came)
-        return looked, _sized(plan, survey.on_root) if survey else plan
+        return looked, _sized(plan, survey.ledger.without(survey.elsewhere)) if survey else plan
 
     def _foretell(self, plan: Plan) -> None:
         result, before, space = self._result, self._space.now(), self._space
@@ -204,36 +204,34 @@ class _Run:
         worker.carry_out(chosen)
         if self._marks.target:
             worker.carry_out(rest)  # goes on only if the filesystem says that it was not enough
-        removed = self._result["removed"]
-        images_went = any(entry["kind"] == "image" for entry in removed)
-        if self._wishes.build_cache and (images_went or ("build_cache" in looked.unreadable and removed)):
-            # What images shared is nobody's now; and a cache that could not be listed for want of space can be.
+        if self._wishes.build_cache and self._cache_may_be_had(looked):
+            self._site.engine.wait(removal.PATIENCE)  # it may be starting again
             wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False, container_ages=False)
-            if "build_cache" in looked.unreadable or any(record.shared for record in looked.build_cache):
-                if not self._site.engine.wait(removal.PATIENCE):
-                    worker.complain()
-                looked = snapshot.take(self._site.engine, wanted, self._own)
-                only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
-                worker.forget_kept("build_cache")
-                worker.carry_out(decide(looked, only))
+            again = snapshot.take(self._site.engine, wanted, self._own)
+            only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
+            worker.forget_kept("build_cache")
+            worker.carry_out(decide(again, only))
         worker.complain()
 
-
-def _engine_id(site: session.Site) -> str:
-    return str(site.engine.info.get("ID") or "")
+    def _cache_may_be_had(self, looked: snapshot.Snapshot) -> bool:
+        """Whether there may be more of the cache now: what images shared is nobody's, and what wanted for space can be listed."""
+        removed = self._result["removed"]
+        if "build_cache" in looked.unreadable:
+            return bool(removed)
+        return any(record.shared for record in looked.build_cache) and any(entry["kind"] == "image" for entry in removed)
 
 
 def _note(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted, looked: snapshot.Snapshot) -> None:
     """Note what this run sees, before containers go; without images nobody could tell which of them are gone."""
     if wanted.images:
-        history.note(module.params["state_dir"] or "", _engine_id(site), looked, wanted.volumes)
+        history.note(module.params["state_dir"] or "", site.engine_id, looked, wanted.volumes)
 
 
 def _survey(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted) -> attribution.Survey:
     """Measure exactly, since it is the sizes that are asked for: a plain run does not pay for them."""
     from ansible_collections.fleetclean.docker.plugins.module_utils import attribution
 
-    how = attribution.How(True, False, module.params["state_dir"] or "", _engine_id(site))
+    how = attribution.How(True, False, module.params["state_dir"] or "", site.engine_id)
     return attribution.survey(site.engine, site.own_storage, how, wanted)
 
 
@@ -252,13 +250,12 @@ def _sized(plan: Plan, ledger: Ledger) -> Plan:
     """The plan with what comes free with each step at its place: what is shared comes with the last that has it."""
     from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES
 
-    going = [PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES]
-    freed, inodes = iter(ledger.freed_in_turn(going)), iter(ledger.inodes_in_turn(going))
+    freed = iter(ledger.in_turn(PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES))
     steps = []
     for step in plan.steps:
         if step.kind in PREFIXES:
-            held = ledger.of(PREFIXES[step.kind] + step.id)
-            step = replace(step, bytes=next(freed), inodes=next(inodes), frees=bool(held.frees or held.inodes))
+            sizes, held = next(freed), ledger.of(PREFIXES[step.kind] + step.id)
+            step = replace(step, bytes=sizes.frees, inodes=sizes.inodes, frees=bool(held.frees or held.inodes))
         steps.append(step)
     return replace(plan, steps=tuple(steps))
 
@@ -343,8 +340,6 @@ class _Worker:
         result["kept"] = Plan(kept=(*self._kept, *outcome.kept)).kept_by_reason()
         result["changed"] = bool(outcome.removed)
         result["reclaimed_by_kind"] = outcome.by_kind
-        if outcome.removed:
-            self._space.settle()
         after = self._space.now()
         if after is not None and self._free_before is not None:
             result["free_after"] = after.available

@@ -141,14 +141,14 @@ class Engine:
 
         :param until: not later than the engine's clock, seconds since 1970: so the answer has an end.
         """
-        answer = self._answer("GET", "/events", {"since": 1, "until": int(until)})
+        call, answer = self._answer("GET", "/events", {"since": 1, "until": int(until)})
         found, decoder, at = [], json.JSONDecoder(), 0
         text = answer.content.decode("utf-8", "replace").strip()
         while at < len(text):  # one object after the other, on old engines without a line's end between them
             try:
                 event, at = decoder.raw_decode(text, at)
             except ValueError as error:
-                raise FleetcleanError(_not_an_engine(self.host, f"GET /events did not answer in JSON ({error})"), "not_docker") from None
+                raise self._no_json(call, error) from None
             found.append(event)
             while at < len(text) and text[at].isspace():
                 at += 1
@@ -267,22 +267,18 @@ class Engine:
     def _odd(self, url: str) -> FleetcleanError:
         return FleetcleanError(_not_an_engine(self.host, f"GET {url} answers something else than an engine does"), "not_docker")
 
-    def _ask(
-        self,
-        method: str,
-        url: str,
-        params: dict[str, t.Any] | None = None,
-        path: tuple[str, ...] = (),
-        patient: bool = False,
-    ) -> t.Any:
-        response = self._answer(method, url, params, path, patient)
+    def _no_json(self, call: str, error: ValueError) -> FleetcleanError:
+        return FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker")
+
+    def _ask(self, method: str, url: str, *more: t.Any, **named: t.Any) -> t.Any:
+        """What an answer says, None if nothing; arguments as for ``_answer``."""
+        call, response = self._answer(method, url, *more, **named)
         if response.status_code == 204 or not response.content:
             return None
         try:
             return response.json()
         except ValueError as error:
-            call = f"{method} {url.format(*path)}"
-            raise FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker") from None
+            raise self._no_json(call, error) from None
 
     def _answer(
         self,
@@ -291,7 +287,8 @@ class Engine:
         params: dict[str, t.Any] | None = None,
         path: tuple[str, ...] = (),
         patient: bool = False,
-    ) -> t.Any:
+    ) -> tuple[str, t.Any]:
+        """Return what was asked, as errors name it, and the response."""
         from docker import errors
         from requests import exceptions
 
@@ -313,7 +310,7 @@ class Engine:
             raise _unreachable(self.host, error, call) from None
         if 300 <= response.status_code < 400:
             raise EngineError(call, response.status_code, f"moved to {_clean(response.headers.get('Location', ''))}")
-        return response
+        return call, response
 
     def _refuse_others(self) -> None:
         names = [

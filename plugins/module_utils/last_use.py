@@ -9,7 +9,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import container_names, image_names, spellings
-from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import VOLUME, Image, Snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import VOLUME, Container, Image, Snapshot
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,10 @@ def last_uses(snapshot: Snapshot, last_seen_used: t.Mapping[str, float]) -> dict
         if name not in uses or (uses[name].moment or 0) < moment:
             uses[name] = Evidence(moment, words)
 
-    for container in snapshot.containers:
-        moment = snapshot.now if container.live else container.last_use
+    for container, moment in _moments(snapshot):
         mounted = {name for given in container.mounted_images for name in spellings(given)}
-        for name in container_names([container]) | mounted if moment else ():
-            note(name, moment or 0, "last container")
+        for name in container_names([container]) | mounted:
+            note(name, moment, "last container")
     for given, moment in snapshot.seen.items():
         for name in spellings(given):
             note(name, moment, "last container, by the engine's events")
@@ -80,9 +79,17 @@ def uses_seen(snapshot: Snapshot) -> dict[str, float]:
 
 
 def volume_uses(snapshot: Snapshot) -> dict[str, float]:
+    """When volumes were last in use, by what is there and by events: by name behind ``VOLUME``."""
     uses = {name: moment for name, moment in snapshot.seen.items() if name.startswith(VOLUME)}
+    for container, moment in _moments(snapshot):
+        for name in container.volumes:
+            uses[VOLUME + name] = max(uses.get(VOLUME + name, 0), moment)
+    return uses
+
+
+def _moments(snapshot: Snapshot) -> t.Iterator[tuple[Container, float]]:
+    """The containers whose last use is known, and when that was."""
     for container in snapshot.containers:
         moment = snapshot.now if container.live else container.last_use
-        for name in container.volumes if moment else ():
-            uses[VOLUME + name] = max(uses.get(VOLUME + name, 0), moment or 0)
-    return uses
+        if moment:
+            yield container, moment

@@ -48,6 +48,11 @@ class Ledger:
                 self._held[holder].append(name)
             self._sums.setdefault(account.category, Sizes()).add(self.size(name))
 
+    def without(self, accounts: t.Collection[str]) -> Ledger:
+        """The same, but nothing comes free with these accounts."""
+        sizes = {name: replace(size, frees=0, inodes=0) if name in accounts else size for name, size in self._sizes.items()}
+        return Ledger(self._accounts, sizes)
+
     def of(self, holder: str) -> Sizes:
         """All that an object holds, also what others hold with it."""
         total = Sizes()
@@ -82,13 +87,10 @@ class Ledger:
 
     def freed_in_turn(self, gone: t.Iterable[str]) -> list[int]:
         """The same for one after the other: an account counts where its last holder goes."""
-        return [sizes.frees for sizes in self._in_turn(gone)]
+        return [sizes.frees for sizes in self.in_turn(gone)]
 
-    def inodes_in_turn(self, gone: t.Iterable[str]) -> list[int]:
-        """The inodes that come free with one after the other."""
-        return [sizes.inodes for sizes in self._in_turn(gone)]
-
-    def _in_turn(self, gone: t.Iterable[str]) -> list[Sizes]:
+    def in_turn(self, gone: t.Iterable[str]) -> list[Sizes]:
+        """All that comes free with one after the other, inodes too."""
         left = {name: len(account.holders) for name, account in self._accounts.items() if account.holders}
         done: set[str] = set()
         freed = []

@@ -123,11 +123,6 @@ def children(folder: str) -> list[str]:
     return [entry.path for entry in _entries(folder, "")]
 
 
-def is_name(name: str) -> bool:
-    """Whether an object's name can be a folder's, as it is: nothing that leads elsewhere."""
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
-
-
 def identity(*paths: str) -> str:
     """What tells a layer's folders from ones that were made anew in their place: inodes, and when they were changed last.
 

@@ -70,6 +70,15 @@ class Wishes:
 
 
 @dataclass(frozen=True)
+class Kept:
+    kind: str
+    id: str
+    name: str
+    bytes: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Step:
     """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.
 
@@ -99,14 +108,9 @@ class Step:
     inodes: int = 0
     frees: bool = True
 
-
-@dataclass(frozen=True)
-class Kept:
-    kind: str
-    id: str
-    name: str
-    bytes: int | None
-    reason: str
+    def kept(self, reason: str) -> Kept:
+        """What it is if it is not done."""
+        return Kept(self.kind, self.id, self.name, self.bytes, reason)
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,9 @@ class Plan:
             needed_inodes -= useful[taken].inodes
             taken += 1
         chosen = set(map(id, useful))
-        useless = tuple(
-            Kept(step.kind, step.id, step.name, step.bytes, _FREES_NOTHING) for step in self.steps if id(step) not in chosen
-        )
+        useless = tuple(step.kept(_FREES_NOTHING) for step in self.steps if id(step) not in chosen)
         return Plan(tuple(useful[:taken]), self.kept + useless), Plan(tuple(useful[taken:]))
 
     def as_kept(self, reason: str) -> tuple[Kept, ...]:
         """Its steps, as what stays for one reason."""
-        return tuple(Kept(step.kind, step.id, step.name, step.bytes, reason) for step in self.steps)
+        return tuple(step.kept(reason) for step in self.steps)

@@ -77,7 +77,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
     say_limit,
 )
 
-_SERVICES_UNKNOWN = "perhaps used by a swarm service: they could not be listed"
 #: Records of the build cache that the engine's own plain prune leaves alone.
 _INNER_CACHE = ("internal", "frontend")
 
@@ -90,6 +89,11 @@ class _Draft:
     wishes: Wishes
     steps: dict[str, list[Step]] = field(default_factory=lambda: defaultdict(list))
     kept: list[Kept] = field(default_factory=list)
+
+    @property
+    def leaves_managed(self) -> bool:
+        """Whether what somebody else looks after is left to them."""
+        return self.wishes.orchestrated == "keep"
 
     def keep(self, kind: str, ident: str, name: str, size: int | None, reason: str) -> None:
         self.kept.append(Kept(kind, ident, name, size, reason))
@@ -196,7 +200,7 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
     if matches(wish.keep, container.id, container.names or (container.name,)):
         return "named in containers.keep"
     manager = manager_of_container(container)
-    if manager and draft.wishes.orchestrated == "keep":
+    if manager and draft.leaves_managed:
         return f"managed by {manager}"
     if _starts_again(draft, container) and "running" not in wish.states:
         return f"restart policy {container.restarts}: it starts again with the engine"
@@ -207,7 +211,7 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
 
 def _starts_again(draft: _Draft, container: Container) -> bool:
     """Whether a stopped container is as good as one that runs: the engine starts it with itself (and none that never ran)."""
-    return bool(container.restarts) and container.state in ("exited", "dead") and draft.wishes.orchestrated == "keep"
+    return bool(container.restarts) and container.state in ("exited", "dead") and draft.leaves_managed
 
 
 def _why_container_goes(draft: _Draft, container: Container) -> str:
@@ -223,10 +227,17 @@ def _why_container_goes(draft: _Draft, container: Container) -> str:
 def _looked_after(draft: _Draft, labels: t.Mapping[str, str], projects: t.Collection[str]) -> str | None:
     """The reason why a network or a volume stays for somebody who will want it again, or None."""
     manager = manager_of(labels)
-    if manager and draft.wishes.orchestrated == "keep":
+    if manager and draft.leaves_managed:
         return f"managed by {manager}"
     if labels.get(COMPOSE) in projects:
         return f"of compose project {labels[COMPOSE]}, which has containers"
+    return None
+
+
+def _services_unknown(draft: _Draft, snapshot: Snapshot) -> str | None:
+    """The reason why all stays that a swarm service may use, where nobody can tell what they use; or None."""
+    if draft.leaves_managed and SERVICES in snapshot.unreadable:
+        return "perhaps used by a swarm service: they could not be listed"
     return None
 
 
@@ -241,13 +252,12 @@ def _decide_images(
     last_seen_used: t.Mapping[str, float],
     came_between: t.Mapping[str, float],
 ) -> None:
-    services = snapshot.service_images if draft.wishes.orchestrated == "keep" else ()
+    services = snapshot.service_images if draft.leaves_managed else ()
     users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)], services)
     used_at = last_uses(snapshot, last_seen_used)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
-    keeping = draft.wishes.orchestrated == "keep"
-    manager = manager_of_host(snapshot.containers) if keeping else None
-    unsure = _SERVICES_UNKNOWN if keeping and SERVICES in snapshot.unreadable else None
+    manager = manager_of_host(snapshot.containers) if draft.leaves_managed else None
+    unsure = _services_unknown(draft, snapshot)
     children: dict[str, list[str]] = defaultdict(list)
     for image in snapshot.images:
         if image.parent:
@@ -339,7 +349,7 @@ def _wanted_by_name(draft: _Draft, container: Container) -> bool:
     """Whether a container stays because somebody said so, and not for its state or age alone."""
     wish = draft.wishes.containers
     named = wish and matches(wish.keep, container.id, container.names or (container.name,))
-    managed = draft.wishes.orchestrated == "keep" and manager_of_container(container)
+    managed = draft.leaves_managed and manager_of_container(container)
     return bool(named or managed or _starts_again(draft, container) or draft.protected(container.labels))
 
 
@@ -486,8 +496,8 @@ def _decide_volumes(
     wish = draft.wishes.volumes
     used = {name for container in staying for name in container.volumes}
     projects = projects_of(staying)
-    unsure = _SERVICES_UNKNOWN if draft.wishes.orchestrated == "keep" and SERVICES in snapshot.unreadable else None
-    services = [template(name) for name in snapshot.service_volumes if draft.wishes.orchestrated == "keep"]
+    unsure = _services_unknown(draft, snapshot)
+    services = [template(name) for name in snapshot.service_volumes if draft.leaves_managed]
     of_going: dict[str, str] = {}
     if draft.wishes.containers and draft.wishes.containers.volumes:
         stays = {container.id for container in staying}
@@ -501,6 +511,7 @@ def _decide_volumes(
         seen = (volume.created, volume.changed, uses.get(VOLUME + volume.name), last_seen_used.get(VOLUME + volume.name))
         return max((when for when in seen if when is not None), default=None)
 
+    along: dict[str, Step] = {}
     for volume in sorted(snapshot.volumes, key=lambda v: (last_use(v) or 0, v.name)):
         moment = last_use(volume)
         goes_along = volume.anonymous and volume.name in of_going
@@ -513,31 +524,32 @@ def _decide_volumes(
         if reason:
             draft.keep("volume", volume.name, volume.name, volume.bytes, reason)
             continue
-        if goes_along:
-            why = f"anonymous, of container {of_going[volume.name]}"
-        else:
-            kind = "anonymous" if volume.anonymous else "named"
-            signs = {volume.created: "created", volume.changed: "changed last"}
-            what = signs.get(moment, "last seen in use")
-            kind = "cache of a buildx builder that is gone" if BUILDER_STATE.fullmatch(volume.name) else kind
-            why = f"{kind}, used by no container, {what} {draft.ago(moment)} ago"
         # What a container of this plan still writes to changes until that is gone.
         expects = (repr(volume.created),) if volume.created and volume.name not in written else ()
-        draft.steps["volume"].append(Step("volume", volume.name, volume.name, volume.bytes, why, expects=expects))
-    if of_going:
-        _go_along(draft, {container.id: container.volumes for container in snapshot.containers}, of_going)
+        step = Step("volume", volume.name, volume.name, volume.bytes, "", expects=expects)
+        if goes_along:
+            along[volume.name] = replace(step, reason=f"anonymous, of container {of_going[volume.name]}")
+        else:
+            draft.steps["volume"].append(replace(step, reason=_why_volume_goes(draft, volume, moment)))
+    if along:
+        _go_along(draft, {container.id: container.volumes for container in snapshot.containers}, along)
 
 
-def _go_along(draft: _Draft, volumes: t.Mapping[str, tuple[str, ...]], of_going: t.Collection[str]) -> None:
-    """Move anonymous volumes behind the last container that has them: once that is gone, nobody could say whose they were."""
-    waiting = {step.id: step for step in draft.steps["volume"] if step.id in of_going and step.reason.startswith("anonymous, of ")}
+def _why_volume_goes(draft: _Draft, volume: Volume, moment: float | None) -> str:
+    kind = "anonymous" if volume.anonymous else "named"
+    if BUILDER_STATE.fullmatch(volume.name):
+        kind = "cache of a buildx builder that is gone"
+    what = {volume.created: "created", volume.changed: "changed last"}.get(moment, "last seen in use")
+    return f"{kind}, used by no container, {what} {draft.ago(moment)} ago"
+
+
+def _go_along(draft: _Draft, volumes: t.Mapping[str, tuple[str, ...]], along: dict[str, Step]) -> None:
+    """Put volumes behind the last container that has them: once that is gone, nobody could say whose they were."""
     steps: list[Step] = []
     for step in reversed(draft.steps["container"]):
-        mine = [waiting.pop(name) for name in volumes.get(step.id, ()) if name in waiting]
-        steps += [replace(volume, of=step.id) for volume in reversed(mine)] + [step]
-    moved = {step.id for step in steps if step.kind == "volume"}
+        mine = [replace(along.pop(name), of=step.id) for name in volumes.get(step.id, ()) if name in along]
+        steps += [*reversed(mine), step]
     draft.steps["container"] = list(reversed(steps))
-    draft.steps["volume"] = [step for step in draft.steps["volume"] if step.id not in moved]
 
 
 def _why_volume_stays(

@@ -106,7 +106,7 @@ class Outcome:
         elif result.outcome == _GONE:
             self.gone.append(replace(step, bytes=0, reason=f"{step.reason}; was gone already"))
         elif result.outcome == _KEPT:
-            self.kept.append(Kept(step.kind, step.id, step.name, step.bytes, result.words))
+            self.kept.append(step.kept(result.words))
         else:
             self.failed.append(result)
 
@@ -159,7 +159,7 @@ def carry_out(
         for result in held:
             outcome.add(result)
         for step in steps:
-            outcome.kept.append(Kept(step.kind, step.id, step.name, step.bytes, _LOST if presence.lost else NOT_REACHED))
+            outcome.kept.append(step.kept(_LOST if presence.lost else NOT_REACHED))
 
 
 def _kind_group(step: Step) -> str:
@@ -338,12 +338,12 @@ class _Actor:
         found = self._engine.image(step.name)
         if str(found.get("Id")) != step.id:
             return Result(step, _KEPT, "the tag names another image now")
-        tags = set(references(found)[0])
-        if step.beside and not tags.intersection(step.beside):
+        tags, digests = references(found)
+        if step.beside and not set(tags).intersection(step.beside):
             return Result(step, _KEPT, "it is the last tag of its image now")
-        if step.expects and tags.difference(step.expects):
+        if step.expects and set(tags).difference(step.expects):
             return Result(step, _KEPT, _TAGGED)  # then the image stays, and with all its names
-        if self._came_into_use(step, references(found)):
+        if self._came_into_use(step, tags + digests):
             return Result(step, _KEPT, _IN_USE)
         self._engine.remove_image(step.name)
         return Result(step, _DONE)
@@ -354,7 +354,7 @@ class _Actor:
             return Result(step, _KEPT, _TAGGED)
         # Without force the engine refuses an image that a container has; with it, it asks nobody. And nobody is asked
         # about what containers mount.
-        if self._mounted(step, tags + digests) or (step.force and self._came_into_use(step, (tags, digests))):
+        if self._mounted(step, tags + digests) or (step.force and self._came_into_use(step, tags + digests)):
             return Result(step, _KEPT, _IN_USE)
         try:
             self._engine.remove_image(step.id, force=step.force)
@@ -419,10 +419,10 @@ class _Actor:
                 self._looked = time.monotonic()
         return self._mounts(step.id, known_as(step.id, *names))
 
-    def _came_into_use(self, step: Step, names: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
+    def _came_into_use(self, step: Step, names: tuple[str, ...]) -> bool:
         """Whether a container has or mounts the image that the plan did not know of; under force, also one that runs by now."""
         found = [container_from(raw) for raw in self._engine.containers()]
-        if mounted_by(found)(step.id, known_as(step.id, *names[0], *names[1])):
+        if mounted_by(found)(step.id, known_as(step.id, *names)):
             return True
         return any(
             container.image_id == step.id and (container.live or container.id not in step.users) for container in found

@@ -80,7 +80,7 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     if not set(include) - {"filesystem"}:
         return
     exact = params["measure"] == "exact" and own is not None
-    how = attribution.How(exact, params["gentle"], params["state_dir"] or "", str(site.engine.info.get("ID") or ""))
+    how = attribution.How(exact, params["gentle"], params["state_dir"] or "", site.engine_id)
     survey = attribution.survey(site.engine, own, how)
     _Report(survey, own, exact, params["top"], history.recall(how.state_dir, how.engine_id, survey.snapshot.now)).fill(result, include)
     if not module.check_mode:

@@ -36,6 +36,11 @@ class Site(t.NamedTuple):
         """The storage, if it may be read here."""
         return self.storage if self.proof.proven else None
 
+    @property
+    def engine_id(self) -> str:
+        """What tells this engine from others in what is remembered."""
+        return str(self.engine.info.get("ID") or "")
+
     def facts(self) -> dict[str, t.Any]:
         """The engine's facts that every module returns, from ``docker info``; nothing secret among them."""
         info, version = self.engine.info, self.engine.version

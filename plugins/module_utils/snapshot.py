@@ -153,8 +153,8 @@ class Snapshot:
     it, and by volume name behind ``VOLUME``; ``came`` is when it saw an image come, in the same way. Seconds since 1970.
     ``service_images`` and ``service_volumes`` are those that swarm's services name, as a manager knows them.
 
-    ``unreadable`` says what the engine could not list for want of space, with its own words: BuildKit
-    writes down the sizes that it is asked for, so on a full disk its list fails.
+    ``unreadable`` says what the engine could not list, with its own words: BuildKit writes down the sizes that it is
+    asked for, so on a full disk its list fails; a swarm without a leader cannot tell its services.
     """
 
     now: float
@@ -416,8 +416,8 @@ def _images(
 ) -> tuple[Image, ...]:
     def read(raw: dict[str, t.Any]) -> Image:
         details: dict[str, t.Any] = {}
-        # What the image's record here says needs no call.
         ident = str(raw["Id"])
+        # What the image's record here says needs no call.
         arrived = _arrival(storage, ident)
         digests = storage.image_layers(ident) if storage and (wanted.sizes or wanted.build_cache) else None
         if (wanted.ages and arrived is None) or (wanted.sizes and digests is None):

@@ -105,6 +105,11 @@ _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
 LAYER_NAME = re.compile(r"[0-9a-z]{1,64}(-init|-removing)?")
 
 
+def is_name(name: str) -> bool:
+    """Whether an object's name can be a folder's, as it is: nothing that leads elsewhere."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
 @dataclass(frozen=True)
 class Storage:
     """An engine's storage as ``GET /info`` describes it.
@@ -197,25 +202,25 @@ class Storage:
 
     def volume_data(self, name: str) -> str | None:
         """The folder that a volume of the local driver is mounted from; None for a name that is no folder's."""
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
-            return None
-        return f"{self.root}/volumes/{name}/_data"
+        return f"{self.root}/volumes/{name}/_data" if is_name(name) else None
 
     def image_record(self, image_id: str) -> str | None:
         """The file that the graph drivers' image store wrote when this image arrived."""
+        return self._in_image_store("content", image_id)
+
+    def _in_image_store(self, part: str, image_id: str) -> str | None:
         ident = image_id.rsplit(":", 1)[-1]
         if self.image_store != "graphdriver" or not _ID.fullmatch(ident):
             return None
-        return f"{self.root}/image/{self.driver}/imagedb/content/sha256/{ident}"
+        return f"{self.root}/image/{self.driver}/imagedb/{part}/sha256/{ident}"
 
     def image_tagged(self, image_id: str) -> str | None:
         """When an image was last given a tag, as its inspection would tell (``image/store.go``, SetLastUpdated); None if never."""
-        ident = image_id.rsplit(":", 1)[-1]
-        if not self.image_record(image_id):
+        folder = self._in_image_store("metadata", image_id)
+        if not folder:
             return None
         try:
-            path = f"{self.root}/image/{self.driver}/imagedb/metadata/sha256/{ident}/lastUpdated"
-            with open(path, encoding="ascii", errors="replace") as stream:
+            with open(f"{folder}/lastUpdated", encoding="ascii", errors="replace") as stream:
                 return stream.read(64)
         except OSError:
             return None

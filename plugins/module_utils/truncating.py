@@ -58,7 +58,7 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         result["reclaimed_bytes"] = sum(cut.reclaimed_bytes for cut in cuts)
         result["changed"] = any(cut.changed for cut in cuts)
     if not module.check_mode:
-        history.note(module.params["state_dir"] or "", str(site.engine.info.get("ID") or ""), looked, volumes=False)
+        history.note(module.params["state_dir"] or "", site.engine_id, looked, volumes=False)
     if module._diff:
         lines = [_line(cut, wish) for cut in sorted(cuts, key=lambda cut: -cut.reclaimed_bytes)]
         result["diff"] = {"prepared": "".join(f"{line}\n" for line in lines)}

@@ -58,8 +58,7 @@ def parse_amount(value: object, option: str) -> Amount:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*", str(value))
     if match and float(match.group(1)) <= 100:
         return Share(float(match.group(1)))
-    if re.fullmatch(r"0*[1-9][0-9]?|0*100", str(value).strip()):
-        raise FleetcleanError(f'{option}: "{value}" is {value} bytes; use {value}% for a share, or a size such as 20GB.', "bad_input")
+    _refuse_bare(value, option, "bytes", "a size such as 20GB")
     try:
         return parse_size(value, option)
     except FleetcleanError:
@@ -68,11 +67,16 @@ def parse_amount(value: object, option: str) -> Amount:
         ) from None
 
 
+def _refuse_bare(value: object, option: str, unit: str, instead: str) -> None:
+    """Refuse what can only be a share without its sign: no filesystem ever lacks 15 bytes."""
+    if re.fullmatch(r"0*[1-9][0-9]?|0*100", str(value).strip()):
+        raise FleetcleanError(f'{option}: "{value}" is {value} {unit}; use {value}% for a share, or {instead}.', "bad_input")
+
+
 def parse_count(value: object, option: str) -> Amount:
     """Return a share for ``10%``, else a plain number: how many inodes."""
     text = str(value).strip()
-    if re.fullmatch(r"0*[1-9][0-9]?|0*100", text):
-        raise FleetcleanError(f'{option}: "{value}" is {value} inodes; use {value}% for a share, or a number such as 100000.', "bad_input")
+    _refuse_bare(value, option, "inodes", "a number such as 100000")
     if text.isdigit() and text.isascii():
         return int(text)
     if text.endswith("%"):

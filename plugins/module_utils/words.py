@@ -20,7 +20,14 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
 
 if t.TYPE_CHECKING:
     from ansible_collections.fleetclean.docker.plugins.module_utils.options import Watermarks
-    from ansible_collections.fleetclean.docker.plugins.module_utils.plan import Wishes
+    from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
+        CacheWish,
+        ContainerWish,
+        ImageWish,
+        NetworkWish,
+        VolumeWish,
+        Wishes,
+    )
 
 #: What fits a phone, a CI log and AWX alike.
 COLUMNS = 100
@@ -64,29 +71,26 @@ def kept_line(kind: str, count: int, size: int | None, reason: str) -> str:
 
 def policy_lines(wishes: Wishes, marks: Watermarks) -> list[str]:
     """The wishes in words, a sentence for each section and for what holds for all of them."""
-    said = [
-        ("containers", _containers(wishes.containers)),
-        ("images", _images(wishes.images)),
-        ("volumes", _volumes(wishes.volumes)),
-        ("networks", _networks(wishes.networks)),
-        ("build cache", _cache(wishes.build_cache)),
-        ("always", _always(wishes)),
-        ("when", _when(marks)),
+    said: list[tuple[str, t.Any, t.Callable[[t.Any], list[str]]]] = [
+        ("containers", wishes.containers, _containers),
+        ("images", wishes.images, _images),
+        ("volumes", wishes.volumes, _volumes),
+        ("networks", wishes.networks, _networks),
+        ("build cache", wishes.build_cache, _cache),
+        ("always", wishes, _always),
+        ("when", marks, _when),
     ]
-    return [f"{section}: {', '.join(parts)}" for section, parts in said if parts]
+    parts = [(section, say(wish)) for section, wish, say in said if wish]
+    return [f"{section}: {', '.join(words)}" for section, words in parts if words]
 
 
-def _containers(wish: t.Any) -> list[str]:
-    if not wish:
-        return []
+def _containers(wish: ContainerWish) -> list[str]:
     states = f"{', '.join(wish.states[:-1])} or {wish.states[-1]}" if len(wish.states) > 1 else "".join(wish.states) or "in no state"
     parts = [states + _for(wish.older_than), *_named(wish.keep)]
     return [*parts, "their anonymous volumes as well"] if wish.volumes else parts
 
 
-def _images(wish: t.Any) -> list[str]:
-    if not wish:
-        return []
+def _images(wish: ImageWish) -> list[str]:
     parts = [
         {
             "dangling": f"dangling{_for(wish.older_than if wish.dangling_older_than is None else wish.dangling_older_than)}",
@@ -103,24 +107,18 @@ def _images(wish: t.Any) -> list[str]:
     return parts + _named(wish.keep)
 
 
-def _volumes(wish: t.Any) -> list[str]:
-    if not wish:
-        return []
+def _volumes(wish: VolumeWish) -> list[str]:
     parts = [("anonymous, unused" if wish.scope == "anonymous" else "unused") + _for(wish.older_than)]
     if tuple(wish.drivers) != ("local",):
         parts.append(f"of the drivers {', '.join(map(printable, wish.drivers)) or 'none'}")
     return parts + _named(wish.keep)
 
 
-def _networks(wish: t.Any) -> list[str]:
-    if not wish:
-        return []
+def _networks(wish: NetworkWish) -> list[str]:
     return ["used by no container" + (f", created more than {say_span(wish.older_than)} ago" if wish.older_than else ""), *_named(wish.keep)]
 
 
-def _cache(wish: t.Any) -> list[str]:
-    if not wish:
-        return []
+def _cache(wish: CacheWish) -> list[str]:
     parts = [f"unused{_for(wish.older_than)}"]
     if wish.scope == "all":
         parts.append("also what is shared and the builder's own")

@@ -68,8 +68,7 @@ class World:
         sizes = {
             image.id: Sizes(frees=int(IMAGES[image.tags[0][0]] * MB * self.promise), inodes=10) for image in looked.images if image.tags
         }
-        ledger = Ledger(accounts, sizes)
-        return attribution.Survey(looked, ledger, ledger)
+        return attribution.Survey(looked, Ledger(accounts, sizes))
 
     def run(self, check: bool = False, diff: bool = False, **wishes: t.Any) -> dict[str, t.Any]:
         validated = ArgumentSpecValidator({**options.shared_spec(), **options.clean_spec()}).validate({"state_dir": self.state_dir, **wishes})

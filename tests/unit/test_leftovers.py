@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import leftovers
 from ansible_collections.fleetclean.docker.plugins.module_utils.leftovers import Entry, Leftover
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name
 
 ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
 #: Files are as old as the test makes them, by this machine's clock.
@@ -257,12 +257,12 @@ def test_after_the_move_to_containerds_store_the_graph_drivers_data_is_left_over
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "../x", "a\0b"])
 def test_what_leads_elsewhere_is_no_name(name: str) -> None:
-    assert not leftovers.is_name(name)
+    assert not is_name(name)
 
 
 @pytest.mark.parametrize("name", ["data", "...", "a b", "new\nline", "-rf", "a" * 64, ".hidden"])
 def test_anything_else_is_a_name(name: str) -> None:
-    assert leftovers.is_name(name)
+    assert is_name(name)
 
 
 @pytest.mark.parametrize("inner", ["diff", "fs", ""], ids=["overlay2", "containerd", "vfs"])
