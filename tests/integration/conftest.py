@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fleet import Fleet, HostSpec, keeper
+from tests.integration.support import Ansible
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,12 @@ def here() -> None:
         pytest.skip(reason)
     if not shutil.which("ansible", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"):
         pytest.skip("no ansible beside this Python")
+
+
+@pytest.fixture(scope="module")
+def ansible(fleet: Fleet) -> Ansible:
+    """Ansible on the fleet of the test's own file."""
+    return Ansible(str(fleet.inventory))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,8 @@ from typing import Any, Callable, Dict, Iterable, List, Optional
 from tests.fleet import Fleet, Host, HostSpec, roots
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+#: What an engine's daemon.json says for containerd's image store.
+CONTAINERD = {"features": {"containerd-snapshotter": True}}
 
 
 @dataclass

@@ -41,11 +41,6 @@ def fleet(here: None) -> Iterator[Fleet]:
         yield hosts
 
 
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
-
-
 def written(host: Host) -> Set[str]:
     """Files on the host's disks that are younger than the mark."""
     command = ["find", "/", host.data_root, "-xdev", "-newer", "/run/mark", "-not", "-type", "d"]

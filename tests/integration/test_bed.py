@@ -19,6 +19,7 @@ if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
 from tests.fleet import CommandFailed, Dirt, Fleet, FleetError, HostSpec, dirty, keeper, roots  # noqa: E402
+from tests.integration.support import CONTAINERD  # noqa: E402
 
 _reason = keeper.missing([HostSpec("any")])
 pytestmark = pytest.mark.skipif(_reason is not None, reason=str(_reason))
@@ -188,7 +189,7 @@ def test_another_debian_brings_another_engine(suite: str, version: str) -> None:
         pytest.skip(f"not made: python3 -m tests.fleet roots {suite}")
     specs = [HostSpec("plain", root=suite)]
     if suite != "bullseye":
-        specs.append(HostSpec("store", root=suite, data_root="/data/docker", ssh=False, daemon_json={"features": {"containerd-snapshotter": True}}))
+        specs.append(HostSpec("store", root=suite, data_root="/data/docker", ssh=False, daemon_json=CONTAINERD))
     with Fleet(specs) as fleet:
         for host in fleet:
             assert host.must("GET", "/version")["Version"].startswith(version)

@@ -13,7 +13,8 @@ import pytest
 
 from tests.fleet import Dirt, Fleet, Host, HostSpec, dirty
 from tests.fleet.dirty import load_image
-from tests.integration.support import REPOSITORY, Ansible, start, state
+from tests.integration.support import CONTAINERD, REPOSITORY, Ansible, start, state
+from tests.integration.things import both_stores
 
 sys.path.insert(0, str(REPOSITORY / "playbooks/collections"))
 
@@ -30,21 +31,13 @@ EVERYTHING = policy.Wishes(
 
 @pytest.fixture(scope="module")
 def fleet(here: None) -> Iterator[Fleet]:
-    with start([HostSpec("one"), HostSpec("ctd", root="forky", daemon_json={"features": {"containerd-snapshotter": True}})]) as hosts:
+    with start([HostSpec("one"), HostSpec("ctd", root="forky", daemon_json=CONTAINERD)]) as hosts:
         yield hosts
-
-
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
 
 
 @pytest.fixture()
 def host(request: pytest.FixtureRequest, fleet: Fleet) -> Host:
     return fleet[getattr(request, "param", "one")]
-
-
-both_stores = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
 
 
 @pytest.fixture()

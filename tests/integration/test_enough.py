@@ -12,7 +12,7 @@ import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image
-from tests.integration.support import Ansible, on_all, start, state
+from tests.integration.support import CONTAINERD, Ansible, on_all, start, state
 
 MB = 1 << 20
 #: Large ones, old ones, small ones: the engine is told them in this order, so the first is the least recently used.
@@ -24,21 +24,15 @@ PRECISION = {"ext4": 0.01, "xfs": 0.01, "btrfs": 0.10}
 
 @pytest.fixture(scope="module")
 def fleet(here: None) -> Iterator[Fleet]:
-    containerd = {"features": {"containerd-snapshotter": True}}
     with start(
         [
             HostSpec("ext4"),
             HostSpec("xfs", filesystem="xfs", root="trixie"),
             HostSpec("btrfs", filesystem="btrfs", driver="btrfs"),
-            HostSpec("ctd", root="forky", daemon_json=containerd),
+            HostSpec("ctd", root="forky", daemon_json=CONTAINERD),
         ]
     ) as hosts:
         yield hosts
-
-
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
 
 
 def fill(host: Host) -> None:

@@ -23,11 +23,6 @@ def fleet(here: None) -> Iterator[Fleet]:
         yield hosts
 
 
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
-
-
 @pytest.fixture(autouse=True)
 def untouched(fleet: Fleet) -> Iterator[None]:
     before = {host.name: state(host) for host in fleet}

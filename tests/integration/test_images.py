@@ -14,9 +14,11 @@ import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import build_image, load_image, tar
-from tests.integration.support import Ansible, start, state
+from tests.integration.support import CONTAINERD, Ansible, start, state
 from tests.integration.things import (
     base,
+    both_stores,
+    clear,
     container,
     content_bytes,
     kept,
@@ -27,7 +29,6 @@ from tests.integration.things import (
     until,
 )
 
-CONTAINERD = {"features": {"containerd-snapshotter": True}}
 UNUSED: Dict[str, Any] = {"images": {"scope": "unused"}, "state_dir": ""}
 
 
@@ -42,24 +43,14 @@ def fleet(here: None) -> Iterator[Fleet]:
         yield hosts
 
 
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
-
-
 @pytest.fixture()
 def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
     """A host, empty before and after."""
     found = fleet[getattr(request, "param", "one")]
     yield found
-    for ident in state(found)["containers"].values():
-        found.api("DELETE", f"/containers/{ident}?force=1&v=1")
-    for _round in range(3):
-        for ident in state(found)["images"]:
-            found.api("DELETE", f"/images/{ident}?force=1")
+    clear(found)
 
 
-both_stores = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
 containerd = pytest.mark.parametrize("host", ["ctd26", "ctd"], indirect=True)
 
 

@@ -25,7 +25,7 @@ import pytest
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image
 from tests.integration import bare
-from tests.integration.support import REPOSITORY, on_all, start
+from tests.integration.support import CONTAINERD, REPOSITORY, on_all, start
 from tests.integration.test_clean import connect
 from tests.integration.test_random_hosts import Maker, clear, read
 
@@ -37,7 +37,7 @@ from expected import Expected
 from model import Model
 from test_random_worlds import promised
 
-SPECS = [HostSpec("cut"), HostSpec("cut-ctd", root="forky", daemon_json={"features": {"containerd-snapshotter": True}})]
+SPECS = [HostSpec("cut"), HostSpec("cut-ctd", root="forky", daemon_json=CONTAINERD)]
 #: What the runs are asked for, as the module's options and as wishes.
 OPTIONS: Dict[str, Any] = {
     "containers": {"volumes": True}, "images": {"scope": "unused", "keep": ["*/base:1"]}, "volumes": {"scope": "unused"}, "networks": {}, "build_cache": {},

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterator
-from urllib.parse import quote
 
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image
-from tests.integration.support import Ansible, start, state
-from tests.integration.things import base, container, kept, removed, until, volume_driver
+from tests.integration.support import CONTAINERD, Ansible, start, state
+from tests.integration.things import base, both_stores, clear, container, kept, removed, until, volume_driver
 
 #: As much as can be asked for without a word about what others look after.
 EVERYTHING: Dict[str, Any] = {
@@ -31,13 +30,8 @@ LIVE = ["created", "exited", "dead", "running", "paused", "restarting"]
 
 @pytest.fixture(scope="module")
 def fleet(here: None) -> Iterator[Fleet]:
-    with start([HostSpec("one"), HostSpec("ctd", root="forky", daemon_json={"features": {"containerd-snapshotter": True}})]) as hosts:
+    with start([HostSpec("one"), HostSpec("ctd", root="forky", daemon_json=CONTAINERD)]) as hosts:
         yield hosts
-
-
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
 
 
 @pytest.fixture()
@@ -48,18 +42,7 @@ def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
     yield found
     found.api("POST", "/swarm/leave?force=1")
     until(lambda: found.must("GET", "/info")["Swarm"]["LocalNodeState"] == "inactive")
-    for ident in state(found)["containers"].values():
-        found.api("DELETE", f"/containers/{ident}?force=1&v=1")
-    for volume in state(found)["volumes"]:
-        found.must("DELETE", f"/volumes/{quote(volume)}")
-    for network in found.must("GET", "/networks"):
-        if network["Name"] not in ("bridge", "host", "none", "docker_gwbridge"):
-            found.api("DELETE", f"/networks/{network['Id']}")
-    for ident in state(found)["images"]:
-        found.api("DELETE", f"/images/{ident}?force=1")
-
-
-both = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
+    clear(found)
 
 
 def clean(ansible: Ansible, host: Host, **wishes: Any) -> Dict[str, Any]:
@@ -105,7 +88,7 @@ def running(host: Host, image: str) -> bool:
     return any(entry["Image"] == image and entry["State"] == "running" for entry in host.must("GET", "/containers/json"))
 
 
-@both
+@both_stores
 def test_what_is_swarms_stays_also_what_no_task_has_at_the_moment(host: Host, ansible: Ansible) -> None:
     for tag in ("app/web:1", "app/web:2", "app/web:3", "app/other:1"):
         load_image(host, tag, {"a": tag.encode()})
@@ -154,7 +137,7 @@ def test_full_takes_swarms_containers_and_leaves_its_networks(host: Host, ansibl
 # -- compose -----------------------------------------------------------------------------------
 
 
-@both
+@both_stores
 def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: Host, ansible: Ansible) -> None:
     project = {"com.docker.compose.project": "shop"}
     gone = {"com.docker.compose.project": "gone"}
@@ -183,7 +166,7 @@ def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: 
 # -- volumes -----------------------------------------------------------------------------------
 
 
-@both
+@both_stores
 def test_volumes_whose_data_is_elsewhere_stay_unless_their_driver_is_named(host: Host, ansible: Ansible) -> None:
     host.exec(["sh", "-ec", "mkdir -p /srv/wanted; echo data > /srv/wanted/file"])
     mounts = {
@@ -268,7 +251,7 @@ def test_what_another_manager_runs_here_is_left_to_it_and_so_are_all_images(host
 # -- containers that come back or go by themselves ---------------------------------------------
 
 
-@both
+@both_stores
 def test_what_starts_again_with_the_engine_stays_and_does(host: Host, ansible: Ansible) -> None:
     for policy in ("always", "unless-stopped", "on-failure", "no"):
         ident = container(host, policy, "base/app:1", run="on", RestartPolicy={"Name": policy})
@@ -285,7 +268,7 @@ def test_what_starts_again_with_the_engine_stays_and_does(host: Host, ansible: A
     assert state(host)["containers"] == {}
 
 
-@both
+@both_stores
 def test_containers_that_restart_pause_or_remove_themselves_go_when_asked_for(host: Host, ansible: Ansible) -> None:
     container(host, "loops", "base/app:1", ["/bin/false"], run="on", RestartPolicy={"Name": "always"})
     paused = container(host, "paused", "base/app:1", run="on")
@@ -319,7 +302,7 @@ NAMES = ["a..b", "x--force", "0123abcd", "b.", "b-", "B.b"]
 LABELS = {"[x]*": "*", "../..": "/etc", "--filter": "label!=x", "a=b": "c=d", "": "empty", "q\"'`": "\n"}
 
 
-@both
+@both_stores
 def test_names_are_names_and_nothing_else(host: Host, ansible: Ansible) -> None:
     for name in NETWORKS:
         host.must("POST", "/networks/create", {"Name": name, "Driver": "bridge", "Internal": True, "Labels": LABELS})

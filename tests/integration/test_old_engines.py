@@ -15,9 +15,8 @@ from typing import Any, Dict, Iterator, Set, Tuple
 import pytest
 
 from tests.fleet import Dirt, Fleet, HostSpec, dirty
-from tests.integration.support import Ansible, on_all, start, state
+from tests.integration.support import CONTAINERD, Ansible, on_all, start, state
 
-CONTAINERD = {"features": {"containerd-snapshotter": True}}
 #: Engine 20.10 answers the API of Docker 1.9; later ones that of Docker 1.12 and newer.
 SPECS = [
     HostSpec("e20-5", root="bullseye"),
@@ -44,11 +43,6 @@ SDK = ("docker==7.0.0", "requests<2.32", "urllib3<2.3")
 def fleet(here: None) -> Iterator[Fleet]:
     with start(SPECS) as hosts:
         yield hosts
-
-
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
 
 
 @pytest.fixture(scope="module")

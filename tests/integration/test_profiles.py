@@ -14,7 +14,7 @@ import pytest
 
 from tests.fleet import Dirt, Fleet, HostSpec, dirty
 from tests.fleet.dirty import load_image
-from tests.integration.support import Ansible, on_all, start, state
+from tests.integration.support import CONTAINERD, Ansible, on_all, start, state
 
 SPECS = [
     HostSpec("ext4", "ext4", "overlay2"),
@@ -25,7 +25,7 @@ SPECS = [
     HostSpec("d-fuse", "ext4", "fuse-overlayfs"),
     HostSpec("e20-5", "ext4", "overlay2", root="bullseye"),
     HostSpec("e26", "xfs", "overlay2", root="trixie"),
-    HostSpec("e28-ctd", "ext4", "overlay2", root="forky", daemon_json={"features": {"containerd-snapshotter": True}}),
+    HostSpec("e28-ctd", "ext4", "overlay2", root="forky", daemon_json=CONTAINERD),
 ]
 LOG = 20_000_000
 LOGS = {"cleanup_logs_larger_than": "10MB", "cleanup_logs_keep": "1MB"}
@@ -40,11 +40,6 @@ def fleet(here: None) -> Iterator[Fleet]:
 @pytest.fixture(scope="module")
 def dirt(fleet: Fleet) -> Dict[str, Dirt]:
     return on_all(fleet, lambda host: dirty(host, "small", log_bytes=LOG, aged=True))
-
-
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
 
 
 def assert_wanted_stays(before: Dict[str, Any], after: Dict[str, Any], dirt: Dirt) -> None:

@@ -21,8 +21,9 @@ import pytest
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import build_image, load_image, tar
 from tests.fleet.errors import FleetError
-from tests.integration.support import REPOSITORY, Ansible, on_all, start
+from tests.integration.support import CONTAINERD, REPOSITORY, Ansible, on_all, start
 from tests.integration.test_clean import connect
+from tests.integration.things import clear
 
 sys.path.insert(0, str(REPOSITORY / "tests/unit"))
 
@@ -30,7 +31,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import engine as
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
-from expected import Expected
+from expected import Expected, promised, what
 from model import Box, Data, Model, Net, Picture, Record
 from worlds import hexadecimal, sha
 
@@ -38,7 +39,7 @@ SPECS = [
     HostSpec("r20"),
     HostSpec("r26", root="trixie"),
     HostSpec("r28", root="forky"),
-    HostSpec("r28-ctd", root="forky", daemon_json={"features": {"containerd-snapshotter": True}}),
+    HostSpec("r28-ctd", root="forky", daemon_json=CONTAINERD),
 ]
 WORLDS = 6
 #: Seconds between the older and the younger half of a world: engines tell some times in whole seconds.
@@ -55,24 +56,6 @@ def fleet(here: None) -> Iterator[Fleet]:
 
 
 # -- making a world ------------------------------------------------------------------------------
-
-
-def clear(host: Host) -> None:
-    """Remove all there is."""
-    for entry in host.must("GET", "/containers/json?all=1"):
-        host.must("DELETE", f"/containers/{entry['Id']}?force=1&v=1")
-    for _ in range(10):  # children first, whatever the order
-        images = host.must("GET", "/images/json?all=1")
-        for entry in images:
-            host.api("DELETE", f"/images/{entry['Id']}?force=1")
-        if not images:
-            break
-    for entry in host.must("GET", "/volumes")["Volumes"] or []:
-        host.must("DELETE", f"/volumes/{quote(entry['Name'])}")
-    for entry in host.must("GET", "/networks"):
-        if entry["Name"] not in ("bridge", "host", "none"):
-            host.must("DELETE", f"/networks/{entry['Id']}")
-    host.must("POST", "/build/prune?all=true")
 
 
 class Maker:
@@ -286,14 +269,6 @@ def look(engine: engines.Engine, wishes: policy.Wishes) -> snapshot.Snapshot:
         networks=wishes.networks is not None, build_cache=wishes.build_cache is not None, ages=True,
     )
     return snapshot.take(engine, wanted, None)
-
-
-def what(steps: Any) -> List[Tuple[str, str]]:
-    return [(step.kind, step.name if step.kind == "tag" else step.id) for step in steps]
-
-
-def promised(plan: policy.Plan) -> Set[Tuple[str, str]]:
-    return set(what(plan.steps)) | {("tag", tag) for step in plan.steps if step.kind == "image" for tag in step.expects}
 
 
 def carry_out(engine: engines.Engine, plan: policy.Plan, parallel: int) -> removal.Outcome:

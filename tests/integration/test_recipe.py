@@ -12,10 +12,9 @@ import pytest
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import build_image, load_image
 from tests.fleet.errors import FleetError
-from tests.integration.support import Ansible, on_all, start, state
+from tests.integration.support import CONTAINERD, Ansible, on_all, start, state
 from tests.integration.things import container, until
 
-CONTAINERD = {"features": {"containerd-snapshotter": True}}
 SPECS = [
     HostSpec("overlay2", "ext4", "overlay2"),
     HostSpec("overlay", "ext4", "overlay"),

@@ -24,10 +24,9 @@ import pytest
 
 from tests.fleet import Fleet, Host, HostSpec, dirty
 from tests.fleet.dirty import load_image
-from tests.integration.support import Ansible, on_all, start
+from tests.integration.support import CONTAINERD, Ansible, on_all, start
 from tests.integration.test_errors import relay, serving
 
-CONTAINERD = {"features": {"containerd-snapshotter": True}}
 HOSTS = (
     HostSpec("overlay2-ext4", "ext4"),
     HostSpec("overlay2-xfs", "xfs"),
@@ -54,11 +53,6 @@ def fleet(here: None) -> Iterator[Fleet]:
         # What writes its log would be in the way of figures that have to be the same twice.
         on_all(hosts, lambda host: [host.must("POST", f"/containers/{name}/stop?t=0") for name in ("chatty", "noisy")])
         yield hosts
-
-
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
 
 
 @pytest.fixture(scope="module")

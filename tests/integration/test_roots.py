@@ -20,9 +20,8 @@ import pytest
 from tests.fleet import Fleet, FleetError, Host, HostSpec
 from tests.fleet.dirty import build_image, load_image, tar
 from tests.integration.bare import Bare
-from tests.integration.support import on_all, start
+from tests.integration.support import CONTAINERD, on_all, start
 
-CONTAINERD = {"features": {"containerd-snapshotter": True}}
 #: Where the engine's own containerd has images, below the data root.
 CONTAINERDS_STORE = ("containerd/daemon/io.containerd.content.v1.content", "containerd/daemon/io.containerd.snapshotter.v1.overlayfs")
 MB = 1 << 20

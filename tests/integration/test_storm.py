@@ -26,14 +26,14 @@ import pytest
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import build_image, load_image, tar
 from tests.fleet.errors import FleetError
-from tests.integration.support import REPOSITORY, Ansible, on_all, start
+from tests.integration.support import CONTAINERD, REPOSITORY, Ansible, on_all, start
 from tests.integration.test_clean import connect
 
 sys.path.insert(0, str(REPOSITORY / "playbooks/collections"))
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
 
-SPECS = [HostSpec("storm"), HostSpec("storm-ctd", root="forky", daemon_json={"features": {"containerd-snapshotter": True}})]
+SPECS = [HostSpec("storm"), HostSpec("storm-ctd", root="forky", daemon_json=CONTAINERD)]
 BASE = "storm/base:1"
 IDLE = ["/bin/sleep", "1000000"]
 #: 17 by the functions, 3 by the module.

@@ -12,14 +12,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Iterator
-from urllib.parse import quote
 
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image
-from tests.integration.support import Ansible, start, state
-from tests.integration.things import base, container, kept, removed, until, volume_driver
+from tests.integration.support import CONTAINERD, Ansible, start, state
+from tests.integration.things import base, both_stores, clear, container, kept, removed, until, volume_driver
 
 EVERYTHING: Dict[str, Any] = {
     "containers": {"volumes": True},
@@ -34,10 +33,9 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE_FL = 0x80086601, 0x40086602, 0x10
 
 @pytest.fixture(scope="module")
 def fleet(here: None) -> Iterator[Fleet]:
-    containerd = {"features": {"containerd-snapshotter": True}}
     specs = [
         HostSpec("one", data_size="500M"),
-        HostSpec("ctd", data_size="500M", root="forky", daemon_json=containerd),
+        HostSpec("ctd", data_size="500M", root="forky", daemon_json=CONTAINERD),
         HostSpec("broken", root="trixie"),
         HostSpec("lost", root="trixie"),
         HostSpec("lost-asked", root="trixie"),
@@ -46,26 +44,13 @@ def fleet(here: None) -> Iterator[Fleet]:
         yield hosts
 
 
-@pytest.fixture(scope="module")
-def ansible(fleet: Fleet) -> Ansible:
-    return Ansible(str(fleet.inventory))
-
-
 @pytest.fixture()
 def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
     """A host with an image to run, and nothing else before and after."""
     found = fleet[getattr(request, "param", "one")]
     base(found)
     yield found
-    for ident in state(found)["containers"].values():
-        found.api("DELETE", f"/containers/{ident}?force=1&v=1")
-    for volume in state(found)["volumes"]:
-        found.must("DELETE", f"/volumes/{quote(volume)}")
-    for ident in state(found)["images"]:
-        found.api("DELETE", f"/images/{ident}?force=1")
-
-
-both = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
+    clear(found)
 
 
 def clean(ansible: Ansible, host: Host, check: bool = False, **wishes: Any) -> Dict[str, Any]:
@@ -120,7 +105,7 @@ def test_a_removal_takes_the_time_it_takes(host: Host, ansible: Ansible) -> None
 # -- disks -------------------------------------------------------------------------------------
 
 
-@both
+@both_stores
 def test_without_a_free_byte_images_go_though_their_names_cannot_be_written_down(host: Host, ansible: Ansible) -> None:
     """Graph drivers write `repositories.json` anew to untag an image. It fails, and the engine has forgotten the name all the same."""
     for number in range(3):
@@ -139,7 +124,7 @@ def test_without_a_free_byte_images_go_though_their_names_cannot_be_written_down
     assert free > 500_000
 
 
-@both
+@both_stores
 def test_a_read_only_data_root_is_one_error_before_anything_is_touched(host: Host, ansible: Ansible) -> None:
     made(host)
     before = state(host)
@@ -202,7 +187,7 @@ def immutable(path: Path, on: bool) -> None:
         fcntl.ioctl(stream, FS_IOC_SETFLAGS, struct.pack("l", flags | FS_IMMUTABLE_FL if on else flags & ~FS_IMMUTABLE_FL))
 
 
-@both
+@both_stores
 def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead_one(host: Host, ansible: Ansible) -> None:
     image = load_image(host, "app/stuck:1", {"a": b"stuck"})
     ident = container(host, "stuck", "app/stuck:1", ["/bin/true"], run="done")

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from urllib.parse import quote
 
+import pytest
+
 from tests.fleet import Host
 from tests.fleet.dirty import load_image, tar
 
@@ -44,6 +46,28 @@ def base(host: Host, tag: str = "base/app:1") -> str:
     """An image of busybox alone; its tag."""
     load_image(host, tag, {})
     return tag
+
+
+#: Runs a test on a host with a graph driver and on one with containerd's store; its ``host`` fixture knows them as one and ctd.
+both_stores = pytest.mark.parametrize("host", ["one", "ctd"], indirect=True)
+
+
+def clear(host: Host) -> None:
+    """Remove all there is."""
+    for entry in host.must("GET", "/containers/json?all=1"):
+        host.api("DELETE", f"/containers/{entry['Id']}?force=1&v=1")  # one may be removing itself
+    for _ in range(10):  # children first, whatever the order
+        images = host.must("GET", "/images/json?all=1")
+        for entry in images:
+            host.api("DELETE", f"/images/{entry['Id']}?force=1")
+        if not images:
+            break
+    for entry in host.must("GET", "/volumes")["Volumes"] or []:
+        host.must("DELETE", f"/volumes/{quote(entry['Name'])}")
+    for entry in host.must("GET", "/networks"):
+        if entry["Name"] not in ("bridge", "host", "none", "docker_gwbridge", "ingress"):
+            host.must("DELETE", f"/networks/{entry['Id']}")
+    host.must("POST", "/build/prune?all=true")
 
 
 def until(what: Callable[[], Any], seconds: float = 30) -> Any:

@@ -12,6 +12,16 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import policy
 from model import Box, Data, Model, Net, Picture, Record
 
 
+def what(steps: t.Iterable[t.Any]) -> list[tuple[str, str]]:
+    """Steps as Model.everything() names objects."""
+    return [(step.kind, step.name if step.kind == "tag" else step.id) for step in steps]
+
+
+def promised(plan: policy.Plan) -> set[tuple[str, str]]:
+    """All that is not there after the plan: an image takes its last tag along."""
+    return set(what(plan.steps)) | {("tag", tag) for step in plan.steps if step.kind == "image" for tag in step.expects}
+
+
 class Expected:
     """``stays``: what must not go. ``goes``: what must. ``asked``: what has to be accounted for. All as Model.everything() names it.
 

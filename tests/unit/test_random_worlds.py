@@ -15,7 +15,7 @@ import typing as t
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
-from expected import Expected
+from expected import Expected, promised, what
 from model import NOW, Box, Model
 from worlds import DAY, HOUR, MINUTE, hexadecimal, sha
 
@@ -227,16 +227,6 @@ def act(made: Case, parallel: int) -> removal.Outcome:
     outcome = removal.Outcome()
     removal.carry_out(t.cast(t.Any, made.engine), made.plan, parallel, lambda: None, None, outcome)
     return outcome
-
-
-def what(steps: t.Iterable[t.Any]) -> list[tuple[str, str]]:
-    """Steps as Model.everything() names objects."""
-    return [(step.kind, step.name if step.kind == "tag" else step.id) for step in steps]
-
-
-def promised(plan: policy.Plan) -> set[tuple[str, str]]:
-    """All that is not there after the plan: an image takes its last tag along."""
-    return set(what(plan.steps)) | {("tag", tag) for step in plan.steps if step.kind == "image" for tag in step.expects}
 
 
 def explain(made: Case) -> str:
