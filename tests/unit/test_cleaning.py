@@ -19,6 +19,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     removal,
     session,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Account, Ledger
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage
@@ -216,3 +217,26 @@ def test_what_a_container_used_is_noted_before_it_goes_though_no_image_was_to_go
     assert names(world.run(containers={})) == ["box"]
     assert history.recall(world.state_dir, "MODEL", NOW).used == {used: NOW - DAY}
     assert len(world.run(images={"scope": "unused", "older_than": "2d"})["removed"]) == 2
+
+
+def test_an_engine_that_is_lost_for_the_second_look_is_told_beside_what_failed(make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make()
+    first = next(iter(world.engine.pictures))
+    world.engine.add_record("r", images=frozenset({first, "another"}), created=NOW - DAY)
+    looks: list[str] = []
+
+    def fake_trouble(call: str, name: str) -> None:
+        if call == "remove_image" and name != first:
+            raise EngineError(f"DELETE /images/{name}", 500, "input/output error")
+        if call == "disk_usage":
+            looks.append(call)
+            if len(looks) > 1:
+                raise FleetcleanError("engine does not answer: /run/docker.sock: connection refused.", "engine_down")
+
+    world.engine.before = fake_trouble
+    monkeypatch.setattr(world.engine, "wait", lambda _seconds: False)
+    with pytest.raises(FleetcleanError) as caught:
+        world.run(**WISHES, build_cache={})
+    assert caught.value.code == "engine_down"
+    assert len(world.result["failures"]) == 2 and "a:1" in names(world.result)
+    assert not {"msg", "failure"} & world.result.keys(), "these are the error's, and are given once"
