@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import container_names, image_names, spellings
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import VOLUME, Container, Image, Snapshot
 
+#: Signs of use, the strongest first: the engine's events have whole seconds, so that several often have the same moment.
+_USES = (_CONTAINER, _EVENTS, _EARLIER_RUN) = (
+    "last container",
+    "last container, by the engine's events",
+    "seen in use by an earlier run",
+)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -28,18 +35,20 @@ def evidence_of(
 ) -> Evidence:
     """When an image was last wanted, and how that is known. The latest sign of life counts.
 
+    Of several at the same moment the strongest is named: a use (in the order of ``_USES``), a tag, the arrival.
+
     :param came: when the engine saw images come, by its events: by name or id.
     :param came_between: when an earlier run first saw it, by id, if it came between two runs: the last to be believed.
     """
     uses = [used_at[name] for name in image_names(image) if name in used_at]
-    use = max(uses, key=lambda evidence: evidence.moment or 0, default=None)
+    use = max(uses, key=lambda evidence: (evidence.moment or 0, -_USES.index(evidence.words)), default=None)
     arrivals = [image.arrived, *((came or {}).get(name) for name in image_names(image))]
     arrived = max((moment for moment in arrivals if moment is not None), default=(came_between or {}).get(image.id))
     signs = [(image.tagged, "tagged, never used"), (arrived, "arrived, never used")]
-    known = [Evidence(moment, words.replace(", never used", "") if use else words) for moment, words in signs if moment]
-    if use:
-        known.append(use)
+    known = [use] if use else []
+    known += [Evidence(moment, words.replace(", never used", "") if use else words) for moment, words in signs if moment]
     if known:
+        # The first of those that are equal.
         return max(known, key=lambda evidence: evidence.moment or 0)
     return Evidence(image.created, "created; no later use is known")
 
@@ -52,18 +61,19 @@ def last_uses(snapshot: Snapshot, last_seen_used: t.Mapping[str, float]) -> dict
     uses: dict[str, Evidence] = {}
 
     def note(name: str, moment: float, words: str) -> None:
+        # They come in the order of _USES, so that the stronger of two with the same moment stays.
         if name not in uses or (uses[name].moment or 0) < moment:
             uses[name] = Evidence(moment, words)
 
     for container, moment in _moments(snapshot):
         mounted = {name for given in container.mounted_images for name in spellings(given)}
         for name in container_names([container]) | mounted:
-            note(name, moment, "last container")
+            note(name, moment, _CONTAINER)
     for given, moment in snapshot.seen.items():
         for name in spellings(given):
-            note(name, moment, "last container, by the engine's events")
+            note(name, moment, _EVENTS)
     for name, moment in last_seen_used.items():
-        note(name, moment, "seen in use by an earlier run")
+        note(name, moment, _EARLIER_RUN)
     return uses
 
 

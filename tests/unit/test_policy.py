@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import evidence_of, last_uses, uses_seen
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import has_label, matches
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     CacheWish,
@@ -428,6 +428,25 @@ def test_a_later_arrival_than_the_last_container_is_said_as_what_it_is() -> None
     here = world(image("i", "i:1", arrived=ago(2 * DAY)))
     plan = plan_of(here, {sha("i"): NOW - 5 * DAY}, images=ImageWish("unused"))
     assert why(plan, "i:1") == "unused for 2 days (arrived)"
+
+
+def test_of_signs_at_the_same_moment_the_strongest_is_named_whatever_the_order_in_which_names_are_looked_up() -> None:
+    # Many images, since their names come out of sets: one alone would have the right words by chance.
+    numbers = range(40)
+    when = ago(2 * DAY)
+    images = [image(f"i{number}", f"i{number}:1", f"also{number}:1", arrived=when, tagged=when) for number in numbers]
+    by_id = {sha(f"i{number}"): when for number in numbers}
+    events = {f"also{number}:1": when for number in numbers}
+    containers = [container(f"c{number}", f"i{number}", stopped=2 * DAY) for number in numbers]
+
+    def words(here: Snapshot, earlier: dict[str, float]) -> set[str]:
+        used_at = last_uses(here, earlier)
+        return {evidence_of(each, used_at, here.came).words for each in here.images}
+
+    assert words(world(*images), {}) == {"tagged, never used"}
+    assert words(world(*images), by_id) == {"seen in use by an earlier run"}
+    assert words(replace(world(*images), seen=events), by_id) == {"last container, by the engine's events"}
+    assert words(replace(world(*images, *containers), seen=events), by_id) == {"last container"}
 
 
 def test_an_image_younger_than_asked_stays() -> None:
