@@ -17,10 +17,11 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 import ansible
 
@@ -90,6 +91,18 @@ class Bare:
 
     def run(self, watch: bool = False, profile: str = "", **options: Any) -> Outcome:
         """Run the module with these options; ``watch`` its memory (which slows it down), write a ``profile`` (a file's path in the host)."""
+        outcome = self.start(watch, profile, **options).end()
+        assert not outcome.result.get("failed"), {key: value for key, value in outcome.result.items() if key != "invocation"}
+        return outcome
+
+    def fails(self, **options: Any) -> Dict[str, Any]:
+        """Run the module with these options, which it has to complain of; its result."""
+        result = self.start(**options).end().result
+        assert result.get("failed"), {key: value for key, value in result.items() if key != "invocation"}
+        return result
+
+    def start(self, watch: bool = False, profile: str = "", **options: Any) -> Started:
+        """Start the module, and do not wait for it."""
         archive, about = _sdk()
         # As the action plugin and Ansible send them.
         arguments = {"_sdk_archive": archive, "_sdk_about": about, "_ansible_module_name": f"fleetclean.docker.{self.module}",
@@ -97,18 +110,34 @@ class Bare:
         stdin = json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode()
         command = self.host.command([self.host.python, f"{_FOLDER}/run.py", f"{_FOLDER}/module.zip", self.module, profile],
                                     env={"TMPDIR": "/dev/shm", "PYTHONDONTWRITEBYTECODE": "1"})
-        began = time.perf_counter()
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            watcher = _Watcher(process.pid) if watch else None
-            output, errors = process.communicate(stdin, timeout=600)
-        seconds = time.perf_counter() - began
-        together = watcher.stop() if watcher else 0
+        return Started(self.module, command, stdin, watch)
+
+
+class Started:
+    """A module that runs. ``process``: what leads into the host; the module's own process is its child."""
+
+    def __init__(self, module: str, command: List[str], stdin: bytes, watch: bool) -> None:
+        self._module = module
+        self._began = time.perf_counter()
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self._watcher = _Watcher(self.process.pid) if watch else None
+        assert self.process.stdin
+        # Whoever ends before it has read all is to be heard in end().
+        with suppress(BrokenPipeError), self.process.stdin as stream:
+            stream.write(stdin)
+        self.process.stdin = None
+
+    def end(self) -> Outcome:
+        """Wait for its end; what it said, which may be that it failed."""
+        with self.process:
+            output, errors = self.process.communicate(timeout=600)
+        seconds = time.perf_counter() - self._began
+        together = self._watcher.stop() if self._watcher else 0
         said = errors.decode(errors="replace")
         try:
             result, took = json.loads(output), json.loads(said.rpartition("\n")[2])
         except ValueError:
-            raise AssertionError(f"{self.module} ended with {process.returncode}: {output.decode(errors='replace')[-1000:]} {said[-3000:]}") from None
-        assert not result.get("failed"), {key: value for key, value in result.items() if key != "invocation"}
+            raise AssertionError(f"{self._module} ended with {self.process.returncode}: {output.decode(errors='replace')[-1000:]} {said[-3000:]}") from None
         return Outcome(result, seconds, took["cpu"], took["peak"], took["workers_peak"], together)
 
 
