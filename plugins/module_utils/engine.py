@@ -192,6 +192,23 @@ class Engine:
                     raise
             time.sleep(0.5)
 
+    # -- containers' logs --------------------------------------------------------------------
+
+    def pause(self, ident: str) -> None:
+        self._ask("POST", "/containers/{0}/pause", path=(ident,))
+
+    def unpause(self, ident: str) -> None:
+        self._ask("POST", "/containers/{0}/unpause", path=(ident,))
+
+    def restart_container(self, ident: str) -> None:
+        """Stop a container, within the time that it was given for that, and start it again."""
+        self._ask("POST", "/containers/{0}/restart", path=(ident,))
+
+    def shows_last_line(self, ident: str) -> bool:
+        """Whether `docker logs --tail 1` shows anything. What is shown is not looked at."""
+        params = {"stdout": 1, "stderr": 1, "tail": 1}
+        return bool(self._answer("GET", "/containers/{0}/logs", params, path=(ident,))[1].content)
+
     # -- removing ----------------------------------------------------------------------------
 
     def remove_container(self, ident: str, force: bool = False) -> None:

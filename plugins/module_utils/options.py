@@ -169,6 +169,8 @@ class LogWish:
     larger_than: int
     keep: int
     deleted: bool
+    rotated: str = "keep"
+    restart: str = "never"
 
 
 def read_clean(params: dict[str, t.Any]) -> tuple[plan.Wishes, Watermarks]:
@@ -216,16 +218,14 @@ def read_truncate(params: dict[str, t.Any]) -> LogWish:
     """Read docker_log_truncate's options; raises FleetcleanError naming the option."""
     keep = parse_size(params["keep"], "keep")
     larger_than = params.get("larger_than")
-    if params["rotated"] == "remove":
-        raise not_yet("rotated: remove", "use rotated: keep")
-    if params["restart"] != "never":
-        raise not_yet(f"restart: {params['restart']}", "use restart: never, and restart the engine or container yourself")
     return LogWish(
         containers=tuple(params["containers"] or ()),
         keep_labels=tuple(params["keep_labels"] or ()),
         larger_than=max(keep, parse_size(larger_than, "larger_than") if larger_than is not None else 0),
         keep=keep,
         deleted=params["deleted"],
+        rotated=params["rotated"],
+        restart=params["restart"],
     )
 
 

@@ -1,7 +1,11 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""docker_log_truncate from its options to its result: which logs, how each is cut, and what is said of it."""
+"""docker_log_truncate from its options to its result: which logs, how each is cut, and what is said of it.
+
+For each container that was chosen: its log files are cut, its rotated files removed, the space of deleted ones given back.
+Then, if that was asked for, what cannot be read or written properly any more is started again, and looked at once more.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,34 @@ import errno
 import os
 import re
 import typing as t
+from contextlib import nullcontext
 from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
+    apart,
+    engine,
     history,
+    log_cuts,
+    log_holders,
+    log_records,
     logs,
     names,
     options,
+    pausing,
+    restarting,
     session,
     snapshot,
     words,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.log_cuts import Cut
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_size
+
+#: A log that the engine rotates again and again while we try to cut it is left alone in the end.
+_ATTEMPTS = 5
 
 
 def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
@@ -37,38 +52,317 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         raise FleetcleanError(
             f"{site.proof.words}; nothing was touched. Run this on that host, without docker_host.", "foreign_root"
         )
-    root = site.own_storage.root
+    if wish.restart == "engine" and not site.engine.info.get("LiveRestoreEnabled"):
+        raise FleetcleanError(
+            "restart: engine: this engine would stop its containers, since live-restore is off; nothing was touched. Use restart: containers "
+            'or never, or set "live-restore": true in its daemon.json.', "bad_input",
+        )
     looked = snapshot.take(site.engine, snapshot.Wanted(images=True), None)
-    containers = looked.containers
-    major = _major(site.engine.info.get("ServerVersion"))
-    cuts: list[logs.Cut] = []
+    work = _Work(module, wish, site, looked.containers)
     try:
-        for container in containers:
-            if _wanted(container, wish):
-                cuts += _cut_one(site.engine, root, container, wish, major, module.check_mode)
-        if wish.deleted:
-            chosen = {container.id: container for container in containers if _wanted(container, wish)}
-            gone = {container.id for container in containers}
-            for log in logs.open_logs(root):
-                ident = os.path.basename(os.path.dirname(log.path))
-                if log.deleted and (ident in chosen or ident not in gone):
-                    cuts += _give_back(log, chosen.get(ident), ident, module.check_mode)
+        work.cut()
+        work.restart()
     finally:
-        result["logs"] = [{key: value for key, value in vars(cut).items() if key not in ("failed", "disk_full")} for cut in cuts]
-        result["reclaimed_bytes"] = sum(cut.reclaimed_bytes for cut in cuts)
-        result["changed"] = any(cut.changed for cut in cuts)
+        result["logs"] = [{key: value for key, value in vars(cut).items() if key not in ("failed", "disk_full")} for cut in work.cuts]
+        result["reclaimed_bytes"] = sum(cut.reclaimed_bytes for cut in work.cuts)
+        result["restarted"] = work.restarted
+        result["changed"] = bool(work.restarted) or any(cut.changed for cut in work.cuts)
     if not module.check_mode:
         history.note(module.params["state_dir"] or "", site.engine_id, looked, volumes=False)
     if module._diff:
-        lines = [_line(cut, wish) for cut in sorted(cuts, key=lambda cut: -cut.reclaimed_bytes)]
+        lines = [_line(cut, wish) for cut in sorted(work.cuts, key=lambda cut: -cut.reclaimed_bytes)]
         result["diff"] = {"prepared": "".join(f"{line}\n" for line in lines)}
-    failed = [cut for cut in cuts if cut.failed]
+    stale = sorted({cut.name for cut in work.cuts if cut.readers == "stale"})
+    if stale:
+        more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
+        module.warn(
+            f"docker logs --tail and -f {'would ' if module.check_mode else ''}stay silent for {words.printable(', '.join(stale[:5]))}{more} "
+            "until they are started again (restart: engine, with live-restore, or restart: containers)"
+        )
+    failed = [cut for cut in work.cuts if cut.failed]
     if failed:
         result["failure"] = "disk_full" if all(cut.disk_full for cut in failed) else "disk"
         result["msg"] = (
             f"{len(failed)} log{'' if len(failed) == 1 else 's'} could not be cut, all others were. "
             f"The first: {words.printable(failed[0].name)}: {failed[0].words}"
         )
+
+
+class _Work:
+    """One run: ``cuts`` are what was done so far, ``restarted`` what was started again."""
+
+    def __init__(self, module: AnsibleModule, wish: options.LogWish, site: session.Site, containers: t.Sequence[snapshot.Container]) -> None:
+        assert site.own_storage
+        self.cuts: list[Cut] = []
+        self.restarted: list[str] = []
+        self._params = module.params
+        self._dry = bool(module.check_mode)
+        self._wish = wish
+        self._engine = site.engine
+        self._root = site.own_storage.root
+        self._version = _numbers(site.engine.info.get("ServerVersion"))
+        self._holders = log_holders.Holders(self._root)
+        self._known = {container.id for container in containers}
+        self._chosen = [container for container in containers if _wanted(container, wish)]
+        self._configs: dict[str, tuple[str, dict[str, str]]] = {}
+
+    @property
+    def _major(self) -> int:
+        return self._version[0]
+
+    def cut(self) -> None:
+        """Everything but the restarts."""
+        for container in self._chosen:
+            found = logs.kinds(self._root, container.id)
+            for kind in found:
+                self._add(self._cut_one(container, kind))
+                if self._wish.rotated == "remove":
+                    self._add(self._remove_rotated(container, kind))
+            if not found:
+                self._add(self._without_file(container))
+        self._elsewhere()
+
+    def _add(self, cut: Cut | None) -> None:
+        if cut and (cut.changed or cut.words):
+            self.cuts.append(cut)
+
+    def _config(self, ident: str) -> tuple[str, dict[str, str]]:
+        """A container's log driver and that driver's options; nothing known of one that is gone."""
+        if ident not in self._configs:
+            try:
+                found = ((self._engine.container(ident).get("HostConfig") or {}).get("LogConfig")) or {}
+            except engine.EngineError as error:
+                if not error.gone:
+                    raise
+                found = {}
+            self._configs[ident] = (str(found.get("Type") or ""), dict(found.get("Config") or {}))
+        return self._configs[ident]
+
+    def _found(self, container: snapshot.Container, kind: logs.Kind) -> Cut:
+        driver, config = self._config(container.id)
+        unbounded = config.get("max-size", "-1") == "-1" if kind is logs.JSON_FILE else kind is logs.LOCAL and config.get("max-size") == "-1"
+        return Cut(container.id, container.name, kind.driver or driver, kind.path(self._root, container.id), 0, 0, 0, unbounded=unbounded)
+
+    def _without_file(self, container: snapshot.Container) -> Cut | None:
+        driver, _config = self._config(container.id)
+        if driver in ("json-file", "local", ""):
+            return None  # it never ran
+        why = f"nothing to cut: the driver {driver} keeps no log file here"
+        return Cut(container.id, container.name, driver, "", 0, 0, 0, words=why)
+
+    # -- one log -----------------------------------------------------------------------------
+
+    def _cut_one(self, container: snapshot.Container, kind: logs.Kind) -> Cut | None:
+        path = kind.path(self._root, container.id)
+        found = Cut(container.id, container.name, kind.driver, path, 0, 0, 0)
+        try:
+            with logs.open_log(self._root, container.id, False, kind) as descriptor:
+                size = os.fstat(descriptor).st_size
+                small = size - kind.format.front(descriptor, size).text <= self._wish.larger_than
+                if small and not self._worth_a_look(descriptor, kind):
+                    return None
+                found = self._found(container, kind)
+                if self._dry:
+                    return self._decided(descriptor, container, kind, found, self._engine)[0]
+            return apart.do(lambda: self._cut_now(container, kind, found))
+        except FileNotFoundError:
+            return None
+        except logs.LogRefused as refusal:
+            return replace(found, words=str(refusal), failed=True)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            return replace(found, words=f"{path}: {error.strerror or error}", failed=True, disk_full=full)
+
+    @staticmethod
+    def _worth_a_look(descriptor: int, kind: logs.Kind) -> bool:
+        """Whether a small log begins with fillers, or with what readers stumble over."""
+        front = kind.format.front(descriptor, os.fstat(descriptor).st_size)
+        return bool(front.fillers or front.nuls)
+
+    def _cut_now(self, container: snapshot.Container, kind: logs.Kind, found: Cut) -> Cut:
+        """Decide once more and do it: in a process of its own, with a connection of its own."""
+        asked = engine.connect(self._params)
+        for _attempt in range(_ATTEMPTS):
+            try:
+                with logs.claim(self._root, container.id, kind) as descriptor:
+                    return self._do(descriptor, container, kind, found, asked)
+            except logs.Rotated:
+                continue
+            except pausing.NotPaused as refusal:
+                return replace(found, words=f"the engine rotates it, and its container cannot be paused for a moment: {refusal}")
+        return replace(found, words="the engine rotated it again and again")
+
+    def _do(self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, asked: engine.Engine) -> Cut:
+        decided, plans, writer = self._decided(descriptor, container, kind, found, asked)
+        if not plans:
+            return decided or found
+
+        def pause() -> t.ContextManager[object]:
+            return pausing.paused(asked, container.id, descriptor)
+
+        # An engine that packs a file would not notice that lines move in it, so it must have no reason to rotate now.
+        with pause() if writer.writes and self._rotates(container, kind) else nullcontext():
+            if not logs.is_current(self._root, container.id, kind, descriptor):
+                raise logs.Rotated
+            plan = log_cuts.carry_out(descriptor, kind.format, plans, pause)
+        return log_cuts.outcome(found, plan, writer, self._major)
+
+    def _rotates(self, container: snapshot.Container, kind: logs.Kind) -> bool:
+        return kind is not logs.JSON_FILE or self._config(container.id)[1].get("max-size", "-1") != "-1"
+
+    def _decided(
+        self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, asked: engine.Engine
+    ) -> tuple[Cut | None, list[log_cuts.Plan], log_cuts.Writer]:
+        """What is to be said of a log (None: nothing), the ways to cut it, and who writes it."""
+        writer = self._writer(descriptor, container.id, asked)
+        size = os.fstat(descriptor).st_size
+        front = kind.format.front(descriptor, size)
+        found = replace(found, bytes_before=size - front.text, bytes_after=size - front.text)
+        try:
+            plans, why = log_cuts.decide(descriptor, kind.format, writer, self._major, self._wish.larger_than, self._wish.keep)
+        except log_records.Unreadable as error:
+            plans, why = [], f"{found.path}: {error}; it stays as it is"
+        if plans:
+            return log_cuts.outcome(found, plans[0], writer, self._major), plans, writer
+        return (replace(found, words=why) if why else None), plans, writer
+
+    def _writer(self, descriptor: int, ident: str, asked: engine.Engine) -> log_cuts.Writer:
+        """Who writes this log at this moment: the list of containers is as old as all the cuts before this one."""
+        held = self._holders.of(descriptor)
+        if held:
+            # In check mode an engine is left as it is; it could be made to append wherever its open files can be seen.
+            appends = all(log.appends or self._dry or log_holders.make_append(log) for log in held)
+            return log_cuts.Writer(True, appends, pausable=True)
+        try:
+            live = snapshot.container_from({"Id": ident}, asked.container(ident)).live
+        except engine.EngineError as error:
+            if not error.gone:
+                raise
+            live = False
+        return log_cuts.Writer(live, appends=not live, seen=not live)
+
+    # -- other files -------------------------------------------------------------------------
+
+    def _remove_rotated(self, container: snapshot.Container, kind: logs.Kind) -> Cut | None:
+        path = kind.path(self._root, container.id)
+        held = {log.inode for log in self._holders.logs()}
+        try:
+            there = [about for _name, about in logs.rotated(self._root, container.id, kind) if (about.st_dev, about.st_ino) not in held]
+        except (OSError, logs.LogRefused) as error:
+            return Cut(container.id, container.name, kind.driver, path, 0, 0, 0, words=f"{error}", failed=True)
+        if not there:
+            return None
+        size = sum(about.st_size for about in there)
+        found = replace(self._found(container, kind), path=f"{path}.*", bytes_before=size, bytes_after=size)
+        if container.live and self._version < logs.MISSES_NO_ROTATED:
+            return replace(found, words="this engine would miss rotated files of a container that runs; they stay")
+        freed = sum(about.st_blocks * 512 for about in there if about.st_nlink == 1)
+        try:
+            if not self._dry:
+                freed = apart.do(lambda: self._remove_now(container, kind))
+        except (OSError, pausing.NotPaused) as error:
+            return replace(found, words=f"{path}.*: {error}", failed=True)
+        return replace(found, bytes_after=0, reclaimed_bytes=freed, method="rotated")
+
+    def _remove_now(self, container: snapshot.Container, kind: logs.Kind) -> int:
+        held = {log.inode for log in self._holders.logs()}
+        with logs.claim(self._root, container.id, kind) as descriptor:
+            # While the container stands still the engine has no reason to rotate.
+            still = pausing.paused(engine.connect(self._params), container.id, descriptor) if container.live else nullcontext()
+            with still:
+                return logs.remove_rotated(self._root, container.id, kind, held)
+
+    def _elsewhere(self) -> None:
+        """Logs that are written where nobody reads them: deleted under the engine, or renamed."""
+        chosen = {container.id: container for container in self._chosen}
+        for log in self._holders.logs():
+            container = chosen.get(log.container)
+            if container is None and log.container in self._known:
+                continue
+            if log.deleted:
+                self._add(self._give_back(log, container))
+            elif container is not None and os.path.basename(log.path) not in {kind.file(log.container) for kind in logs.KINDS}:
+                why = f"the engine writes to {log.path}, which somebody renamed: docker logs does not show it until the container is started again"
+                driver = self._config(log.container)[0]
+                self._add(Cut(log.container, container.name, driver, log.path, log.bytes, log.bytes, 0, readers="stale", words=why))
+
+    def _give_back(self, log: log_holders.OpenLog, container: snapshot.Container | None) -> Cut | None:
+        name = container.name if container else log.container[:12]
+        driver = self._config(log.container)[0] if container else None
+        found = Cut(log.container, name, driver or "json-file", log.path, log.bytes, log.bytes, 0, readers="stale")
+        if not self._wish.deleted or not log.bytes:
+            lost = "its log was deleted while the engine held it open: docker logs shows nothing new until it is started again"
+            return replace(found, words=lost) if container and self._wish.restart != "never" else None
+        try:
+            freed = log.bytes if self._dry else log_holders.give_back_deleted(log)
+        except OSError as error:
+            return replace(found, words=f"{log.path}: {error.strerror}", failed=True)
+        return replace(found, bytes_after=0, reclaimed_bytes=freed, method="deleted") if freed else None
+
+    # -- restarts ----------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """Start again what cannot be read or written properly, as far as that was asked for, and see whether it helped."""
+        if self._wish.restart == "never":
+            return
+        self._find_stale()
+        ailing = {cut.container: cut.name for cut in self.cuts if cut.readers == "stale" and not cut.failed and cut.container in self._known}
+        if not ailing:
+            return
+        if self._wish.restart == "engine":
+            if not self._dry:
+                restarting.restart_engine(self._engine)
+                self._holders.look_for_processes()
+            self.restarted.append("engine")
+        for ident, name in ailing.items():
+            self._restart_one(ident, name)
+
+    def _restart_one(self, ident: str, name: str) -> None:
+        why = ""
+        if self._wish.restart == "containers":
+            try:
+                if not self._dry:
+                    self._engine.restart_container(ident)
+                    self._holders.look_for_processes()
+                self.restarted.append(name)
+            except FleetcleanError as error:
+                why = f"{error}"
+        if not why and not self._dry and not restarting.cured(lambda: self._reads_well(ident)):
+            why = "it was started again, and docker logs --tail still shows nothing"
+        self.cuts = [self._after_restart(cut, why) if cut.container == ident and cut.readers == "stale" else cut for cut in self.cuts]
+
+    @staticmethod
+    def _after_restart(cut: Cut, why: str) -> Cut:
+        return replace(cut, words="; ".join(filter(None, (cut.words, why))), failed=True) if why else replace(cut, readers="ok")
+
+    def _find_stale(self) -> None:
+        """Add the logs that earlier runs, or somebody's truncate, left so that their readers stay silent."""
+        if self._major < log_cuts.REMEMBERS:
+            return
+        ailing = {cut.container for cut in self.cuts if cut.readers == "stale"}
+        for container in self._chosen:
+            if container.state != "running" or container.id in ailing:
+                continue
+            for kind in logs.kinds(self._root, container.id):
+                if not self._reads_well(container.id):
+                    why = "docker logs --tail showed nothing, though there is something to show"
+                    self._add(replace(self._found(container, kind), readers="stale", words=why))
+                break
+
+    def _reads_well(self, ident: str) -> bool:
+        """Whether the log is written where it is read, and its last line is shown, if it has one."""
+        for kind in logs.kinds(self._root, ident):
+            try:
+                with logs.open_log(self._root, ident, False, kind) as descriptor:
+                    if not self._holders.of(descriptor) and any(log.container == ident for log in self._holders.logs()):
+                        return False
+                    size = os.fstat(descriptor).st_size
+                    if kind.format.front(descriptor, size).text >= size:
+                        continue  # nothing to show
+                return self._engine.shows_last_line(ident)
+            except (FleetcleanError, OSError, logs.LogRefused):
+                return False
+        return not any(log.container == ident and log.deleted for log in self._holders.logs())
 
 
 def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:
@@ -78,97 +372,20 @@ def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:
     )
 
 
-def _writer(engine: Engine, root: str, ident: str, descriptor: int) -> logs.Writer:
-    """Who writes this log at this moment: the list of containers is as old as all the cuts before this one."""
-    found = os.fstat(descriptor)
-    held = [log for log in logs.open_logs(root) if log.inode == (found.st_dev, found.st_ino)]
-    if held:
-        return logs.Writer(True, all(log.appends for log in held))
-    try:
-        live = snapshot.container_from({"Id": ident}, engine.container(ident)).live
-    except EngineError as error:
-        if not error.gone:
-            raise
-        live = False
-    return logs.Writer(live, appends=not live, seen=not live)
-
-
-def _cut_one(
-    engine: Engine,
-    root: str,
-    container: snapshot.Container,
-    wish: options.LogWish,
-    major: int,
-    dry_run: bool,
-) -> list[logs.Cut]:
-    folder = f"{root}/containers/{container.id}"
-    path = f"{folder}/{container.id}-json.log"
-    found = logs.Cut(container.id, container.name, "json-file", path, 0, 0, 0)
-    try:
-        with logs.open_log(root, container.id, write=not dry_run) as descriptor:
-            size = logs.content_bytes(descriptor)
-            if size <= wish.larger_than:
-                return []
-            found = replace(found, bytes_before=size, bytes_after=size)
-            writer = _writer(engine, root, container.id, descriptor)
-            done = logs.cut(descriptor, found, wish.keep, writer, major, dry_run)
-    except FileNotFoundError:
-        return _local_driver(folder, container, wish)
-    except logs.LogRefused as refusal:
-        return [replace(found, words=str(refusal), failed=True)]
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return [replace(found, words=f"{path}: {error.strerror}", failed=True, disk_full=full)]
-    return [done] if done.changed or done.words else []
-
-
-def _local_driver(folder: str, container: snapshot.Container, wish: options.LogWish) -> list[logs.Cut]:
-    """Say of a large log of the local driver that it stays; it rotates by itself, by default at 20 MB."""
-    path = f"{folder}/local-logs/container.log"
-    try:
-        size = os.lstat(path).st_size
-    except OSError:
-        return []
-    if size <= wish.larger_than:
-        return []
-    why = "logs of the local driver can not be cut yet in this release"
-    return [logs.Cut(container.id, container.name, "local", path, size, size, 0, words=why)]
-
-
-def _give_back(
-    log: logs.OpenLog, container: snapshot.Container | None, ident: str, dry_run: bool
-) -> list[logs.Cut]:
-    if not log.bytes:
-        return []
-    found = logs.Cut(
-        ident,
-        container.name if container else ident[:12],
-        "json-file",
-        log.path,
-        log.bytes,
-        0,
-        log.bytes,
-        method="deleted",
-        readers="stale",
-    )
-    try:
-        freed = log.bytes if dry_run else logs.give_back_deleted(log)
-    except OSError as error:
-        return [replace(found, method="none", reclaimed_bytes=0, words=f"{log.path}: {error.strerror}", failed=True)]
-    return [replace(found, reclaimed_bytes=freed)] if freed else []
-
-
-def _line(cut: logs.Cut, wish: options.LogWish) -> str:
+def _line(cut: Cut, wish: options.LogWish) -> str:
     if not cut.changed:
         return words.kept_line("log", 1, cut.bytes_before, f"{cut.name}: {cut.words}")
     if cut.method == "deleted":
-        return words.step_line("log", cut.name, cut.reclaimed_bytes, "deleted while the engine held it open")
-    stay = f"newest {say_size(wish.keep)} stay" if wish.keep else "nothing stays"
-    return words.step_line(
-        "log", cut.name, cut.reclaimed_bytes, f"larger than {say_size(wish.larger_than)}, {stay}"
-    )
+        why = "deleted while the engine held it open"
+    elif cut.method == "rotated":
+        why = "rotated files"
+    elif cut.bytes_before <= wish.larger_than:
+        why = "fillers of earlier cuts, or NULs, are taken out"
+    else:
+        why = f"larger than {say_size(wish.larger_than)}, {f'newest {say_size(wish.keep)} stay' if wish.keep else 'nothing stays'}"
+    return words.step_line("log", cut.name, cut.reclaimed_bytes, why)
 
 
-def _major(version: object) -> int:
-    match = re.search(r"\d+", str(version or ""))
-    return int(match.group()) if match else 0
+def _numbers(version: object) -> tuple[int, int]:
+    found = re.findall(r"\d+", str(version or ""))[:2]
+    return (int(found[0]) if found else 0, int(found[1]) if len(found) > 1 else 0)

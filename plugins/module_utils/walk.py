@@ -35,6 +35,11 @@ from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.extents import (
+    INLINE,
+    SHARED,
+    mapped,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.measure import (
     Mount,
     mounts_below,
@@ -46,11 +51,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.storage import (
 )
 
 _EXAMPLES = 20
-_FIEMAP = 0xC020660B
-_FIEMAP_HEAD = struct.Struct("=QQLLLL")  # start, length, flags, mapped extents, extent count, reserved
-_FIEMAP_EXTENT = struct.Struct("=QQQQQLLLL")  # logical, physical, length, reserved*2, flags, reserved*3
-_EXTENTS = 128
-_EXTENT_LAST, _EXTENT_INLINE, _EXTENT_SHARED = 0x1, 0x200, 0x2000
 #: Of a hard-linked file: its key, and what it added to disk, apparent, shared and frees.
 _LINK = 5
 #: The root of a btrfs subvolume has always this inode number (btrfs_tree.h: BTRFS_FIRST_FREE_OBJECTID).
@@ -629,24 +629,10 @@ def _identity(name: str, found: os.stat_result) -> int:
 
 
 def _shared_extents(descriptor: int) -> t.Iterator[tuple[int, int]]:
-    """Physical place and length of the extents that other files have as well (linux/fiemap.h)."""
-    start = 0
-    while True:
-        asked = bytearray(_FIEMAP_HEAD.size + _EXTENTS * _FIEMAP_EXTENT.size)
-        _FIEMAP_HEAD.pack_into(asked, 0, start, (1 << 64) - 1 - start, 0, 0, _EXTENTS, 0)
-        fcntl.ioctl(descriptor, _FIEMAP, asked)
-        count = _FIEMAP_HEAD.unpack_from(asked, 0)[3]
-        if not count:
-            return
-        for number in range(count):
-            logical, physical, length, _r1, _r2, flags, *_rest = _FIEMAP_EXTENT.unpack_from(
-                asked, _FIEMAP_HEAD.size + number * _FIEMAP_EXTENT.size
-            )
-            if flags & _EXTENT_SHARED and not flags & _EXTENT_INLINE:
-                yield physical, length
-            if flags & _EXTENT_LAST:
-                return
-            start = logical + length
+    """Physical place and length of the extents that other files have as well."""
+    for extent in mapped(descriptor):
+        if extent.flags & SHARED and not extent.flags & INLINE:
+            yield extent.physical, extent.length
 
 
 def _xfs_inode(path: str) -> int:
