@@ -26,7 +26,7 @@ _KINDS = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs"}
 _GET_FLAGS, _EXTENT_FLAG = 0x80086601, 0x80000  # FS_IOC_GETFLAGS, FS_EXTENT_FL: not ext2's and ext3's lists of blocks
 _XFS_GEOMETRY, _XFS_REFLINK = 0x80705864, 1 << 20  # XFS_IOC_FSGEOMETRY_V1, XFS_FSOP_GEOM_FLAGS_REFLINK (xfs_fs.h)
 _BTRFS_TREE_SEARCH = 0xD0009411
-_BTRFS_SYNC = 0x9408
+_BTRFS_SYNC, _BTRFS_FS_INFO = 0x9408, 0x8400941F
 #: struct btrfs_ioctl_search_key: tree, objectid, offset and transaction from and to, type from and to, items.
 _SEARCH = struct.Struct("=7Q4L4Q")
 _ITEM = struct.Struct("=3Q2L")  # transaction, objectid, offset, type, length
@@ -34,6 +34,12 @@ _FILE_EXTENT = struct.Struct("=2QBBHB4Q")  # btrfs_tree.h: struct btrfs_file_ext
 _EXTENT_DATA = 108
 #: So many extents xfs writes into a block of 4 KiB, once they are more than fit into an inode (xfs_format.h: xfs_bmbt_rec).
 _RECORDS, _IN_INODE = 250, 16
+
+
+#: A node of a btrfs tree, as mkfs makes it.
+NODE = 16384
+#: The checksum of a sector, and what a node's own head leaves for them (btrfs_tree.h).
+_CHECKSUM, _IN_NODE = 4, 16283
 
 
 class Extent(t.NamedTuple):
@@ -192,6 +198,29 @@ def _frees_extents(descriptor: int, begin: int, end: int) -> int:
         else:
             stays.add(ref.extent)
     return sum(disk for extent, disk in goes.items() if extent and extent not in stays)
+
+
+def checksums(descriptor: int, freed: int) -> int:
+    """What the checksums of ``freed`` bytes give back as well: btrfs frees their nodes one at a time."""
+    if kind(descriptor) != "btrfs" or freed <= 0:
+        return 0
+    try:
+        return freed // 4096 * _CHECKSUM // _IN_NODE * NODE * metadata_copies(descriptor)
+    except OSError:
+        return 0
+
+
+def metadata_copies(descriptor: int) -> int:
+    """How often btrfs keeps its metadata (sysfs-fs-btrfs).
+
+    :raises OSError: it does not tell.
+    """
+    about = bytearray(1024)
+    fcntl.ioctl(descriptor, _BTRFS_FS_INFO, about)
+    raw = bytes(about[16:32]).hex()
+    name = f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
+    profiles = set(os.listdir(f"/sys/fs/btrfs/{name}/allocation/metadata"))
+    return 1 if "single" in profiles and "dup" not in profiles else 3 if "raid1c3" in profiles else 2
 
 
 def _frees_blocks(descriptor: int, begin: int, end: int, size: int) -> int:

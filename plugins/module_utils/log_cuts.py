@@ -146,7 +146,9 @@ def decide(descriptor: int, form: Format, writer: Writer, major: int, larger_tha
     if not ways:
         return [], _impossible(writer)
     found = [found for found in (way(descriptor, form, plan) for way in ways) if found is not None]
-    useful = [way for way in found if way.frees > 0 or front.nuls]
+    useful = [
+        replace(way, frees=way.frees + extents.checksums(descriptor, way.frees)) for way in found if way.frees > 0 or front.nuls
+    ]
     if large and found and not useful:
         return [], "nothing would come free: its filesystem holds what would go and what stays in the same piece"
     return useful, ""

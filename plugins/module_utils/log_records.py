@@ -181,7 +181,7 @@ class _JsonLines(Format):
 
 class _Framed(Format):
     #: Engines refuse records of more than a million bytes (daemon/logger/local/read.go).
-    largest_filler = GRAIN
+    largest_filler = 4 * GRAIN
 
     _LENGTH = struct.Struct(">L")
     _MOST = 1_000_000

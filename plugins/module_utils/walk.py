@@ -37,8 +37,10 @@ from dataclasses import dataclass, field
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.extents import (
     INLINE,
+    NODE,
     SHARED,
     mapped,
+    metadata_copies,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.measure import (
     Mount,
@@ -55,8 +57,6 @@ _EXAMPLES = 20
 _LINK = 5
 #: The root of a btrfs subvolume has always this inode number (btrfs_tree.h: BTRFS_FIRST_FREE_OBJECTID).
 _SUBVOLUME_INODE = 256
-#: A node of a btrfs tree, as mkfs makes it.
-_NODE = 16384
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -520,7 +520,7 @@ class _Walk:
         elif model.copies:
             sizes.frees += model.metadata(24, 0, 0)
             if own.st_ino == _SUBVOLUME_INODE:
-                sizes.frees += model.copies * _NODE  # a tree of its own, be it ever so small
+                sizes.frees += model.copies * NODE  # a tree of its own, be it ever so small
         else:
             sizes.frees += blocks + model.inode_bytes
         folders: list[str] = []
@@ -651,17 +651,12 @@ def _xfs_inode(path: str) -> int:
 
 
 def _metadata_copies(path: str) -> int:
-    """How often btrfs keeps its metadata: twice, unless it was made otherwise (sysfs-fs-btrfs)."""
+    """How often btrfs keeps its metadata: twice, unless it was made otherwise."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            about = bytearray(1024)
-            fcntl.ioctl(descriptor, 0x8400941F, about)  # BTRFS_IOC_FS_INFO
+            return metadata_copies(descriptor)
         finally:
             os.close(descriptor)
-        raw = bytes(about[16:32]).hex()
-        name = f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
-        profiles = set(os.listdir(f"/sys/fs/btrfs/{name}/allocation/metadata"))
-        return 1 if "single" in profiles and "dup" not in profiles else 3 if "raid1c3" in profiles else 2
     except OSError:
         return 2
