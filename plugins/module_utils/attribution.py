@@ -239,9 +239,7 @@ class _Surveyor:
             folder = f"{self._storage.root}/containers/{container.id}"
             self._own(folder, f"folder of {container.id}", "container_metadata", holder)
             for path in logs.files(folder, container.id):
-                # Only the one that json-file writes can be cut; the others go with their container.
-                which = "log" if path == logs.path_of(self._storage.root, container.id) else "other logs"
-                self._own(path, f"{which} of {container.id}", "logs", holder)
+                self._own(path, f"log of {container.id}", "logs", holder)
 
     def _volumes(self) -> None:
         for volume in self._looked.volumes:

@@ -32,7 +32,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.plan import CacheWish, ContainerWish, ImageWish, VolumeWish, Wishes
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import decide
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
-from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
 Item = t.Dict[str, t.Any]
 
@@ -216,7 +215,7 @@ class _Report:
             if name == "everything_unused":
                 self._gone_logs = sum(self._log_bytes(who[len(CONTAINER):]) for who in gone if who.startswith(CONTAINER))
         logs = [self._log_bytes(container.id) for container in self._survey.snapshot.containers]
-        found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": "docker_log_truncate: keep: 0"}
+        found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": "docker_log_truncate: keep: 0, rotated: remove"}
         found["tmp"] = {
             "bytes": self._ledger.in_category("tmp").frees,
             "count": sum(1 for account in self._survey.accounts.values() if account.category == "tmp" and account.words),
@@ -230,7 +229,7 @@ class _Report:
         return found
 
     def _log_bytes(self, ident: str) -> int:
-        """What cutting a log gives back: its blocks; the file stays."""
+        """What cutting a log and removing its rotated files gives back: their blocks."""
         sizes = self._ledger.size(f"log of {ident}")
         return sizes.disk - sizes.shared
 
@@ -360,16 +359,14 @@ class _Report:
         for path, owner in self._survey.paths.items():
             paths[owner].append(path)
         for container in self._survey.snapshot.containers:
-            accounts = [name for name in (f"log of {container.id}", f"other logs of {container.id}") if name in paths]
-            if not accounts:
+            account = f"log of {container.id}"
+            if account not in paths:
                 continue
-            sizes = Sizes()
-            for name in accounts:
-                sizes.add(self._ledger.size(name))
+            sizes = self._ledger.size(account)
             item = self._item(
-                category, container.id, container.name, sizes.apparent, account=accounts[0], moment=container.created,
+                category, container.id, container.name, sizes.apparent, account=account, moment=container.created,
                 active=container.live, used_by=[container.name],
-                path=words.printable(min(paths[accounts[0]], key=len)), files=sum(len(paths[name]) for name in accounts),
+                path=words.printable(min(paths[account], key=len)), files=len(paths[account]),
             )
             # Also while its container runs: it is cut in place.
             item.update(

@@ -11,11 +11,16 @@ module: docker_log_truncate
 short_description: Shorten container logs in place, without losing a line that is being written
 version_added: 0.1.0
 description:
-  - Cuts logs of the C(json-file) driver to their newest whole lines while containers go on writing. No restart, no free
-    space to speak of.
-  - Nothing is touched unless the data root on this host is proven to be the engine's.
-  - How it is done depends on filesystem and engine, see RV(logs[].method). What C(docker logs) does afterwards is said in
-    RV(logs[].readers).
+  - Cuts logs to their newest whole lines while containers go on writing. No restart, no free space to speak of.
+  - Logs of the C(json-file) and C(local) drivers, and the copies that the engine keeps of what other drivers get (dual logging,
+    C(container-cached.log)), of running and stopped containers. Drivers that keep nothing here (C(none), C(journald),
+    C(syslog)) are said so in RV(logs[].words). Health checks and exec sessions write no log files.
+  - Nothing is touched unless the data root on this host is proven to be the engine's, and no file that is reached through a link.
+  - How it is done depends on filesystem, engine and who writes, see RV(logs[].method). What C(docker logs) does afterwards is
+    said in RV(logs[].readers).
+  - A log that the engine rotates is cut with its container paused for about 0.3 seconds, since an engine that packs a file
+    meanwhile would lose lines. So is one on a filesystem that can neither take out nor share blocks (tmpfs, overlay, nfs).
+  - The work on a log comes to its end even if the module is killed. Two runs at once wait for each other.
 author: The fleetclean.docker contributors (@fleetclean)
 extends_documentation_fragment:
   - fleetclean.docker.options
@@ -37,16 +42,21 @@ options:
     elements: str
     default: [fleetclean.keep]
   larger_than:
-    description: Only logs of more than this, as a size; by default whatever O(keep) is.
+    description:
+      - Only logs of more than this, as a size; by default whatever O(keep) is.
+      - Fillers of earlier cuts are taken out of smaller ones as well once nobody writes them any more, and NULs at a log's
+        beginning (of somebody's C(truncate)), over which C(docker logs) stumbles.
     type: str
   keep:
     description:
       - How much of the newest output stays, in whole lines; V(0) is nothing.
-      - Where blocks are taken out or shared, up to one block (of the filesystem, or 64 KiB) more stays.
+      - A line that is not finished stays, however long it is.
     type: str
     default: 1MiB
   rotated:
-    description: What to do with the engine's rotated files. V(remove) is not there yet in this release and is refused.
+    description:
+      - What to do with the engine's rotated files, packed ones too. V(remove) takes all of them from the chosen containers,
+        whatever O(keep) is, with the container paused for a moment if it runs.
     type: str
     choices: [keep, remove]
     default: keep
@@ -56,11 +66,19 @@ options:
     default: true
   restart:
     description:
-      - What may be started again where the engine can no longer read a log properly (RV(logs[].readers) is V(stale)).
-      - Only V(never) is there in this release; the others are refused.
+      - What may be started again where the engine can no longer read or write a log properly (RV(logs[].readers) is V(stale)),
+        by this run, an earlier one, or somebody who deleted or renamed a log. Whether it helped is looked at in the same run.
+      - V(engine) needs live-restore, which stops no container, and is refused without. systemd is asked to restart it where it
+        runs the engine; elsewhere the engine is ended and, if nobody else does so, started as it was.
+      - V(containers) restarts the containers concerned, and no others.
     type: str
     choices: [never, engine, containers]
     default: never
+notes:
+  - Who follows a log by an offset of his own (fluent-bit, filebeat, promtail) takes a file that became shorter for a new one and
+    reads what stayed once more, see RV(logs[].repeats).
+  - C(docker logs --follow) of an engine before 23 reads what stayed once more as well. A follower that was further behind than
+    what stays can miss lines, or end.
 seealso:
   - module: fleetclean.docker.docker_disk_report
   - module: fleetclean.docker.docker_clean
@@ -72,53 +90,78 @@ EXAMPLES = r"""
     larger_than: 100MB
     keep: 10MB
 
-- name: Empty the logs of the CI runners
+- name: Empty the logs of the CI runners, rotated ones too
   fleetclean.docker.docker_log_truncate:
     containers: ["ci-runner-*"]
     keep: "0"
+    rotated: remove
+
+- name: Somebody deleted a log; its space comes back, and the container logs to a real file again
+  fleetclean.docker.docker_log_truncate:
+    larger_than: 100MB
+    keep: 10MB
+    restart: containers
 """
 
 RETURN = r"""
 logs:
-  description: The logs that were cut (in check mode, would be), and those where it was wished for and could not be done.
+  description: The logs that were cut (in check mode, would be), and those where something is to be said.
   returned: when the engine answers
   type: list
   elements: dict
   sample:
     - {container: 5f2a, name: ci-runner, driver: json-file, path: /var/lib/docker/containers/5f2a/5f2a-json.log,
        bytes_before: 8100000000, bytes_after: 10485760, reclaimed_bytes: 8089514240, method: collapse, readers: ok,
-       slow_seconds: 0.0, words: ""}
+       slow_seconds: 0.0, repeats: true, unbounded: true, words: ""}
   contains:
     container: {description: The container's id., type: str, returned: always}
     name: {description: The container's name., type: str, returned: always}
-    driver: {description: V(json-file) or V(local)., type: str, returned: always}
+    driver: {description: "The log driver: V(json-file), V(local), or another one.", type: str, returned: always}
     path: {description: The log's file., type: str, returned: always}
-    bytes_before: {description: The log's length before., type: int, returned: always}
-    bytes_after: {description: The log's length afterwards; fillers of V(clone) do not count., type: int, returned: always}
-    reclaimed_bytes: {description: What came free., type: int, returned: always}
+    bytes_before: {description: The log's length before; fillers of V(clone) do not count., type: int, returned: always}
+    bytes_after: {description: The log's length afterwards; fillers do not count., type: int, returned: always}
+    reclaimed_bytes:
+      description: What came free; in check mode, what would, as the filesystem counts it.
+      type: int
+      returned: always
     method:
-      description: >-
-        V(collapse) takes blocks out of the front, V(clone) shares one block of filler over it (the file keeps its
-        length), V(rewrite) and V(truncate) are for logs that nobody writes, V(deleted) emptied a file without a name,
-        V(none) did nothing (see C(words)).
+      description:
+        - V(collapse) takes whole blocks out of the front in place (ext4; xfs with an engine before 23, or without reflinks, or if
+          nobody writes). No line is lost, no space needed, nobody waits.
+        - V(clone) puts shared blocks of filler over the front, while somebody writes (btrfs; xfs with reflinks and an engine of 23
+          or newer). The file keeps its length, so no reader notices. No line is lost; it takes up to 4 MiB for a moment.
+        - V(rewrite) moves the lines that stay to the front, and V(truncate) empties the file; both only where nobody writes.
+        - V(paused) moves the lines while the container is paused, for some tenths of a second. Where it cannot be paused, and
+          O(keep) is V(0), V(truncate) loses what is written at that very moment.
+        - V(rotated) removed rotated files, V(deleted) emptied a file without a name, V(none) did nothing (see C(words)).
       type: str
       returned: always
     readers:
       description: >-
         What C(docker logs) does afterwards. V(ok); V(slow), without C(--tail) it reads through fillers for
-        C(slow_seconds); V(stale), C(--tail) and C(-f) stay silent, or hang and keep
-          the engine busy, until the container is started again.
+        C(slow_seconds); V(stale), C(docker logs) is right, but C(--tail) and C(-f) stay silent, or hang and keep
+        the engine busy, until the container is started again (engines of 23 and newer whose file became shorter).
       type: str
       returned: always
     slow_seconds: {description: Seconds that fillers cost C(docker logs)., type: float, returned: always}
-    words: {description: Why nothing was done., type: str, returned: always}
+    repeats:
+      description: Whether those who follow the file by an offset of their own read what stayed once more.
+      type: bool
+      returned: always
+    unbounded:
+      description: >-
+        Whether the engine does not rotate this log, so that it will grow again. Log options of the engine's daemon.json
+        reach new containers only; this one has to be made again.
+      type: bool
+      returned: always
+    words: {description: Why nothing was done; or what somebody should know., type: str, returned: always}
 reclaimed_bytes:
   description: The sum over all logs; in check mode, what would come free.
   returned: when the engine answers
   type: int
   sample: 8089514240
 restarted:
-  description: What was started again.
+  description: What was started again, names of containers or V(engine); in check mode, what would be.
   returned: when the engine answers
   type: list
   elements: str

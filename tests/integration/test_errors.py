@@ -52,8 +52,6 @@ def fails(ansible: Ansible, module: str, args: Dict[str, Any], **variables: Any)
         ("docker_clean", {"leftovers": {}}, "docker_clean: leftovers: not there yet in this release; leave the section out."),
         ("docker_clean", {"images": {}, "parallel": 0}, "parallel: 0 is out of range; use 1 to 32."),
         ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
-        ("docker_log_truncate", {"rotated": "remove"}, "rotated: remove: not there yet in this release"),
-        ("docker_log_truncate", {"restart": "engine"}, "restart: engine: not there yet in this release"),
         ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
         ("docker_disk_report", {"state_dir": "state"}, 'docker_disk_report: state_dir: "state" is not an absolute path'),
     ],

@@ -157,14 +157,14 @@ def test_every_kind_of_failure_is_documented() -> None:
 
 
 def test_a_cut_and_a_removal_return_what_is_documented_for_their_entries() -> None:
-    from ansible_collections.fleetclean.docker.plugins.module_utils import cleaning, logs
+    from ansible_collections.fleetclean.docker.plugins.module_utils import cleaning, log_cuts
     from ansible_collections.fleetclean.docker.plugins.modules import docker_clean
 
     entry = cleaning._entry(policy.Step("image", "i", "a:1", 5, "why"))
     assert set(entry) == set(yaml.safe_load(docker_clean.RETURN)["removed"]["contains"])
     documented = set(yaml.safe_load(module("docker_log_truncate").RETURN)["logs"]["contains"])
     inner = {"failed", "disk_full"}
-    assert set(logs.Cut.__dataclass_fields__) - inner == documented
+    assert set(log_cuts.Cut.__dataclass_fields__) - inner == documented
 
 
 # -- the role --------------------------------------------------------------------------------------
