@@ -47,7 +47,8 @@ from typing import Any, Optional
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.report import cpu_of_children, idle_cpus, say  # noqa: E402
+from benchmarks import common  # noqa: E402
+from benchmarks.common import cpu_of_children, idle_cpus, markdown, say, span  # noqa: E402
 from tests.fleet import Fleet, FleetError, Host, HostSpec  # noqa: E402
 from tests.fleet.dirty import load_image, tar  # noqa: E402
 from tests.fleet.system import die_with_parent  # noqa: E402
@@ -73,20 +74,13 @@ VENV = "/opt/peer"
 
 
 @dataclass
-class Series:
+class Series(common.Series):
     """What one contender took in all rounds; ``engine`` is the CPU that the engine took meanwhile."""
 
-    seconds: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
     engine: list[float] = field(default_factory=list)
 
-    @property
-    def middle(self) -> float:
-        return median(self.seconds)
-
     def to_json(self) -> dict[str, Any]:
-        return {"seconds": [round(value, 4) for value in self.seconds], "median": round(self.middle, 4),
-                "cpu_median": round(median(self.cpu), 4), "engine_cpu_median": round(median(self.engine), 4)}
+        return {**super().to_json(), "engine_cpu_median": round(median(self.engine), 4)}
 
 
 class Controller:
@@ -234,12 +228,9 @@ def table(title: str, taken: dict[str, Series], others: dict[str, str], differen
     for name, series in taken.items():
         against = [taken[other].middle for other in others.values()]
         rows.append([
-            name, f"{series.middle:.2f}", f"{min(series.seconds):.2f}-{max(series.seconds):.2f}", *(f"{series.middle / other:.2f}" for other in against),
+            name, f"{series.middle:.2f}", series.from_to, *(f"{series.middle / other:.2f}" for other in against),
             *(f"{series.middle - other:+.2f}" for other in against if difference), f"{median(series.cpu):.2f}", f"{median(series.engine):.2f}"])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) + " |" for row in rows]
-    lines.insert(1, "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |")
-    return lines
+    return markdown(rows)
 
 
 def aims(removed: dict[int, dict[str, Series]], idle: dict[str, Series]) -> Iterator[str]:
@@ -338,20 +329,16 @@ def main() -> int:
           f"{len(os.sched_getaffinity(0))} CPUs.\nImages of {FILES * FILE_BYTES / 1e6:.0f} MB in {FILES} files, {OTHERS} containers, {OTHERS} volumes.")
     for images, taken in removed.items():
         print("", *table(f"{images} images", taken, {"prune": PRUNE, "docker_prune": THEIRS}), sep="\n")
-        print(f"\nidle CPUs before each run: {said(idle[str(images)])}")
+        print(f"\nidle CPUs before each run: {span(idle[str(images)])}")
     if quiet:
         print("", *table("idle, playbook", quiet, {"ping": PING, "pipelined": PING_PIPELINED}, difference=True), sep="\n")
-        print(f"\nidle CPUs before each round: {said(idle['idle'])}")
+        print(f"\nidle CPUs before each round: {span(idle['idle'])}")
     print("", *aims(removed, quiet), sep="\n")
     if options.json:
         figures = {"idle_cpus": idle, "idle": {name: series.to_json() for name, series in quiet.items()},
                    **{str(images): {name: series.to_json() for name, series in taken.items()} for images, taken in removed.items()}}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
-
-
-def said(idle: list[float]) -> str:
-    return f"{min(idle)} to {max(idle)}, median {median(idle):.1f}"
 
 
 def profile(host: Host, images: int) -> int:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,8 @@ from typing import Any, Optional
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from benchmarks import common  # noqa: E402
+from benchmarks.common import cpu_of_children, idle_cpus, markdown, say  # noqa: E402
 from tests.fleet import Fleet, FleetError, Host, HostSpec  # noqa: E402
 from tests.fleet.crowded import Crowd, crowd  # noqa: E402
 from tests.fleet.system import die_with_parent  # noqa: E402
@@ -49,17 +50,11 @@ MB = 1_000_000
 
 
 @dataclass
-class Series:
+class Series(common.Series):
     """What one contender took in all rounds."""
 
-    seconds: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
     memory: int = 0
     processes: list[int] = field(default_factory=list)
-
-    @property
-    def middle(self) -> float:
-        return median(self.seconds)
 
     def add(self, seconds: float, cpu: float, outcome: Optional[Outcome] = None) -> None:
         self.seconds.append(seconds)
@@ -69,8 +64,7 @@ class Series:
             self.processes.append(outcome.result.get("measured", {}).get("processes", 0))
 
     def to_json(self) -> dict[str, Any]:
-        return {"seconds": [round(value, 4) for value in self.seconds], "median": round(self.middle, 4),
-                "cpu_median": round(median(self.cpu), 4), "peak_bytes": self.memory or None, "processes": self.processes}
+        return {**super().to_json(), "peak_bytes": self.memory or None, "processes": self.processes}
 
 
 @dataclass(frozen=True)
@@ -121,24 +115,6 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
-def cpu_of_children() -> float:
-    """Seconds of CPU of all processes that were started here and have ended; what the engine does for them is not among it."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def idle_cpus(seconds: float = 0.5) -> float:
-    """How many of the machine's CPUs nobody uses at this moment, see proc_stat(5)."""
-    def read() -> tuple[int, int]:
-        ticks = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return ticks[3] + ticks[4], sum(ticks)
-
-    idle, every = read()
-    time.sleep(seconds)
-    idle_then, every_then = read()
-    return (idle_then - idle) / max(1, every_then - every) * (os.cpu_count() or 1)
-
-
 def measure(host: Host, rounds: int, cold: bool, idle: list[float]) -> dict[str, Series]:
     """Each contender ``rounds`` times, in turn; how idle the machine was before each round is added to ``idle``."""
     field_of = list(contenders(host))
@@ -183,13 +159,10 @@ def table(title: str, taken: dict[str, Series]) -> list[str]:
         work = max(0.0, series.middle - startup)
         ours = name not in (DU, DF, STARTUP)
         rows.append([
-            name, f"{series.middle:.2f}", f"{min(series.seconds):.2f}-{max(series.seconds):.2f}", f"{series.middle / du:.2f}",
+            name, f"{series.middle:.2f}", series.from_to, f"{series.middle / du:.2f}",
             f"{series.middle / df:.2f}", f"{work / du:.2f}" if ours else "", f"{work / df:.2f}" if ours else "", f"{median(series.cpu):.2f}",
             f"{series.memory / MB:.0f}" if series.memory else ""])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) + " |" for row in rows]
-    lines.insert(1, "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |")
-    return lines
+    return markdown(rows)
 
 
 def aims(by_cache: dict[str, dict[str, Series]]) -> list[str]:
@@ -204,13 +177,6 @@ def aims(by_cache: dict[str, dict[str, Series]]) -> list[str]:
             met = "met" if whole <= most else "met without start-up" if work <= most else "missed"
             lines.append(f"{name}, {cache}: {whole:.2f} of {other}, {work:.2f} without start-up; aim {most:g}: {met}")
     return lines
-
-
-_BEGAN = time.monotonic()
-
-
-def say(text: str) -> None:
-    print(f"{time.monotonic() - _BEGAN:4.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
