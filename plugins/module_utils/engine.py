@@ -52,8 +52,12 @@ class EngineError(FleetcleanError):
 
     def __init__(self, call: str, status: int, answer: str) -> None:
         super().__init__(f'{call}: the engine says "{answer}" (HTTP {status}).', "engine")
+        self.call = call
         self.status = status
         self.answer = answer
+
+    def __reduce__(self) -> tuple[t.Any, ...]:
+        return EngineError, (self.call, self.status, self.answer)
 
     @property
     def gone(self) -> bool:

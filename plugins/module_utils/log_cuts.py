@@ -159,7 +159,7 @@ def _ways(descriptor: int, writer: Writer, major: int) -> list[t.Callable[[int, 
     clones = [_by_clone] if extents.reflinks(descriptor) else []
     if not writer.writes:
         return [_by_truncation, *collapses, _by_rewrite]
-    paused = [_by_pause] if writer.pausable else [_by_truncation]
+    paused = [_by_pause, _by_truncation] if writer.pausable else [_by_truncation]
     if not writer.appends:
         return [*clones]
     return [*clones, *collapses, *paused] if major >= REMEMBERS or not collapses else [*collapses, *clones, *paused]

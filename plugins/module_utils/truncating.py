@@ -13,8 +13,9 @@ import errno
 import os
 import re
 import typing as t
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
@@ -39,6 +40,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_cuts import Cut
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_size
 
+_Ask = t.Callable[[], engine.Engine]
 #: A log that the engine rotates again and again while we try to cut it is left alone in the end.
 _ATTEMPTS = 5
 
@@ -163,7 +165,7 @@ class _Work:
                     return None
                 found = self._found(container, kind)
                 if self._dry:
-                    return self._decided(descriptor, container, kind, found, self._engine)[0]
+                    return self._decided(descriptor, container, kind, found, lambda: self._engine)[0]
             return apart.do(lambda: self._cut_now(container, kind, found))
         except FileNotFoundError:
             return None
@@ -171,7 +173,9 @@ class _Work:
             return replace(found, words=str(refusal), failed=True)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            return replace(found, words=f"{path}: {error.strerror or error}", failed=True, disk_full=full)
+            # What no way exists for is no failure: it is said, and stays.
+            failed = error.errno != errno.EOPNOTSUPP
+            return replace(found, words=f"{path}: {error.strerror or error}", failed=failed, disk_full=full)
 
     @staticmethod
     def _worth_a_look(descriptor: int, kind: logs.Kind) -> bool:
@@ -181,27 +185,34 @@ class _Work:
 
     def _cut_now(self, container: snapshot.Container, kind: logs.Kind, found: Cut) -> Cut:
         """Decide once more and do it: in a process of its own, with a connection of its own."""
-        asked = engine.connect(self._params)
+        # Asked for only where it is needed: what a process shares with another it must not speak through.
+        ask = lru_cache(maxsize=None)(lambda: engine.connect(self._params))
         for _attempt in range(_ATTEMPTS):
             try:
                 with logs.claim(self._root, container.id, kind) as descriptor:
-                    return self._do(descriptor, container, kind, found, asked)
+                    return self._do(descriptor, container, kind, found, ask)
             except logs.Rotated:
                 continue
             except pausing.NotPaused as refusal:
                 return replace(found, words=f"the engine rotates it, and its container cannot be paused for a moment: {refusal}")
         return replace(found, words="the engine rotated it again and again")
 
-    def _do(self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, asked: engine.Engine) -> Cut:
-        decided, plans, writer = self._decided(descriptor, container, kind, found, asked)
+    def _do(self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, ask: _Ask) -> Cut:
+        decided, plans, writer = self._decided(descriptor, container, kind, found, ask)
         if not plans:
             return decided or found
 
-        def pause() -> t.ContextManager[object]:
-            return pausing.paused(asked, container.id, descriptor)
+        @contextmanager
+        def pause() -> t.Iterator[None]:
+            try:
+                with pausing.paused(ask(), container.id, descriptor):
+                    yield
+            except pausing.NotPaused as refusal:
+                raise OSError(errno.EOPNOTSUPP, f"its container cannot be paused for a moment: {refusal}") from None
 
         # An engine that packs a file would not notice that lines move in it, so it must have no reason to rotate now.
-        with pause() if writer.writes and self._rotates(container, kind) else nullcontext():
+        rotates = writer.writes and self._rotates(container, kind)
+        with pausing.paused(ask(), container.id, descriptor) if rotates else nullcontext():
             if not logs.is_current(self._root, container.id, kind, descriptor):
                 raise logs.Rotated
             plan = log_cuts.carry_out(descriptor, kind.format, plans, pause)
@@ -211,10 +222,10 @@ class _Work:
         return kind is not logs.JSON_FILE or self._config(container.id)[1].get("max-size", "-1") != "-1"
 
     def _decided(
-        self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, asked: engine.Engine
+        self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, ask: _Ask
     ) -> tuple[Cut | None, list[log_cuts.Plan], log_cuts.Writer]:
         """What is to be said of a log (None: nothing), the ways to cut it, and who writes it."""
-        writer = self._writer(descriptor, container.id, asked)
+        writer = self._writer(descriptor, container.id, ask)
         size = os.fstat(descriptor).st_size
         front = kind.format.front(descriptor, size)
         found = replace(found, bytes_before=size - front.text, bytes_after=size - front.text)
@@ -226,7 +237,7 @@ class _Work:
             return log_cuts.outcome(found, plans[0], writer, self._major), plans, writer
         return (replace(found, words=why) if why else None), plans, writer
 
-    def _writer(self, descriptor: int, ident: str, asked: engine.Engine) -> log_cuts.Writer:
+    def _writer(self, descriptor: int, ident: str, ask: _Ask) -> log_cuts.Writer:
         """Who writes this log at this moment: the list of containers is as old as all the cuts before this one."""
         held = self._holders.of(descriptor)
         if held:
@@ -234,7 +245,7 @@ class _Work:
             appends = all(log.appends or self._dry or log_holders.make_append(log) for log in held)
             return log_cuts.Writer(True, appends, pausable=True)
         try:
-            live = snapshot.container_from({"Id": ident}, asked.container(ident)).live
+            live = snapshot.container_from({"Id": ident}, ask().container(ident)).live
         except engine.EngineError as error:
             if not error.gone:
                 raise

@@ -230,6 +230,10 @@ def test_each_category_has_what_is_its_own(host: Host) -> None:
     assert {name: use["disk_bytes"] for name, use in usage.items()} == expected
 
 
+def logs_of(root: Path, container: str) -> list[Path]:
+    return [root / "containers" / container / f"{container}-json.log{more}" for more in ("", ".1")]
+
+
 def test_what_is_reclaimable_is_what_removing_gives_back(host: Host) -> None:
     result = host.report()
     ways = {name: way["bytes"] for name, way in result["reclaimable"].items()}
@@ -247,13 +251,12 @@ def test_what_is_reclaimable_is_what_removing_gives_back(host: Host) -> None:
     assert ways["unused_build_cache"] == cache
     images = removed(host.layer(OTHER), image_db / "layerdb/sha256" / OTHER[7:], image_db / "imagedb/content/sha256" / hexadecimal("two"))
     assert ways["unused_images"] == images == item(result, "images", "app:?[31m2")["reclaimable_bytes"]
-    job_log = du(root / "containers" / JOB / f"{JOB}-json.log")
+    job_logs = du(*logs_of(root, JOB))
     containers = removed(root / "containers" / JOB, *host.writable(JOB), image_db / "layerdb/mounts" / JOB)
     assert ways["stopped_containers"] == containers == item(result, "containers", "job")["reclaimable_bytes"]
     assert ways["everything_unused"] == volumes + cache + images + containers
-    # A log is cut; rotated ones go with their container.
-    web_log = removed(root / "containers" / WEB / f"{WEB}-json.log")
-    assert ways["logs"] == web_log + job_log
+    # A log is cut, and rotated ones are removed.
+    assert ways["logs"] == removed(*logs_of(root, WEB)) + job_logs
     assert item(result, "logs", "web")["reclaimable_bytes"] == web_log
     leftovers = removed(root / "overlay2" / LOST, host.layer(NOBODYS), root / "vfs", image_db / "layerdb/sha256" / NOBODYS[7:])
     assert ways["leftovers"] == leftovers
@@ -293,7 +296,7 @@ def test_items_have_what_they_hold_and_what_goes_with_them_alone(host: Host) -> 
     assert item(result, "volumes", "old")["reclaimable_bytes"] == du(host.root / "volumes/old")
     log = item(result, "logs", "web")
     assert (log["files"], log["logical_bytes"]) == (2, 70_000)
-    assert 0 < log["reclaimable_bytes"] < log["disk_bytes"], "its rotated file stays"
+    assert log["reclaimable_bytes"] == log["disk_bytes"] == du(*logs_of(host.root, WEB))
     assert item(result, "build_cache", "r1")["disk_bytes"] == du(host.root / "overlay2" / CACHED)
     kinds = {left["path"]: left["kind"] for left in result["items"]["leftovers"]}
     assert kinds == {
