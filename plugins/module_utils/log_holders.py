@@ -17,7 +17,7 @@ import stat
 import typing as t
 from dataclasses import dataclass
 
-_LOG = r"([0-9a-f]{64})/(?:\1-json\.log|container-cached\.log|local-logs/container\.log|[^/]*)"
+_LOG = r"([0-9a-f]{64})/(?:\1-json\.log|container-cached\.log|local-logs/container\.log|[^/]*log[^/]*)"
 _DELETED = " (deleted)"
 _PIDFD_OPEN, _PIDFD_GETFD = 434, 438  # the same on all architectures since Linux 5.3 and 5.6
 

@@ -217,6 +217,7 @@ def _both(first: dict[str, t.Any], again: dict[str, t.Any]) -> dict[str, t.Any]:
         "changed": bool(first.get("changed") or again.get("changed")),
         "logs": [log for log in first["logs"] if log["method"] != "none"] + again["logs"],
         "reclaimed_bytes": first["reclaimed_bytes"] + again["reclaimed_bytes"],
+        "restarted": [*(first.get("restarted") or []), *(again.get("restarted") or [])],
     }
 
 
