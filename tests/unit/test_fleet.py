@@ -120,8 +120,6 @@ def test_a_wrong_wish_is_refused_by_the_name_of_its_variable(clean: dict[str, t.
     [
         ({"keep": "all"}, 'cleanup_logs_keep: "all" is not a size'),
         ({"larger_than": "20%"}, 'cleanup_logs_larger_than: "20%" is not a size'),
-        ({"rotated": "remove"}, "cleanup_logs_rotated: remove: not there yet in this release"),
-        ({"restart": "engine"}, "cleanup_logs_restart: engine: not there yet in this release"),
     ],
 )
 def test_a_wrong_wish_for_logs_is_refused_by_the_name_of_its_variable(logs: dict[str, t.Any], start: str) -> None:
