@@ -4,9 +4,13 @@
 """Twenty cleans in the middle of a storm: containers start and stop, are made from images that were unused a moment ago, images are
 built, loaded and tagged. Nothing that is in use is lost, and nothing fails but what a named conflict keeps.
 
-One thing an engine does by itself and no client can see: while it makes a container, it has looked the image up and does not yet count
-the container among its users (moby, daemon/create.go: the image first, Register last). An image that goes within that moment is told
-apart by the engine's own event.
+Three things engines do by themselves, and no client can see or prevent them:
+
+- While an engine makes a container, it has looked the image up and does not yet count the container among its users (moby,
+  daemon/create.go: the image first, Register last). An image that goes within that moment is told apart by the engine's own event.
+- BuildKit may panic when many build at once, and takes the whole engine with it (moby 42414). Then that host's storm begins anew, once.
+- With containerd's store a build that has found a step in its cache does not hold that image until it is used (moby,
+  image/cache/cache.go). A build or two may fail of it.
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import re
 import socket
 import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
 
@@ -40,6 +47,10 @@ IDLE = ["/bin/sleep", "1000000"]
 CLEANS, MODULE_CLEANS = 17, 3
 #: A build of the classic builder has images without a name; this is what the documentation says to do about it.
 UNDER_WAY = 600
+#: Builds on containerd's store that may fail for want of an image that they had found in their cache, and what they say then: they know
+#: it by its digest, while one that they were told to build on has a name.
+MAY_LACK_CACHED = 2
+LACKS_CACHED = re.compile(r"(_build|_build_with_buildkit): .*(unable to find image \W*sha256:[0-9a-f]{64}|sha256:[0-9a-f]{64}\W*: not found)")
 
 
 @pytest.fixture(scope="module")
@@ -239,40 +250,122 @@ def clean(host: Host, number: int) -> Tuple[policy.Plan, removal.Outcome]:
     return plan, outcome
 
 
-def test_twenty_cleans_in_a_storm_lose_nothing_that_is_in_use(fleet: Fleet) -> None:
-    storms = {host.name: Storm(host) for host in fleet}
-    on_all(fleet, lambda host: storms[host.name].begin())
-    try:
-        def cleans(host: Host) -> Tuple[List[removal.Result], List[str], int, int]:
-            failed: List[removal.Result] = []
-            kept: List[str] = []
-            removed = forced = 0
-            for number in range(CLEANS):
-                plan, outcome = clean(host, number)
-                failed += outcome.failed
-                kept += [entry.reason for entry in outcome.kept]
-                removed += len(outcome.removed)
-                forced += sum(step.kind == "image" and step.force for step in plan.steps)
-            return failed, kept, removed, forced
+@dataclass
+class Weather:
+    """A host's storm, what its cleans came to, and what ended them early."""
 
-        done = on_all(fleet, cleans)
-        ansible = Ansible(str(fleet.inventory))
+    storm: Storm
+    outcomes: List[removal.Outcome] = field(default_factory=list)
+    forced: int = 0
+    by_module: List[Dict[str, Any]] = field(default_factory=list)
+    ended_by: Optional[Exception] = None
+
+
+def clean_in_a_storm(hosts: List[Host], ansible: Ansible) -> Dict[str, Weather]:
+    """All the cleans of some hosts, in a storm on each."""
+    weather = {host.name: Weather(Storm(host)) for host in hosts}
+    on_all(hosts, lambda host: weather[host.name].storm.begin())
+    try:
+        def cleans(host: Host) -> None:
+            here = weather[host.name]
+            try:
+                for number in range(CLEANS):
+                    plan, outcome = clean(host, number)
+                    here.outcomes.append(outcome)
+                    here.forced += sum(step.kind == "image" and step.force for step in plan.steps)
+            except Exception as error:  # told by the caller, who looks first whether there is an engine at all
+                here.ended_by = error
+
+        on_all(hosts, cleans)
         options = {"containers": {"keep": ["storm-*"], "older_than": "1h"}, "images": {"scope": "unused", "keep": ["storm/base"], "dangling_older_than": "10m"},
                    "volumes": {"scope": "unused"}, "networks": {}, "build_cache": {"scope": "all"}}
-        by_module = [ansible.module("docker_clean", options) for _ in range(MODULE_CLEANS)]
+        names = [name for name, here in weather.items() if not here.ended_by]
+        for _ in range(MODULE_CLEANS if names else 0):
+            for name, result in ansible.module("docker_clean", options, hosts=":".join(names)).items():
+                weather[name].by_module.append(result)
     finally:
-        for storm in storms.values():
-            storm.stop()
+        for here in weather.values():
+            here.storm.stop()
+    return weather
+
+
+def start_afresh(host: Host) -> None:
+    """Start a broken engine with nothing: its builder may be left with records that nobody can remove any more."""
+    host.start_engine()
+    for entry in host.must("GET", "/containers/json?all=1"):
+        host.must("DELETE", f"/containers/{entry['Id']}?force=1")  # they have mounts below the data root
+    host.stop_engine()
+    host.exec(["find", host.data_root, "-mindepth", "1", "-delete"])
+    host.start_engine()
+
+
+def buildkit_panic(log: str) -> str:
+    """The panic of BuildKit that an engine's log ends with, and where it was; nothing if it is anything else.
+
+    What panicked is on top of the first stack, below frames of Go's own packages, whose names begin with no host's name.
+    """
+    lines = log.splitlines()
+    begin = max((number for number, line in enumerate(lines) if line.startswith(("panic: ", "fatal error: "))), default=len(lines))
+    stacks = [number for number in range(begin, len(lines)) if lines[number].startswith("goroutine ")]
+    stack = takewhile(bool, lines[stacks[0] + 1 :]) if stacks else iter(())
+    functions = (line.rpartition("(")[0] for line in stack if not line.startswith("\t"))
+    top = next((function for function in functions if "." in function.partition("/")[0] and "/" in function), "")
+    return f"{lines[begin]} in {top}" if "github.com/moby/buildkit/" in top else ""
+
+
+STACK = """time="2026-01-01T00:00:00Z" level=info msg="panic: told by a container"
+{what}
+
+goroutine 1204 [running]:
+{frames}
+
+goroutine 1 [chan receive, 5 minutes]:
+github.com/moby/buildkit/solver.(*scheduler).loop(0xc000442000)
+\t/src/solver/scheduler.go:104 +0x1e8
+"""
+OF_GO = "panic(0x55d0c0, 0xc0001)\n\t/usr/lib/go/src/runtime/panic.go:965 +0x1b9\nsync.(*Mutex).Unlock(...)\n\t/usr/lib/go/src/sync/mutex.go:190\n"
+OF_BUILDKIT = "github.com/docker/docker/vendor/github.com/moby/buildkit/solver.(*edge).unpark(0xc1, 0xc2)\n\t/src/solver/edge.go:363 +0x1da"
+OF_THE_ENGINE = "github.com/docker/docker/daemon.(*Daemon).ContainerStart(0xc1)\n\t/src/daemon/start.go:18 +0x17b\n"
+
+
+@pytest.mark.parametrize(("what", "frames", "told"), [
+    ("panic: failed to get edge", OF_BUILDKIT, "panic: failed to get edge in github.com/docker/docker/vendor/github.com/moby/buildkit/solver.(*edge).unpark"),
+    ("fatal error: concurrent map writes", OF_GO + OF_BUILDKIT.replace("github.com/docker/docker/vendor/", ""),
+     "fatal error: concurrent map writes in github.com/moby/buildkit/solver.(*edge).unpark"),
+    ("panic: no such thing", OF_GO + OF_THE_ENGINE + OF_BUILDKIT, ""),
+    ("level=error msg=no", OF_BUILDKIT, ""),
+])
+def test_only_what_panicked_within_buildkit_is_buildkits_panic(what: str, frames: str, told: str) -> None:
+    assert buildkit_panic(STACK.format(what=what, frames=frames)) == told
+
+
+def test_twenty_cleans_in_a_storm_lose_nothing_that_is_in_use(fleet: Fleet) -> None:
+    ansible = Ansible(str(fleet.inventory))
+    weather = clean_in_a_storm(list(fleet), ansible)
+    panics = {host.name: host.engine_process() is None and buildkit_panic(host.engine_log()) for host in fleet}
+    broken = [host for host in fleet if panics[host.name]]
+    for host in broken:
+        print(f"{host.name}: the engine ended, {panics[host.name]}; once more")
+        start_afresh(host)
+    weather.update(clean_in_a_storm(broken, ansible) if broken else {})
     for host in fleet:
-        storm, (failed, kept, removed, forced) = storms[host.name], done[host.name]
-        told = f"{host.name}: {storm.counts}, {len(storm.mine)} containers, {removed} removed, {forced} by force, kept: {sorted(set(kept))}"
+        here, storm = weather[host.name], weather[host.name].storm
+        if here.ended_by:
+            raise here.ended_by
+        failed = [result for outcome in here.outcomes for result in outcome.failed]
+        kept = {entry.reason for outcome in here.outcomes for entry in outcome.kept}
+        removed = sum(len(outcome.removed) for outcome in here.outcomes)
+        told = f"{host.name}: {storm.counts}, {len(storm.mine)} containers, {removed} removed, {here.forced} by force, kept: {sorted(kept)}"
         print(told)
         assert not failed, f"{[(result.step.kind, result.step.name, result.words) for result in failed]} {told}"
-        for result in by_module:
-            assert not result[host.name]["failed"], result[host.name]
-        assert not storm.errors, f"{storm.errors} {told}"
+        assert len(here.by_module) == MODULE_CLEANS
+        for result in here.by_module:
+            assert not result["failed"], result
+        lacking = [error for error in storm.errors if LACKS_CACHED.match(error)] if host.spec.daemon_json == CONTAINERD else []
+        assert not [error for error in storm.errors if error not in lacking], f"{storm.errors} {told}"
+        assert len(lacking) <= MAY_LACK_CACHED, f"{lacking} {told}"
         assert min(storm.counts.values()) > 3 and len(storm.counts) == 8, f"it was no storm: {told}"
-        assert removed > 15 and forced, told
+        assert removed > 15 and here.forced, told
         named = ("it came into use", 'the engine says "', "the tag names another image now", "it has got another tag", "the builder kept it", "it is the last tag of",
                  "it was made anew or changed meanwhile", "parent of an image that stays", "it ran meanwhile")
         assert not [reason for reason in kept if not reason.startswith(named)], told
