@@ -107,13 +107,11 @@ class _JsonLines(Format):
                 if position % GRAIN == 0:
                     fillers = position
                 continue
-            text = piece.lstrip(_BLANK + b"\0")
-            nuls = nuls or b"\0" in piece[: len(piece) - len(text)]
-            position += len(piece) - len(text)
-            if text and not self._filler_length(os.pread(descriptor, 128, position)):
+            blank = len(piece) - len(piece.lstrip(_BLANK + b"\0"))
+            if not blank:
                 break
-            if not piece:
-                break
+            nuls = nuls or b"\0" in piece[:blank]
+            position += blank
         return Front(min(position, size), fillers, nuls)
 
     def _filler_length(self, piece: bytes) -> int:
