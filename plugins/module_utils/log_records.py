@@ -112,6 +112,8 @@ class _JsonLines(Format):
                 break
             nuls = nuls or b"\0" in piece[:blank]
             position += blank
+        if nuls and os.pread(descriptor, 1, position) not in (b"{", b""):
+            position = self.border(descriptor, position + 1, size)  # a hole ended within a line: half a one ends every reader's way
         return Front(min(position, size), fillers, nuls)
 
     def _filler_length(self, piece: bytes) -> int:
@@ -208,13 +210,8 @@ class _Framed(Format):
                 break
         if text - position < 8:
             return Front(position, fillers, False)
-        return Front(self._first(descriptor, max(position, text - 3), size), fillers, True)
-
-    def _first(self, descriptor: int, position: int, end: int) -> int:
-        for place in range(position, min(end, position + 4)):
-            if self._chain(descriptor, place, end):
-                return place
-        return end
+        # A hole ends at a block's end, which need not be where a record begins.
+        return Front(self.border(descriptor, max(position, text - 3), size), fillers, True)
 
     def _record(self, descriptor: int, position: int, end: int) -> int | None:
         """Where the record ends that begins at ``position``; None if none does."""
