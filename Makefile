@@ -83,6 +83,10 @@ bench-report: .venv/made-from ## docker_disk_report beside du and docker system 
 bench-clean: .venv/made-from ## docker_clean beside docker system prune and docker_prune: ratios (root, 30 minutes, 6 GB of disk)
 	@$(as_root) $(bound) python benchmarks/clean.py $(ARGS)
 
+.PHONY: bench-logs
+bench-logs: .venv/made-from ## docker_log_truncate beside truncate, copy-truncate and logrotate: ratios (root, 40 minutes, 12 GB of disk)
+	@$(as_root) $(bound) python benchmarks/logs.py $(ARGS)
+
 .PHONY: test-vm test-vm-devicemapper test-vm-zfs
 test-vm: test-vm-devicemapper test-vm-zfs ## devicemapper and zfs, in emulated machines (root, 4 minutes, 6 more the first time)
 test-vm-devicemapper test-vm-zfs: test-vm-%: .venv/made-from

@@ -9,11 +9,13 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from tests.fleet import FleetError
 
 
 @dataclass
@@ -72,3 +74,12 @@ _BEGAN = time.monotonic()
 def say(text: str) -> None:
     """Tell whoever waits what was done."""
     print(f"{time.monotonic() - _BEGAN:4.0f} s  {text}", file=sys.stderr, flush=True)
+
+
+def wait_for(what: Callable[[], object], words: str, seconds: float = 60) -> None:
+    """Wait until something is so, which ``words`` say; raises :class:`FleetError` when it does not come true."""
+    end = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > end:
+            raise FleetError(f"after {seconds:.0f} s it is not so that {words}")
+        time.sleep(0.02)
