@@ -50,6 +50,8 @@ _CLONE_RANGE = 0x4020940D  # linux/fs.h: FICLONERANGE
 _SECTOR = 4096
 #: Records move in pieces of about this many bytes.
 _PIECE = 1 << 20
+#: No record is longer, nor a filler: what goes on for longer is a hole, and could not be read before either.
+_REST = 1 << 22
 #: Into so many fillers a front is cut, if they are not too small or too large for that: few calls, little disk.
 _FILLERS = 128
 #: The most that is taken through memory where there is no other way, bytes.
@@ -149,7 +151,9 @@ def decide(descriptor: int, form: Format, writer: Writer, major: int, larger_tha
     useful = [
         replace(way, frees=way.frees + extents.checksums(descriptor, way.frees)) for way in found if way.frees > 0 or front.nuls
     ]
-    if large and found and not useful:
+    if large and not found and ways == [_by_truncation]:
+        return [], _impossible(writer)
+    if large and found and not useful and start - front.text >= os.fstatvfs(descriptor).f_bsize:
         return [], "nothing would come free: its filesystem holds what would go and what stays in the same piece"
     return useful, ""
 
@@ -324,7 +328,7 @@ def _make_room(descriptor: int, form: Format, plan: Plan) -> None:
         if half < GRAIN:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         end = plan.fillers + 2 * half
-        _write(descriptor, form.filler(half) * 2 + _rest(descriptor, form, end, plan.start), plan.fillers)
+        _write(descriptor, form.filler(half) * 2 + _rest(descriptor, form, end, plan.start, plan.fillers), plan.fillers)
         _share(descriptor, descriptor, plan.fillers, half, plan.fillers + half)
         return
     holes = extents.whole_extents(descriptor, plan.fillers, plan.boundary)
@@ -388,7 +392,7 @@ def _truncate(descriptor: int, _form: Format, _plan: Plan, _pause: object) -> No
 
 def _move(descriptor: int, form: Format, plan: Plan) -> None:
     """Move all that stays to the front, also what was written meanwhile, and cut the file behind it."""
-    position, source = 0, plan.start
+    position, source, known = 0, plan.start, 0
     may_make_room = extents.kind(descriptor) == "btrfs"
     while True:
         size = os.fstat(descriptor).st_size
@@ -396,7 +400,8 @@ def _move(descriptor: int, form: Format, plan: Plan) -> None:
             break
         piece = _records(descriptor, form, source, size)
         end, after = position + len(piece), source + len(piece)
-        piece += _rest(descriptor, form, end, source) if end < source else form.filler(after - end if form.fits(after - end) else 0)
+        rest = _rest(descriptor, form, end, source, known) if end < source else form.filler(after - end if form.fits(after - end) else 0)
+        piece, known = piece + rest, end + len(rest)
         try:
             _write(descriptor, piece, position)
         except OSError as error:
@@ -410,11 +415,17 @@ def _move(descriptor: int, form: Format, plan: Plan) -> None:
     os.fsync(descriptor)
 
 
-def _rest(descriptor: int, form: Format, position: int, end: int) -> bytes:
-    """What fills the rest of the record at ``position``, which is half covered; ``end`` is where another begins at the latest."""
-    border = form.border(descriptor, position, end)
+def _rest(descriptor: int, form: Format, position: int, end: int, known: int) -> bytes:
+    """What fills the rest of the record at ``position``, which is half covered.
+
+    :param end: where another record begins at the latest.
+    :param known: where one began before ``position``.
+    """
+    border = form.border(descriptor, position, min(end, position + _REST), known)
+    if border == position + _REST < end:
+        return b""
     while not form.fits(border - position) and border < end:
-        border = form.border(descriptor, border + 1, end)
+        border = form.border(descriptor, border + 1, end, border)
     return form.filler(border - position) if form.fits(border - position) else b""
 
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -58,8 +59,11 @@ class Format:
         """
         raise NotImplementedError
 
-    def border(self, descriptor: int, position: int, end: int) -> int:
-        """The next beginning of a record, at ``position`` or after it; ``end`` (which is one) if there is none before."""
+    def border(self, descriptor: int, position: int, end: int, known: int | None = None) -> int:
+        """The next beginning of a record, at ``position`` or after it; ``end`` (which is one) if there is none before.
+
+        :param known: a beginning before it: going on from there is sure, while what a container printed may look like records.
+        """
         raise NotImplementedError
 
     def filler(self, length: int) -> bytes:
@@ -84,6 +88,14 @@ class Format:
 
 class Unreadable(Exception):
     """A log's records cannot be told apart; the message says where."""
+
+
+def _after_hole(descriptor: int, position: int, size: int) -> int:
+    """Where the hole ends that ``position`` is in; ``position`` if it is in none."""
+    try:
+        return min(os.lseek(descriptor, position, os.SEEK_DATA), size)
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else position
 
 
 class _JsonLines(Format):
@@ -112,6 +124,8 @@ class _JsonLines(Format):
                 break
             nuls = nuls or b"\0" in piece[:blank]
             position += blank
+            if blank == len(piece):
+                position = _after_hole(descriptor, position, size)
         if nuls and os.pread(descriptor, 1, position) not in (b"{", b""):
             position = self.border(descriptor, position + 1, size)  # a hole ended within a line: half a one ends every reader's way
         return Front(min(position, size), fillers, nuls)
@@ -130,7 +144,7 @@ class _JsonLines(Format):
         # One line reaches to the end: it is being written, so nothing of it may go.
         return self._last_line(descriptor, front, size) if start is None else start
 
-    def border(self, descriptor: int, position: int, end: int) -> int:
+    def border(self, descriptor: int, position: int, end: int, known: int | None = None) -> int:
         if position <= 0:
             return 0
         start = self._after_newline(descriptor, position - 1, end)
@@ -175,7 +189,9 @@ class _JsonLines(Format):
         if self.border(descriptor, boundary, start) == boundary:
             return boundary, b""
         # The whole line, not only what is left of it: half a line would end every reader's way.
-        begin = self._last_line(descriptor, max(0, boundary - self._LONGEST), boundary)
+        # But not in a hole, which would take space, and where readers end anyway.
+        hole = os.pread(descriptor, 1, boundary - 1) == b"\0"
+        begin = boundary if hole else self._last_line(descriptor, max(0, boundary - self._LONGEST), boundary)
         return begin, b" " * (start - begin - 1) + b"\n"
 
 
@@ -184,6 +200,7 @@ class _Framed(Format):
     largest_filler = 4 * GRAIN
 
     _LENGTH = struct.Struct(">L")
+    _SOMETHING = re.compile(rb"[^\0]")
     _MOST = 1_000_000
     #: Field 15, a text: the engine's entries have the fields 1 to 5.
     _TAG = b"\x7a"
@@ -208,6 +225,7 @@ class _Framed(Format):
             text += len(piece) - len(rest)
             if rest or not piece:
                 break
+            text = _after_hole(descriptor, text, size)
         if text - position < 8:
             return Front(position, fillers, False)
         # A hole ends at a block's end, which need not be where a record begins.
@@ -276,18 +294,26 @@ class _Framed(Format):
             yield begin
             end = begin
 
-    def border(self, descriptor: int, position: int, end: int) -> int:
+    def border(self, descriptor: int, position: int, end: int, known: int | None = None) -> int:
         if position <= 0:
             return 0
+        while known is not None and known < position:
+            known = self._record(descriptor, known, end)
+        if known is not None:
+            return known
         # In the middle of a file nothing marks a record, but lengths that lead from one to the next.
         while position < end:
             piece = os.pread(descriptor, min(_CHUNK, end - position), position)
             if len(piece) < 8:
                 break
-            for offset in range(len(piece) - 7):
+            offset = 0
+            while offset < len(piece) - 7:
                 (length,) = self._LENGTH.unpack_from(piece, offset)
                 if 0 < length <= self._MOST and self._chain(descriptor, position + offset, end):
                     return position + offset
+                something = None if length else self._SOMETHING.search(piece, offset)
+                # A hole is passed over quickly.
+                offset = max(offset + 1, something.start() - 3 if something else 0 if length else len(piece) - 7)
             position += len(piece) - 7
         return end
 
@@ -327,7 +353,8 @@ class _Framed(Format):
         for begin in self._back(descriptor, start, 0):
             if begin <= boundary and self.fits(boundary - begin):
                 return begin, self.filler(boundary - begin) + self.filler(start - boundary)
-        return None
+        # A hole, or a torn record: readers do not come so far anyway, until the front is gone.
+        return boundary, self.filler(start - boundary)
 
 
 JSON_LINES: Format = _JsonLines()

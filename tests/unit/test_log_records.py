@@ -394,5 +394,5 @@ def test_a_pieces_whole_records_end_where_its_last_one_ends(made: Made, form: Fo
     dice = random.Random(seed)
     content = (made.world(dice, 40, 300), hostile_world(made, dice, 20))[seed % 2]
     ends = [0, *(record.end for record in made.read(content))]
-    for length in (*range(0, 300), *(dice.randrange(len(content)) for _ in range(100)), len(content)):
+    for length in (*range(300), *(dice.randrange(len(content)) for _ in range(100)), len(content)):
         assert form.whole(content[:length]) == max(end for end in ends if end <= length), length
