@@ -27,6 +27,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
 
 #: Seconds until an engine has ended, until somebody who looks after it started it again, and until it answers.
 _END, _OTHERS, _ANSWER = 60.0, 5.0, 120.0
+_DELETED = " (deleted)"
 _PID_FILES = ("/run/docker.pid", "/var/run/docker.pid")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -132,12 +133,18 @@ def _runs(pid: int) -> bool:
 def _look_at(pid: int) -> _Process:
     def parts(name: str) -> list[str]:
         with open(f"/proc/{pid}/{name}", "rb") as stream:
-            return [os.fsdecode(part) for part in stream.read().split(b"\0") if part]
+            return [os.fsdecode(part) for part in stream.read().split(b"\0")[:-1]]
 
     try:
-        command = [os.readlink(f"/proc/{pid}/exe"), *parts("cmdline")[1:]]
+        program = os.readlink(f"/proc/{pid}/exe")
+        # Upgraded meanwhile: the new one has the same name.
+        program = program[: -len(_DELETED)] if program.endswith(_DELETED) else program
+        if not os.access(program, os.X_OK):
+            raise PermissionError(f"{program} is not there to be started again")
+        command = [program, *parts("cmdline")[1:]]
         environment = dict(part.split("=", 1) for part in parts("environ") if "=" in part)
         folder = os.readlink(f"/proc/{pid}/cwd")
+        folder = folder if os.path.isdir(folder) else "/"  # somebody removed it since
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as stream:
             groups = tuple(line.rstrip("\n") for line in stream)
     except (OSError, ValueError) as error:

@@ -1,0 +1,296 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An engine is started again as it was. The engine is a fake: a process with a socket, which writes down how it was started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils import restarting
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.restarting import cured, restart_engine
+
+#: Listens on a socket, writes down how it was started, and ends when it is told to, or only says so.
+FAKE_ENGINE = """
+import json, os, signal, socket, sys
+path, how = sys.argv[1], sys.argv[2]
+def end(*_):
+    if how != "stubborn":
+        os.unlink(path)
+        os._exit(0)
+signal.signal(signal.SIGTERM, end)
+with open(path + ".starts", "a") as stream:
+    stream.write(json.dumps({
+        "pid": os.getpid(), "arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd(), "input": os.readlink("/proc/self/fd/0"),
+        "session": os.getsid(0), "exe": os.readlink("/proc/self/exe"), "descriptors": os.listdir("/proc/self/fd"),
+    }) + "\\n")
+print("started", flush=True)
+print("trouble", file=sys.stderr, flush=True)
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(path)
+listening.listen()
+while True:
+    listening.accept()[0].close()
+"""
+
+
+class Fake:
+    """An engine's process, and all there is of ``Engine`` for a restart."""
+
+    is_local_socket = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "docker.sock"
+        self.host = f"unix://{self.socket}"
+        self.script = folder / "dockerd.py"
+        self.script.write_text(FAKE_ENGINE)
+        (folder / "cwd").mkdir()
+        self.patience = 20.0
+
+    def start(self, *arguments: str, how: str = "well", program: str = sys.executable, environment: dict[str, str] | None = None, **more: t.Any) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [program, str(self.script), str(self.socket), how, *arguments], cwd=self.folder / "cwd",
+            env={"PATH": os.environ["PATH"], "NOTIFY": "a=b", "EMPTY": "", **(environment or {})}, stdin=subprocess.DEVNULL,
+            **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **more},
+        )
+        assert self.wait(20)
+        return process
+
+    def wait(self, seconds: float) -> bool:
+        """As ``Engine.wait``: until it answers."""
+        end = time.monotonic() + min(seconds, self.patience)
+        while time.monotonic() < end:
+            with socket.socket(socket.AF_UNIX) as link:
+                try:
+                    link.connect(str(self.socket))
+                    return True
+                except OSError:
+                    time.sleep(0.02)
+        return False
+
+    @property
+    def starts(self) -> list[dict[str, t.Any]]:
+        return [json.loads(line) for line in Path(f"{self.socket}.starts").read_text().splitlines()]
+
+    def restart(self) -> None:
+        restart_engine(t.cast(t.Any, self))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    folder = Path(tempfile.mkdtemp(prefix="fleetclean-"))  # a socket's path has little room
+    monkeypatch.setattr(restarting, "_OTHERS", 0.3)
+    monkeypatch.setattr(restarting, "_unit", lambda _pid: "")
+    made = Fake(folder)
+    yield made
+    if Path(f"{made.socket}.starts").exists():
+        for start in made.starts:
+            try:
+                # Only what this test started: its first argument is the test's own socket.
+                if str(made.socket).encode() in Path(f"/proc/{start['pid']}/cmdline").read_bytes().split(b"\0"):
+                    os.kill(start["pid"], signal.SIGKILL)
+            except OSError:
+                pass
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+    shutil.rmtree(folder)
+
+
+def test_an_engine_that_nobody_looks_after_is_started_as_it_was(fake: Fake) -> None:
+    with open(fake.folder / "out", "ab") as out, open(fake.folder / "err", "ab") as errors:
+        fake.start("--label=a b", "", "--empty=", "ü\n", stdout=out, stderr=errors, environment={"Ä": "ö\n"})
+    fake.restart()
+    before, after = fake.starts
+    assert after["pid"] != before["pid"]
+    for same in ("arguments", "environment", "folder", "exe", "input"):
+        assert after[same] == before[same], same
+    assert before["arguments"][2:] == ["--label=a b", "", "--empty=", "ü\n"]
+    assert after["session"] == after["pid"], "what ends the module must not end the engine"
+    assert set(after["descriptors"]) == set(before["descriptors"]), "nothing of the module is left open in it"
+    assert (fake.folder / "out").read_text() == "started\n" * 2
+    assert (fake.folder / "err").read_text() == "trouble\n" * 2
+
+
+def test_a_folder_that_is_gone_is_no_obstacle(fake: Fake) -> None:
+    fake.start()
+    (fake.folder / "cwd").rmdir()
+    fake.restart()
+    assert [start["folder"] for start in fake.starts] == [str(fake.folder / "cwd"), "/"]
+
+
+def test_an_output_that_is_a_pipe_goes_on_as_one(fake: Fake) -> None:
+    read, write = os.pipe()
+    fake.start(stdout=write)
+    fake.restart()
+    os.set_blocking(read, False)
+    assert os.read(read, 1000) == b"started\n" * 2
+    os.close(read)
+    os.close(write)
+
+
+def test_an_output_that_cannot_be_opened_again_goes_nowhere(fake: Fake) -> None:
+    # The journal's socket.
+    ours, its = socket.socketpair()
+    with ours, its:
+        fake.start(stdout=its.fileno())
+        fake.restart()
+        assert len(fake.starts) == 2
+        ours.setblocking(False)
+        assert ours.recv(1000) == b"started\n"
+
+
+def test_who_looks_after_an_engine_is_left_to_start_it(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarting, "_OTHERS", 20.0)
+    first = fake.start()
+
+    def look_after() -> None:
+        first.wait()
+        fake.start(how="looked after")
+
+    keeper = threading.Thread(target=look_after)
+    keeper.start()
+    fake.restart()
+    keeper.join()
+    assert [start["arguments"][1] for start in fake.starts] == ["well", "looked after"]
+
+
+def test_a_program_that_was_replaced_meanwhile_is_started_by_its_name(fake: Fake) -> None:
+    # The package was upgraded, and the engine not yet started again.
+    program = fake.folder / "dockerd"
+    shutil.copy(os.path.realpath(sys.executable), program)
+    fake.start(program=str(program), environment={"PYTHONHOME": sys.base_prefix})
+    new = fake.folder / "new"
+    shutil.copy(program, new)
+    new.rename(program)
+    fake.restart()
+    before, after = fake.starts
+    assert (before["exe"], after["exe"]) == (str(program), str(program))
+
+
+def test_a_program_that_is_gone_is_said_before_the_engine_ends(fake: Fake) -> None:
+    program = fake.folder / "dockerd"
+    shutil.copy(os.path.realpath(sys.executable), program)
+    process = fake.start(program=str(program), environment={"PYTHONHOME": sys.base_prefix})
+    program.unlink()
+    with pytest.raises(FleetcleanError, match=str(program)):
+        fake.restart()
+    assert process.poll() is None
+
+
+def test_an_engine_that_does_not_end_is_said_and_not_killed(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarting, "_END", 0.3)
+    process = fake.start(how="stubborn")
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(FleetcleanError, match=rf"process {process.pid} did not end within .* s; nothing else was done"):
+        fake.restart()
+    assert process.poll() is None
+    assert len(fake.starts) == 1
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_engine_that_does_not_come_back_is_said(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.start()
+    fake.patience = 0.2
+    fake.script.write_text("raise SystemExit(1)")
+    with pytest.raises(FleetcleanError, match=r"the engine was restarted and does not answer after 120 s; look at its log") as caught:
+        fake.restart()
+    assert caught.value.code == "engine_down"
+
+
+@pytest.mark.parametrize("host", ["unix:///nowhere/at/all.sock", "tcp://127.0.0.1:2375"])
+def test_an_engine_whose_process_is_not_here_is_not_restarted(fake: Fake, host: str) -> None:
+    fake.host, fake.is_local_socket = host, host.startswith("unix")
+    with pytest.raises(FleetcleanError, match="its process cannot be found from here") as caught:
+        fake.restart()
+    assert caught.value.code == "denied"
+
+
+def test_of_a_socket_that_systemd_made_the_engine_is_in_the_pid_file(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Then the other end of the socket is systemd: SO_PEERCRED tells who listened first.
+    process = fake.start()
+    names = {process.pid: "systemd", 4711: "dockerd", 4712: "sleep"}
+    monkeypatch.setattr(restarting, "_name", lambda pid: names.get(pid, ""))
+    monkeypatch.setattr(restarting, "_PID_FILES", (str(tmp_path / "none"), str(tmp_path / "docker.pid")))
+    engine = t.cast(t.Any, fake)
+    (tmp_path / "docker.pid").write_text("4711\n")
+    assert restarting._pid(engine) == 4711
+    for wrong in ("4712", "nonsense", ""):
+        (tmp_path / "docker.pid").write_text(wrong)
+        with pytest.raises(FleetcleanError, match="its process cannot be found"):
+            restarting._pid(engine)
+    names[process.pid] = "dockerd"
+    assert restarting._pid(engine) == process.pid
+
+
+class Systemctl:
+    """systemd that runs the engine as docker.service; ``code`` and ``said`` are its answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int = 0, said: bytes = b"") -> None:
+        self.calls: list[list[str]] = []
+        self._answer = (code, said)
+        monkeypatch.setattr(restarting, "_unit", lambda _pid: "docker.service")
+        monkeypatch.setattr(restarting.subprocess, "run", self._run)
+
+    def _run(self, command: list[str], **_more: t.Any) -> subprocess.CompletedProcess[bytes]:
+        self.calls.append(command)
+        return subprocess.CompletedProcess(command, self._answer[0], self._answer[1])
+
+
+def test_an_engine_that_systemd_runs_is_restarted_by_it(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = fake.start()
+    systemctl = Systemctl(monkeypatch)
+    fake.restart()
+    assert systemctl.calls == [["systemctl", "restart", "docker.service"]]
+    assert process.poll() is None
+
+
+def test_what_systemd_says_against_it_is_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.start()
+    Systemctl(monkeypatch, 1, b"Job for docker.service failed.\n")
+    with pytest.raises(FleetcleanError, match=r"systemctl restart docker\.service says: Job for docker\.service failed\.$"):
+        fake.restart()
+
+
+@pytest.mark.parametrize(
+    ("groups", "unit"),
+    [
+        ("0::/system.slice/docker.service\n", "docker.service"),
+        ("12:pids:/system.slice/snap.docker.dockerd.service\n1:name=systemd:/system.slice/snap.docker.dockerd.service\n", "snap.docker.dockerd.service"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/docker.service\n", "docker.service"),
+        ("0::/system.slice/containerd.service/kubepods-burstable.slice\n", ""),
+        ("0::/init.scope\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_service_of_a_process_is_known_by_its_control_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: str, unit: str) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    monkeypatch.setattr(restarting, "open", lambda _path, **more: open(tmp_path / "cgroup", **more), raising=False)
+    monkeypatch.setattr(restarting.os.path, "isdir", lambda path: path == "/run/systemd/system")
+    assert restarting._unit(1) == unit
+    monkeypatch.setattr(restarting.os.path, "isdir", lambda _path: False)
+    assert restarting._unit(1) == ""
+
+
+def test_a_cure_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarting.time, "sleep", lambda _seconds: None)
+    looks = iter([False, False, True])
+    assert cured(lambda: next(looks))
+    assert not cured(lambda: False, 0.05)
