@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import subprocess
-import sys
 import typing as t
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,62 +16,18 @@ import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import log_holders
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_holders import Holders, OpenLog, give_back_deleted, make_append
 from ansible_collections.fleetclean.docker.plugins.module_utils.logs import CACHE, JSON_FILE, KINDS, LOCAL
+from holder import Holder
 
 IDENT = hashlib.sha256(b"a container").hexdigest()
 OTHER = hashlib.sha256(b"another").hexdigest()
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root has mounts of its own")
 
-#: Opens what it is told, says which descriptors these are, and writes "number text" from its input to them.
-FAKE_ENGINE = """
-import os, sys
-for argument in sys.argv[1:]:
-    mode, path = argument.split(":", 1)
-    flags = {"append": os.O_WRONLY | os.O_APPEND, "offset": os.O_WRONLY, "both": os.O_RDWR | os.O_APPEND, "read": os.O_RDONLY}[mode]
-    descriptor = os.open(path, flags | os.O_CREAT)
-    if mode == "offset":
-        os.lseek(descriptor, 0, os.SEEK_END)
-    print(descriptor, end=" ")
-print(flush=True)
-for line in sys.stdin:
-    number, text = line.split(" ", 1)
-    if text == "close\\n":
-        os.close(int(number))
-    else:
-        os.write(int(number), text.encode())
-    print("done", flush=True)
-"""
-
-
-class Fake:
-    """An engine's process; ``descriptors`` are its files in the order in which they were named."""
-
-    def __init__(self, *opened: str, before: t.Sequence[str] = ()) -> None:
-        self._process = subprocess.Popen([*before, sys.executable, "-c", FAKE_ENGINE, *opened], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.pid = self._process.pid
-        self.descriptors = [int(word) for word in self._said().split()]
-
-    def _said(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def tell(self, descriptor: int, text: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{descriptor} {text}\n")
-        self._process.stdin.flush()
-        assert self._said() == "done\n"
-
-    def end(self) -> None:
-        if self._process.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-        self._process.communicate()
-
-
 @pytest.fixture
-def fake() -> Iterator[t.Callable[..., Fake]]:
-    running: list[Fake] = []
+def fake() -> Iterator[t.Callable[..., Holder]]:
+    running: list[Holder] = []
 
-    def start(*opened: str, **more: t.Any) -> Fake:
-        running.append(Fake(*opened, **more))
+    def start(*opened: str, **more: t.Any) -> Holder:
+        running.append(Holder(*opened, **more))
         return running[-1]
 
     yield start
@@ -82,7 +35,7 @@ def fake() -> Iterator[t.Callable[..., Fake]]:
         engine.end()
 
 
-Start = t.Callable[..., Fake]
+Start = t.Callable[..., Holder]
 
 
 def log(root: Path, ident: str = IDENT, kind: t.Any = JSON_FILE, content: bytes = b"x" * 50_000) -> Path:
