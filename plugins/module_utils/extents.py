@@ -38,8 +38,6 @@ _RECORDS, _IN_INODE = 250, 16
 
 #: A node of a btrfs tree, as mkfs makes it.
 NODE = 16384
-#: The checksum of a sector, and what a node's own head leaves for them (btrfs_tree.h).
-_CHECKSUM, _IN_NODE = 4, 16283
 
 
 class Extent(t.NamedTuple):
@@ -198,16 +196,6 @@ def _frees_extents(descriptor: int, begin: int, end: int) -> int:
         else:
             stays.add(ref.extent)
     return sum(disk for extent, disk in goes.items() if extent and extent not in stays)
-
-
-def checksums(descriptor: int, freed: int) -> int:
-    """What the checksums of ``freed`` bytes give back as well: btrfs frees their nodes one at a time."""
-    if kind(descriptor) != "btrfs" or freed <= 0:
-        return 0
-    try:
-        return freed // 4096 * _CHECKSUM // _IN_NODE * NODE * metadata_copies(descriptor)
-    except OSError:
-        return 0
 
 
 def metadata_copies(descriptor: int) -> int:

@@ -36,10 +36,10 @@ import fcntl
 import os
 import struct
 import typing as t
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import extents
+from ansible_collections.fleetclean.docker.plugins.module_utils import extents, log_rescue
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_records import (
     GRAIN,
     Format,
@@ -60,6 +60,7 @@ _MEMORY = 1 << 26
 FILLER_BYTES_PER_SECOND = 120 * 1000 * 1000
 #: From this release on the engine reads by its own write position, not by the file's size (moby 44005).
 REMEMBERS = 23
+_Pause = t.Callable[[], t.ContextManager[object]]
 #: A filesystem's words for "not with this file".
 _CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EPERM, errno.ETXTBSY)
 
@@ -148,9 +149,7 @@ def decide(descriptor: int, form: Format, writer: Writer, major: int, larger_tha
     if not ways:
         return [], _impossible(writer)
     found = [found for found in (way(descriptor, form, plan) for way in ways) if found is not None]
-    useful = [
-        replace(way, frees=way.frees + extents.checksums(descriptor, way.frees)) for way in found if way.frees > 0 or front.nuls
-    ]
+    useful = [way for way in found if way.frees > 0 or front.nuls]
     if large and not found and ways == [_by_truncation]:
         return [], _impossible(writer)
     if large and found and not useful and start - front.text >= os.fstatvfs(descriptor).f_bsize:
@@ -243,7 +242,7 @@ def _sectors(length: int) -> int:
 # -- doing ---------------------------------------------------------------------------------------
 
 
-def carry_out(descriptor: int, form: Format, plans: t.Sequence[Plan], pause: t.Callable[[], t.ContextManager[object]]) -> Plan:
+def carry_out(descriptor: int, form: Format, plans: t.Sequence[Plan], pause: _Pause) -> Plan:
     """Go the first of these ways that the filesystem lets us go; return it.
 
     :param pause: makes the container stand still as long as it is entered.
@@ -275,13 +274,13 @@ def _collapse(descriptor: int, form: Format, plan: Plan, _pause: object) -> None
     _fallocate(descriptor, _COLLAPSE_RANGE, 0, plan.boundary)
 
 
-def _clone(descriptor: int, form: Format, plan: Plan, _pause: object) -> None:
+def _clone(descriptor: int, form: Format, plan: Plan, pause: _Pause) -> None:
     try:
         _cover(descriptor, form, plan)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _make_room(descriptor, form, plan)
+        _make_room(descriptor, form, plan, pause)
         _cover(descriptor, form, plan)
     if extents.kind(descriptor) == "btrfs":
         extents.commit(descriptor)
@@ -319,7 +318,7 @@ def _sew(descriptor: int, form: Format, plan: Plan) -> None:
     _write(descriptor, seam[1], seam[0])
 
 
-def _make_room(descriptor: int, form: Format, plan: Plan) -> None:
+def _make_room(descriptor: int, form: Format, plan: Plan, pause: _Pause) -> None:
     """Give back some of the front though nothing can be written elsewhere."""
     length = plan.boundary - plan.fillers
     if extents.kind(descriptor) != "btrfs":
@@ -337,16 +336,23 @@ def _make_room(descriptor: int, form: Format, plan: Plan) -> None:
             _fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, position, long)
         extents.commit(descriptor)
         return
-    # Everything is in one extent, or in pieces of one.
+    with pause():
+        _write_once_more(descriptor, plan)
+
+
+def _write_once_more(descriptor: int, plan: Plan) -> None:
+    """Take everything out of the one extent that holds both what goes and what stays, and write what stays again."""
     end, disk = extents.shared_over(descriptor, plan.boundary, plan.fillers)
-    end = min(end, os.fstat(descriptor).st_size)
-    if not disk or end - plan.boundary > _MEMORY:
+    size = os.fstat(descriptor).st_size
+    if not disk or min(end, size) - plan.boundary > _MEMORY:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    begin = plan.boundary // _SECTOR * _SECTOR
+    # Whole sectors: of one that is half taken out btrfs would have to write the other half elsewhere.
+    first, begin, end = _sectors(plan.fillers), plan.boundary // _SECTOR * _SECTOR, _sectors(end)
     stays = os.pread(descriptor, end - begin, begin)
-    _fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, plan.fillers, end - plan.fillers)
-    extents.commit(descriptor)
-    _write(descriptor, stays, begin)
+    with log_rescue.kept(descriptor, begin, stays):
+        _fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, first, end - first)
+        extents.commit(descriptor)
+        _write(descriptor, stays, begin)
 
 
 def _move_what_stays(descriptor: int, plan: Plan) -> None:
@@ -378,7 +384,7 @@ def _rewrite(descriptor: int, form: Format, plan: Plan, _pause: object) -> None:
         _move(descriptor, form, plan)
 
 
-def _paused(descriptor: int, form: Format, plan: Plan, pause: t.Callable[[], t.ContextManager[object]]) -> None:
+def _paused(descriptor: int, form: Format, plan: Plan, pause: _Pause) -> None:
     with pause():
         if plan.start == plan.size == os.fstat(descriptor).st_size:
             os.ftruncate(descriptor, 0)
@@ -408,7 +414,8 @@ def _move(descriptor: int, form: Format, plan: Plan) -> None:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not may_make_room:
                 raise
             may_make_room = False
-            _make_room(descriptor, form, replace(plan, fillers=position, boundary=source))
+            # Nobody writes, or the container stands still already.
+            _make_room(descriptor, form, replace(plan, fillers=position, boundary=source), nullcontext)
             _write(descriptor, piece, position)
         position, source = end, after
     os.ftruncate(descriptor, position)

@@ -25,6 +25,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     log_cuts,
     log_holders,
     log_records,
+    log_rescue,
     logs,
     names,
     options,
@@ -142,7 +143,8 @@ class _Work:
 
     def _found(self, container: snapshot.Container, kind: logs.Kind) -> Cut:
         driver, config = self._config(container.id)
-        unbounded = config.get("max-size", "-1") == "-1" if kind is logs.JSON_FILE else kind is logs.LOCAL and config.get("max-size") == "-1"
+        # The other kinds rotate by themselves, at 20 MB unless told otherwise.
+        unbounded = kind is logs.JSON_FILE and config.get("max-size", "-1") == "-1"
         return Cut(container.id, container.name, kind.driver or driver, kind.path(self._root, container.id), 0, 0, 0, unbounded=unbounded)
 
     def _without_file(self, container: snapshot.Container) -> Cut | None:
@@ -198,6 +200,7 @@ class _Work:
         return replace(found, words="the engine rotated it again and again")
 
     def _do(self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, ask: _Ask) -> Cut:
+        log_rescue.put_back(descriptor)
         decided, plans, writer = self._decided(descriptor, container, kind, found, ask)
         if not plans:
             return decided or found
@@ -362,7 +365,8 @@ class _Work:
 
     def _reads_well(self, ident: str) -> bool:
         """Whether the log is written where it is read, and its last line is shown, if it has one."""
-        for kind in logs.kinds(self._root, ident):
+        found = logs.kinds(self._root, ident)
+        for kind in found:
             try:
                 with logs.open_log(self._root, ident, False, kind) as descriptor:
                     if not self._holders.of(descriptor) and any(log.container == ident for log in self._holders.logs()):
@@ -373,7 +377,7 @@ class _Work:
                 return self._engine.shows_last_line(ident)
             except (FleetcleanError, OSError, logs.LogRefused):
                 return False
-        return not any(log.container == ident and log.deleted for log in self._holders.logs())
+        return bool(found) or not any(log.container == ident for log in self._holders.logs())
 
 
 def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:
