@@ -230,3 +230,15 @@ def test_a_descriptor_that_was_closed_is_the_systems_own_error(tmp_path: Path, f
     engine.tell(engine.descriptors[0], "close")
     with pytest.raises(FileNotFoundError):
         give_back_deleted(entry)
+
+
+def test_logs_that_a_plugin_keeps_below_its_root_file_system_are_no_containers(tmp_path: Path, fake: Start) -> None:
+    """Plugins write them where they like, also deleted ones; none of it is a container's."""
+    folder = tmp_path / "plugins" / IDENT / "rootfs/containers" / IDENT
+    folder.mkdir(parents=True)
+    kept, gone = folder / f"{IDENT}-json.log", folder / "container-cached.log"
+    for path in (kept, gone):
+        path.write_bytes(b"x" * 50_000)
+    fake(f"append:{kept}", f"append:{gone}")
+    gone.unlink()
+    assert held(tmp_path) == {}
