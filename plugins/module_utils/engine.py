@@ -208,10 +208,18 @@ class Engine:
         """Stop a container, within the time that it was given for that, and start it again."""
         self._ask("POST", "/containers/{0}/restart", path=(ident,))
 
-    def shows_last_line(self, ident: str) -> bool:
-        """Whether `docker logs --tail 1` shows anything. What is shown is not looked at."""
+    def shows_last_line(self, ident: str, seconds: float) -> bool:
+        """Whether `docker logs --tail 1` shows anything within ``seconds``. What is shown is not looked at.
+
+        Asked for a log that became shorter under it, an engine of 23 or newer searches without end, until we hang up.
+        """
         params = {"stdout": 1, "stderr": 1, "tail": 1}
-        return bool(self._answer("GET", "/containers/{0}/logs", params, path=(ident,))[1].content)
+        try:
+            return bool(self._answer("GET", "/containers/{0}/logs", params, path=(ident,), timeout=seconds)[1].content)
+        except EngineError:
+            raise
+        except FleetcleanError:
+            return False
 
     # -- removing ----------------------------------------------------------------------------
 
@@ -308,8 +316,9 @@ class Engine:
         params: dict[str, t.Any] | None = None,
         path: tuple[str, ...] = (),
         patient: bool = False,
+        timeout: float | None = None,
     ) -> tuple[str, t.Any]:
-        """Return what was asked, as errors name it, and the response."""
+        """Return what was asked, as errors name it, and the response; ``timeout`` in seconds, the connection's own if not given."""
         from docker import errors
         from requests import exceptions
 
@@ -317,7 +326,8 @@ class Engine:
         where = client._url(url.format(*(_quoted(part, url) for part in path)))
         call = f"{method} {url.format(*path)}"
         # Figures that the engine has to walk for take minutes on big hosts (moby 31951), as removals do.
-        timeout = max(self._timeout, REMOVAL_TIMEOUT) if patient or method != "GET" else self._timeout
+        if timeout is None:
+            timeout = max(self._timeout, REMOVAL_TIMEOUT) if patient or method != "GET" else self._timeout
         try:
             # No redirects: the engine sends one for a path that it had to clean, and it would be another object's.
             response = client.request(

@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -44,6 +45,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import say
 _Ask = t.Callable[[], engine.Engine]
 #: A log that the engine rotates again and again while we try to cut it is left alone in the end.
 _ATTEMPTS = 5
+#: So many containers are started again, or asked for their last line, at once.
+_AT_ONCE = 4
 
 
 def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
@@ -79,7 +82,7 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     if stale:
         more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
         module.warn(
-            f"docker logs --tail and -f {'would ' if module.check_mode else ''}stay silent for {words.printable(', '.join(stale[:5]))}{more} "
+            f"docker logs --tail and -f {'would ' if module.check_mode else ''}stay silent or hang for {words.printable(', '.join(stale[:5]))}{more} "
             "until they are started again (restart: engine, with live-restore, or restart: containers)"
         )
     failed = [cut for cut in work.cuts if cut.failed]
@@ -326,45 +329,49 @@ class _Work:
         if self._wish.restart == "engine":
             if not self._dry:
                 restarting.restart_engine(self._engine)
-                self._holders.look_for_processes()
             self.restarted.append("engine")
-        for ident, name in ailing.items():
-            self._restart_one(ident, name)
-
-    def _restart_one(self, ident: str, name: str) -> None:
-        why = ""
+        # A container gets ten seconds to end, if nothing else was wished for it.
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            troubles = dict(zip(ailing, pool.map(self._restart_one, ailing)))
         if self._wish.restart == "containers":
-            try:
-                if not self._dry:
-                    self._engine.restart_container(ident)
-                    self._holders.look_for_processes()
-                self.restarted.append(name)
-            except FleetcleanError as error:
-                why = f"{error}"
-        if not why and not self._dry and not restarting.cured(lambda: self._reads_well(ident)):
-            why = "it was started again, and docker logs --tail still shows nothing"
-        self.cuts = [self._after_restart(cut, why) if cut.container == ident and cut.readers == "stale" else cut for cut in self.cuts]
+            self.restarted += [name for ident, name in ailing.items() if not troubles[ident]]
+        self._holders.look_for_processes()
+        for ident, trouble in troubles.items():
+            why = trouble
+            if not why and not self._dry and not restarting.cured(lambda ident=ident: self._reads_well(ident)):  # type: ignore[misc]
+                why = "it was started again, and docker logs --tail still shows nothing"
+            self.cuts = [_after_restart(cut, why) if cut.container == ident and cut.readers == "stale" else cut for cut in self.cuts]
 
-    @staticmethod
-    def _after_restart(cut: Cut, why: str) -> Cut:
-        return replace(cut, words="; ".join(filter(None, (cut.words, why))), failed=True) if why else replace(cut, readers="ok")
+    def _restart_one(self, ident: str) -> str:
+        """Start a container again, if they are to be; return what was in the way."""
+        if self._wish.restart == "containers" and not self._dry:
+            try:
+                self._engine.restart_container(ident)
+            except FleetcleanError as error:
+                return f"{error}"
+        return ""
 
     def _find_stale(self) -> None:
         """Add the logs that earlier runs, or somebody's truncate, left so that their readers stay silent."""
         if self._major < log_cuts.REMEMBERS:
             return
         ailing = {cut.container for cut in self.cuts if cut.readers == "stale"}
-        for container in self._chosen:
-            if container.state != "running" or container.id in ailing:
-                continue
-            for kind in logs.kinds(self._root, container.id):
-                if not self._reads_well(container.id):
-                    why = "docker logs --tail showed nothing, though there is something to show"
-                    self._add(replace(self._found(container, kind), readers="stale", words=why))
-                break
+        asked = [container for container in self._chosen if container.state == "running" and container.id not in ailing]
+        # Each that is stale keeps the engine busy until we hang up; one that answers late for that gets a second look.
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            silent = [one for one, well in zip(asked, pool.map(lambda one: self._reads_well(one.id), asked)) if not well]
+            answers = list(pool.map(lambda one: self._reads_well(one.id, patience=15), silent))
+        for container, well in zip(silent, answers):
+            kinds = logs.kinds(self._root, container.id)
+            if kinds and not well:
+                why = "docker logs --tail showed nothing, though there is something to show"
+                self._add(replace(self._found(container, kinds[0]), readers="stale", words=why))
 
-    def _reads_well(self, ident: str) -> bool:
-        """Whether the log is written where it is read, and its last line is shown, if it has one."""
+    def _reads_well(self, ident: str, patience: float = 4) -> bool:
+        """Whether the log is written where it is read, and its last line is shown within some seconds, if it has one.
+
+        What cannot be told counts as well: nothing is started again on a suspicion.
+        """
         found = logs.kinds(self._root, ident)
         for kind in found:
             try:
@@ -374,10 +381,17 @@ class _Work:
                     size = os.fstat(descriptor).st_size
                     if kind.format.front(descriptor, size).text >= size:
                         continue  # nothing to show
-                return self._engine.shows_last_line(ident)
-            except (FleetcleanError, OSError, logs.LogRefused):
-                return False
+            except (OSError, logs.LogRefused):
+                continue
+            try:
+                return self._engine.shows_last_line(ident, patience)
+            except engine.EngineError:
+                return True
         return bool(found) or not any(log.container == ident for log in self._holders.logs())
+
+
+def _after_restart(cut: Cut, why: str) -> Cut:
+    return replace(cut, words="; ".join(filter(None, (cut.words, why))), failed=True) if why else replace(cut, readers="ok")
 
 
 def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:

@@ -78,7 +78,7 @@ class Engine(Model):
         self._called("restart", ident)
         self.on_restart(ident)
 
-    def shows_last_line(self, ident: str) -> bool:
+    def shows_last_line(self, ident: str, seconds: float) -> bool:
         return self.shows.get(ident, True)
 
     def _called(self, what: str, ident: str) -> None:
