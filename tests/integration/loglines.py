@@ -167,13 +167,15 @@ def _is_filler(raw: bytes) -> bool:
     return record["log"] == "" and "stream" not in record
 
 
-def said(writer: Writer, **query: Any) -> Tuple[List[Line], List[bytes]]:
-    """What `docker logs` prints (``query``: the API's, such as tail=10): its lines, and what is none."""
+def said(writer: Writer, patience: float = 60, **query: Any) -> Tuple[List[Line], List[bytes]]:
+    """What `docker logs` prints (``query``: the API's, such as tail=10): its lines, and what is none; nothing after ``patience`` seconds."""
     asked = urlencode({"stdout": 1, **query})
-    status, answer = writer.host.api("GET", f"/containers/{writer.ident}/logs?{asked}")
+    try:
+        status, answer = writer.host.api("GET", f"/containers/{writer.ident}/logs?{asked}", timeout=patience)
+    except socket.timeout:
+        return [], []
     assert status == 200, answer
-    parts = _Parts()
-    return parts.lines_of(answer)
+    return _Parts().lines_of(answer)
 
 
 class _Parts:

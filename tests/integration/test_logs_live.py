@@ -62,7 +62,7 @@ class Live:
         self.cuts: Dict[str, List[Line]] = {writer.name: [] for writer in self.all}
         self.wrong: Dict[str, List[str]] = {writer.name: [] for writer in self.all}
         # A reader that has not come to the end of a file that becomes shorter goes on somewhere in the middle of it: such a one proves nothing.
-        followed = [self.turn] if self.shorter else [self.turn, self.fast[0], self.slow[0]]
+        followed = [self.turn] if self.shorter else self.some
         for writer in self.all:
             until(lambda writer=writer: _size(writer) >= KEEP)
         self.followers = {writer.name: Follower(writer) for writer in followed if self.can_be_followed(writer)}
@@ -82,6 +82,11 @@ class Live:
     def can_be_followed(self, writer: Writer) -> bool:
         """Whether `docker logs -f` lives long: engine 20.10.5 ends it ("unexpected EOF") as soon as it meets half a line, without any cut."""
         return self.root != "bullseye" or writer.pace is SLOW
+
+    @property
+    def some(self) -> List[Writer]:
+        """One writer of each kind of json-file: what reads through all fillers of all logs would take long."""
+        return [self.fast[0], self.slow[0], self.turn]
 
     def named(self, name: str) -> Writer:
         return next(writer for writer in self.all if writer.name == name)
@@ -139,7 +144,7 @@ class Live:
         return result
 
     def _look_at(self, writer: Writer, keep: int) -> None:
-        found = stored(writer.path, self._begins.get(writer.name, 0))
+        found = self.stored(writer)
         # What was covered stays so: there is no need to read it all again each time.
         self._begins[writer.name] = 0 if self.shorter else found.begin
         self.cuts[writer.name].append(found.lines[0])
@@ -154,13 +159,17 @@ class Live:
         if len(lines) * writer.pace.longest < keep - writer.pace.longest:
             wrong.append(f"{len(lines)} lines are left")
 
+    def stored(self, writer: Writer) -> Stored:
+        """A writer's file from where the fillers ended when it was last looked at."""
+        return stored(writer.path, self._begins.get(writer.name, 0))
+
     def hush(self) -> None:
         """Let nobody print any more; wait until all of it is in the logs."""
         for writer in self.all:
             writer.hush()
         for writer in self.files:
             last = writer.last()
-            until(lambda writer=writer, last=last: stored(writer.path, self._begins.get(writer.name, 0)).lines[-1:] == [last])
+            until(lambda writer=writer, last=last: self.stored(writer).lines[-1:] == [last])
         for writer in self.local:
             last = writer.last()
             until(lambda writer=writer, last=last: said(writer)[0][-1:] == [last])
@@ -202,11 +211,6 @@ def live(fleet: Fleet) -> Iterator[Live]:
         host.stop()
 
 
-def whole(writer: Writer) -> Stored:
-    """All of a writer's file."""
-    return stored(writer.path)
-
-
 def test_a_log_is_cut_as_the_filesystem_and_the_engine_allow(live: Live) -> None:
     for writer in live.files:
         entries = live.entries[writer.name]
@@ -219,7 +223,8 @@ def test_a_log_is_cut_as_the_filesystem_and_the_engine_allow(live: Live) -> None
 def test_no_line_is_lost_or_doubled_or_torn_by_any_cut(live: Live) -> None:
     assert {name: wrong for name, wrong in live.wrong.items() if wrong} == {}
     for writer in live.files:
-        found = whole(writer)
+        # All of the file, with the fillers of all cuts.
+        found = stored(writer.path)
         assert found.torn == []
         assert faults(found.lines) == []
         assert found.lines[-1] == writer.last()
@@ -228,7 +233,7 @@ def test_no_line_is_lost_or_doubled_or_torn_by_any_cut(live: Live) -> None:
 def test_what_is_to_be_kept_is_kept_and_little_more(live: Live) -> None:
     for writer in live.files:
         last = live.entries[writer.name][-1]
-        found = whole(writer)
+        found = live.stored(writer)
         assert LESS - writer.pace.longest <= found.text_bytes <= last["bytes_after"] <= LESS + PIECE, (writer.name, found.text_bytes, last)
         # Nothing was written since: what it says that it took is what is not there any more.
         assert last["bytes_before"] - last["bytes_after"] >= KEEP + GROWTH - LESS - PIECE, last
@@ -237,12 +242,12 @@ def test_what_is_to_be_kept_is_kept_and_little_more(live: Live) -> None:
 
 def test_docker_logs_shows_all_that_was_kept(live: Live) -> None:
     for writer in live.files:
-        assert said(writer) == (whole(writer).lines, []), writer.name
+        assert said(writer) == (live.stored(writer).lines, []), writer.name
 
 
 def test_docker_logs_since_a_time_shows_what_came_after_it(live: Live) -> None:
-    for writer in live.files:
-        found = whole(writer)
+    for writer in live.some:
+        found = live.stored(writer)
         middle = len(found.lines) // 2
         since = found.times[middle]
         first = found.times.index(since)
@@ -250,11 +255,10 @@ def test_docker_logs_since_a_time_shows_what_came_after_it(live: Live) -> None:
 
 
 def test_docker_logs_with_a_tail_shows_the_newest_lines(live: Live) -> None:
-    for writer in live.files:
-        lines, torn = said(writer, tail=10)
-        assert torn == []
-        # What is stale may be silent; it is never wrong.
-        assert lines == whole(writer).lines[-10:] or (live.stale and lines == []), (writer.name, lines)
+    for writer in live.some if live.stale else live.files:
+        shown = said(writer, tail=10, patience=2 if live.stale else 60)
+        # What is stale may be silent, or hang; it is never wrong.
+        assert shown == (live.stored(writer).lines[-10:], []) or (live.stale and shown == ([], [])), (writer.name, shown)
 
 
 def test_a_follower_from_before_the_cuts_goes_on_as_the_results_say(live: Live) -> None:
@@ -274,8 +278,8 @@ def test_a_follower_from_before_the_cuts_goes_on_as_the_results_say(live: Live) 
 def test_a_follower_from_after_the_cuts_sees_what_was_kept_and_what_comes(live: Live) -> None:
     if live.stale:
         pytest.skip("not here: readers are stale")
-    followed = [writer for writer in live.files if live.can_be_followed(writer)]
-    kept = {writer.name: whole(writer).lines[0] for writer in followed}
+    followed = [writer for writer in live.some if live.can_be_followed(writer)]
+    kept = {writer.name: live.stored(writer).lines[0] for writer in followed}
     followers = {writer.name: Follower(writer) for writer in followed}
     try:
         live.go_on()
@@ -314,9 +318,11 @@ def test_the_driver_local_loses_no_line_either(live: Live) -> None:
         assert lines[0] == live.cuts[writer.name][-1]
         assert lines[-1] == writer.last()
         assert live.cuts[writer.name] == sorted(live.cuts[writer.name])
-        tail, torn = said(writer, tail=10)
-        assert torn == []
-        assert tail == lines[-10:] or (entries[-1]["readers"] == "stale" and tail == [])
+        stale = entries[-1]["readers"] == "stale"
+        tail, torn = said(writer, tail=10, patience=2 if stale else 60)
+        # What is stale may be silent, or hang, or the engine complains in place of a line; it is never wrong.
+        assert [text for text in torn if not (stale and text.startswith(b"Error grabbing logs: "))] == []
+        assert tail == lines[-10:] or (stale and tail == []), (writer.name, tail)
 
 
 def test_what_is_stale_is_cured_in_the_run_that_may_start_again(live: Live) -> None:
@@ -340,7 +346,7 @@ def test_what_is_stale_is_cured_in_the_run_that_may_start_again(live: Live) -> N
     followers = {}
     try:
         for writer in live.files:
-            lines = whole(writer).lines
+            lines = live.stored(writer).lines
             assert said(writer) == (lines, []), writer.name
             assert said(writer, tail=10) == (lines[-10:], []), writer.name
             followers[writer.name] = Follower(writer)
@@ -351,7 +357,7 @@ def test_what_is_stale_is_cured_in_the_run_that_may_start_again(live: Live) -> N
             assert follower.torn == []
             assert faults(follower.lines, ends=[last]) == [], writer.name
             assert missing(follower.lines, [last]) == []
-            assert said(writer, tail=10) == (whole(writer).lines[-10:], []), writer.name
+            assert said(writer, tail=10) == (live.stored(writer).lines[-10:], []), writer.name
     finally:
         for follower in followers.values():
             follower.stop()
