@@ -239,6 +239,15 @@ def _sectors(length: int) -> int:
     return (length + _SECTOR - 1) // _SECTOR * _SECTOR
 
 
+def drop_nuls(descriptor: int, form: Format) -> int:
+    """Take NULs from behind a log's last record, which nobody may write meanwhile; return how many."""
+    size = os.fstat(descriptor).st_size
+    end = form.end(descriptor, size)
+    if end < size:
+        os.ftruncate(descriptor, end)
+    return size - end
+
+
 # -- doing ---------------------------------------------------------------------------------------
 
 

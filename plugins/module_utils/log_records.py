@@ -59,6 +59,23 @@ class Format:
         """
         raise NotImplementedError
 
+    def end(self, descriptor: int, size: int) -> int:
+        """Where a log ends, or would if NULs behind its last record did not count.
+
+        xfs leaves them if a process is killed in the very call that takes blocks out (iomap_truncate_page gives up then).
+        """
+        end = size
+        while end > 0:
+            begin = max(0, end - _CHUNK)
+            text = os.pread(descriptor, end - begin, begin).rstrip(b"\0")
+            if text:
+                return self._after_last(descriptor, begin + len(text), size)
+            end = begin
+        return 0
+
+    def _after_last(self, _descriptor: int, position: int, _size: int) -> int:
+        return position
+
     def border(self, descriptor: int, position: int, end: int, known: int | None = None) -> int:
         """The next beginning of a record, at ``position`` or after it; ``end`` (which is one) if there is none before.
 
@@ -316,6 +333,13 @@ class _Framed(Format):
                 offset = max(offset + 1, something.start() - 3 if something else 0 if length else len(piece) - 7)
             position += len(piece) - 7
         return end
+
+    def _after_last(self, descriptor: int, position: int, size: int) -> int:
+        # The last bytes of a record's length may be NULs themselves.
+        for end in range(position, min(position + 4, size + 1)):
+            if next(self._back(descriptor, end, 0), None) is not None:
+                return end
+        return size
 
     def filler(self, length: int) -> bytes:
         if not length:

@@ -184,9 +184,10 @@ class _Work:
 
     @staticmethod
     def _worth_a_look(descriptor: int, kind: logs.Kind) -> bool:
-        """Whether a small log begins with fillers, or with what readers stumble over."""
-        front = kind.format.front(descriptor, os.fstat(descriptor).st_size)
-        return bool(front.fillers or front.nuls)
+        """Whether a small log has fillers, or what readers stumble over, at its beginning or its end."""
+        size = os.fstat(descriptor).st_size
+        front = kind.format.front(descriptor, size)
+        return bool(front.fillers or front.nuls or kind.format.end(descriptor, size) < size)
 
     def _cut_now(self, container: snapshot.Container, kind: logs.Kind, found: Cut) -> Cut:
         """Decide once more and do it: in a process of its own, with a connection of its own."""
@@ -203,8 +204,12 @@ class _Work:
         return replace(found, words="the engine rotated it again and again")
 
     def _do(self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, ask: _Ask) -> Cut:
+        # What somebody left who was killed in the middle.
         log_rescue.put_back(descriptor)
+        nuls = 0 if self._writer(descriptor, container.id, ask).writes else log_cuts.drop_nuls(descriptor, kind.format)
         decided, plans, writer = self._decided(descriptor, container, kind, found, ask)
+        if not plans and nuls:
+            return replace(decided or found, method="rewrite", words=f"{nuls} NULs at its end were taken out")
         if not plans:
             return decided or found
 

@@ -161,6 +161,16 @@ def test_a_log_of_nuls_alone_has_no_text(made: Made, form: Format) -> None:
 
 
 @both
+@pytest.mark.parametrize("nuls", [0, 1, 3, 4096, 200_000])
+@pytest.mark.parametrize("width", range(250, 262))
+def test_nuls_behind_the_last_record_are_no_part_of_the_log(made: Made, form: Format, nuls: int, width: int) -> None:
+    # Of the widths some have a length that ends with a NUL itself.
+    content = made.records(3, width)
+    with opened(content + b"\0" * nuls) as descriptor:
+        assert form.end(descriptor, len(content) + nuls) == len(content)
+
+
+@both
 @pytest.mark.parametrize("width", [110, 3000])
 @pytest.mark.parametrize("end", [4096, 8192, 65_536, 131_072])
 def test_behind_a_hole_that_ends_within_a_record_the_text_begins_at_the_next_whole_one(made: Made, form: Format, end: int, width: int) -> None:
