@@ -10,6 +10,7 @@ that others use as well. The module runs by itself (bare.py): what Ansible adds 
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -355,3 +356,20 @@ def test_fast_finds_the_same_places(world: World, name: str) -> None:
         category: report["usage"][category]["count"] for category in ("images", "containers", "volumes")
     }
     assert fast["usage"]["images"]["logical_bytes"]
+
+
+def test_a_log_is_cut_wherever_the_data_root_is(world: World, name: str) -> None:
+    """The last of all tests: it changes what the others have measured."""
+    host, report = world[name]
+    ident = host.must("GET", "/containers/web/json")["Id"]
+    log = host.path(f"{report['engine']['root_dir']}/containers/{ident}/{ident}-json.log")
+    lines = [json.dumps({"log": f"{number}\n", "stream": "stdout", "time": "2024-03-01T12:00:00Z"}) for number in range(20_000)]
+    log.write_text("\n".join(lines) + "\n")
+    owner = os.stat(log.parent)
+    os.chown(log, owner.st_uid, owner.st_gid)
+    # An engine without root is looked after by its user.
+    by = UsersHost(host.spec, host.process, host.address, host.directory) if name == "rootless" else host
+    result = Bare(by, "docker_log_truncate").run(keep="100000", state_dir="", **SETUPS[name].sockets).result
+    assert [(entry["name"], entry["method"], entry["readers"]) for entry in result["logs"]] == [("web", "collapse", "ok")]
+    kept = [line for line in log.read_text().splitlines() if line.strip()]
+    assert kept == lines[-len(kept):] and 90_000 < sum(len(line) + 1 for line in kept) <= 100_000
