@@ -84,7 +84,7 @@ bench-clean: .venv/made-from ## docker_clean beside docker system prune and dock
 	@$(as_root) $(bound) python benchmarks/clean.py $(ARGS)
 
 .PHONY: bench-logs
-bench-logs: .venv/made-from ## docker_log_truncate beside truncate, copy-truncate and logrotate: ratios (root, 40 minutes, 12 GB of disk)
+bench-logs: .venv/made-from ## docker_log_truncate beside truncate, copy-truncate and logrotate: ratios (root, 1 hour, 12 GB of disk)
 	@$(as_root) $(bound) python benchmarks/logs.py $(ARGS)
 
 .PHONY: test-vm test-vm-devicemapper test-vm-zfs
