@@ -25,6 +25,8 @@ _LAST, UNKNOWN, INLINE, SHARED = 0x1, 0x2, 0x200, 0x2000
 _KINDS = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs"}
 _GET_FLAGS, _EXTENT_FLAG = 0x80086601, 0x80000  # FS_IOC_GETFLAGS, FS_EXTENT_FL: not ext2's and ext3's lists of blocks
 _XFS_GEOMETRY, _XFS_REFLINK = 0x80705864, 1 << 20  # XFS_IOC_FSGEOMETRY_V1, XFS_FSOP_GEOM_FLAGS_REFLINK (xfs_fs.h)
+#: XFS_IOC_FREE_EOFBLOCKS, struct xfs_fs_eofblocks: version, flags, user, group, project, smallest size (xfs_fs.h).
+_XFS_FREE_STORE, _FREE_STORE, _SYNC, _LARGER = 0x8080583A, struct.Struct("=6LQ96x"), 1, 1 << 4
 _BTRFS_TREE_SEARCH = 0xD0009411
 _BTRFS_SYNC, _BTRFS_FS_INFO = 0x9408, 0x8400941F
 #: struct btrfs_ioctl_search_key: tree, objectid, offset and transaction from and to, type from and to, items.
@@ -127,13 +129,19 @@ def map_bytes(descriptor: int, count: int) -> int:
 
 
 def commit(descriptor: int) -> None:
-    """Make btrfs give back at once what nobody uses any more; nothing to do elsewhere."""
-    if kind(descriptor) == "btrfs":
-        try:
+    """Make btrfs give back at once what nobody uses any more, and xfs what it holds in store behind the ends of such large files.
+
+    Both would do so by themselves, some seconds or minutes later. Nothing to do elsewhere.
+    """
+    found = kind(descriptor)
+    try:
+        if found == "btrfs":
             os.fsync(descriptor)
             fcntl.ioctl(descriptor, _BTRFS_SYNC)
-        except OSError:
-            pass  # the space comes later
+        elif found == "xfs":
+            fcntl.ioctl(descriptor, _XFS_FREE_STORE, _FREE_STORE.pack(1, _SYNC | _LARGER, 0, 0, 0, 0, os.fstat(descriptor).st_size))
+    except OSError:
+        pass  # the space comes later
 
 
 def whole_extents(descriptor: int, begin: int, end: int) -> list[tuple[int, int]]:

@@ -202,13 +202,21 @@ def _by_clone(descriptor: int, form: Format, plan: Plan) -> Plan | None:
         return None
     length = boundary - plan.fillers
     piece = min(max(GRAIN, length // _FILLERS // GRAIN * GRAIN), form.largest_filler)
-    # One filler stands for all of its length; the last one may be shorter.
-    own = piece + length % piece if length >= piece else length
-    frees = extents.frees(descriptor, plan.fillers, boundary) - own - extents.map_bytes(descriptor, length // piece)
+    # One filler of a length stands for all of that length.
+    parts = _pieces(length, piece)
+    own = sum(each for each, _end in parts)
+    count = length // piece + length % piece // GRAIN
+    frees = extents.frees(descriptor, plan.fillers, boundary) - own - extents.map_bytes(descriptor, count)
     if extents.kind(descriptor) == "btrfs":
         end, disk = _worth_moving(descriptor, plan.fillers, boundary, plan.size)
         frees += disk - _sectors(end - boundary)
     return replace(plan, method="clone", boundary=boundary, piece=piece, frees=frees)
+
+
+def _pieces(length: int, piece: int) -> list[tuple[int, int]]:
+    """Of which fillers ``length`` bytes are made: how long each is, and up to where there are such; short ones first."""
+    rest = length % piece
+    return [(GRAIN, rest)] * bool(rest) + [(piece, length)] * (length >= piece)
 
 
 def _by_rewrite(descriptor: int, _form: Format, plan: Plan) -> Plan | None:
@@ -291,8 +299,8 @@ def _clone(descriptor: int, form: Format, plan: Plan, pause: _Pause) -> None:
             raise
         _make_room(descriptor, form, plan, pause)
         _cover(descriptor, form, plan)
+    extents.commit(descriptor)
     if extents.kind(descriptor) == "btrfs":
-        extents.commit(descriptor)
         _move_what_stays(descriptor, plan)
 
 
@@ -302,16 +310,16 @@ def _cover(descriptor: int, form: Format, plan: Plan) -> None:
     folder = os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}"))
     source = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        whole, rest = divmod(length, plan.piece)
-        _write(source, form.filler(plan.piece) if whole else b"", 0)
-        done, end = plan.piece, whole * plan.piece
-        # What is there is shared with what follows it: a few calls make any length.
-        while done < end:
-            more = min(done, end - done)
-            _share(source, source, 0, more, done)
-            done += more
-        if rest:
-            _write(source, form.filler(rest), end)
+        at = 0
+        for piece, end in _pieces(length, plan.piece):
+            _write(source, form.filler(piece), at)
+            done = piece
+            # What is there is shared with what follows it: a few calls make any length.
+            while at + done < end:
+                more = min(done, end - at - done)
+                _share(source, source, at, more, at + done)
+                done += more
+            at = end
         os.fsync(source)
         _sew(descriptor, form, plan)
         _share(descriptor, source, 0, length, plan.fillers)

@@ -8,15 +8,12 @@ Each test runs in a process with mounts of its own, on disks that are files: bot
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Callable, Iterable, Mapping
 
@@ -28,56 +25,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import measure, 
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, SNAPSHOTS
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Found, Sizes, Unit
 
-_TOOLS = ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "btrfs", "mount", "du", "cp")
-_missing = [tool for tool in _TOOLS if not shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")]
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or bool(_missing), reason=f"needs root and {', '.join(_missing) or 'nothing else'} to make filesystems"
-)
+from tests.integration.disks import apart, disk, free, needs_filesystems, run
 
-_NEW_MOUNTS, _PRIVATE = 0x00020000, (1 << 18) | (1 << 14)  # CLONE_NEWNS, MS_PRIVATE | MS_REC
-MAKE = {
-    "ext4": ("mkfs.ext4", "-q", "-F"),
-    "xfs": ("mkfs.xfs", "-q", "-f"),
-    "btrfs": ("mkfs.btrfs", "-q", "-f"),
-}
-
-
-def run(*command: str | Path) -> None:
-    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
-
-
-def apart(work: Callable[[], None]) -> None:
-    """Do ``work`` in a process with mounts of its own, and fail as it fails."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.close(read)
-            libc = ctypes.CDLL(None, use_errno=True)
-            libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-            if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _PRIVATE, None):
-                raise OSError(ctypes.get_errno(), "no mounts of its own")
-            work()
-        except BaseException:
-            os.write(write, traceback.format_exc().encode()[-60_000:])
-            os._exit(1)
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, encoding="utf-8", errors="replace") as stream:
-        said = stream.read()
-    if os.waitpid(child, 0)[1]:
-        pytest.fail(said or "it ended without a word", pytrace=False)
-
-
-def disk(folder: Path, kind: str) -> Path:
-    """A new filesystem in a file, mounted below ``folder``."""
-    image, place = folder / f"{kind}.img", folder / kind
-    with open(image, "wb") as stream:
-        stream.truncate(1 << 30)
-    run(*MAKE[kind], image)
-    place.mkdir()
-    run("mount", "-o", "loop", image, place)
-    return place
+pytestmark = needs_filesystems
 
 
 def walked(place: Path, *units: Unit | Path, owners: Mapping[str, str] | None = None) -> Found:
@@ -100,20 +50,6 @@ def fill(path: Path, size: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(random.Random(str(path)).randbytes(size))
     return path
-
-
-def free(place: Path) -> int:
-    """Bytes that are free once everything that was asked for is done."""
-    last = -1
-    for _ in range(60):
-        os.sync()
-        measure.settle(str(place))
-        found = os.statvfs(place)
-        if found.f_bfree == last:
-            break
-        last = found.f_bfree
-        time.sleep(0.2)
-    return last * found.f_frsize
 
 
 # -- what is shared --------------------------------------------------------------------------------------------

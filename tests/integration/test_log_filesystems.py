@@ -1,0 +1,303 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Logs are cut on filesystems of a test's own: killed at every step, without a free byte, and what is said comes free.
+
+What is left is read by tests/unit/localdriver.py, which shares no code with what cuts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import pytest
+
+from tests.integration.disks import apart, disk, fill_up, free, needs_filesystems  # isort: skip
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import extents, log_cuts, log_rescue
+from ansible_collections.fleetclean.docker.plugins.module_utils.log_cuts import Plan, Writer, carry_out, decide
+from ansible_collections.fleetclean.docker.plugins.module_utils.log_records import FRAMED, GRAIN, JSON_LINES, Format
+from tests.unit.localdriver import JSON_FILE, LOCAL, Made
+
+pytestmark = needs_filesystems
+
+MIB = 1 << 20
+MEMORY = "/dev/shm"
+NOBODY = Writer(writes=False)
+ENGINE = Writer(writes=True, pausable=True)
+FORMATS: Tuple[Tuple[Made, Format], ...] = ((JSON_FILE, JSON_LINES), (LOCAL, FRAMED))
+#: Who writes where a way is gone, and how much of the log stays: nothing where it becomes empty.
+WAYS = {"collapse": NOBODY, "clone": ENGINE, "rewrite": NOBODY, "paused": ENGINE, "truncate": NOBODY}
+#: Which ways a filesystem has. A better one is passed over where another is to be seen.
+HAS = {
+    "ext4": ("collapse", "rewrite", "paused", "truncate"),
+    "xfs": ("collapse", "clone", "rewrite", "paused", "truncate"),
+    "btrfs": ("clone", "rewrite", "paused", "truncate"),
+    "tmpfs": ("rewrite", "paused", "truncate"),
+}
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder for disks, in memory where that can be: much is written to them and waited for."""
+    if not os.access(MEMORY, os.W_OK):
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(prefix="fleetclean-test-", dir=MEMORY))
+    yield folder
+    shutil.rmtree(folder)
+
+
+class Log:
+    """A log file on a filesystem, and what of it is to stay."""
+
+    def __init__(self, place: Path, made: Made, form: Format, keep: int) -> None:
+        self.path, self.made, self.form, self.keep = place / "log", made, form, keep
+        self._engine = self.path.open("ab", buffering=0)
+
+    def write(self, content: bytes) -> None:
+        """Append, as an engine does that holds it open."""
+        self._engine.write(content)
+        os.fsync(self._engine.fileno())
+
+    def stop(self) -> None:
+        """Nobody writes it any more."""
+        self._engine.close()
+
+    def close(self) -> None:
+        self.stop()
+        self.path.unlink()
+
+    @property
+    def wanted(self) -> List[int]:
+        """What is to stay, before it is cut."""
+        content = self.path.read_bytes()
+        return [shown.number for shown in self.made.read(content) if len(content) - shown.begin <= self.keep]
+
+    @contextmanager
+    def opened(self, mode: int = os.O_RDWR) -> Iterator[int]:
+        """Each time anew, as each run does: what is open goes with whoever is killed."""
+        descriptor = os.open(self.path, mode)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def plans(self, writer: Writer, major: int = 28, way: Optional[str] = None) -> List[Plan]:
+        """The ways to cut it; with ``way`` that one alone."""
+        # For reading, as check mode does: xfs takes the closing of a file that was open for writing as a sign.
+        with self.opened(os.O_RDONLY) as descriptor:
+            plans, why = decide(descriptor, self.form, writer, major, self.keep, self.keep)
+        assert plans or not why, why
+        return [plan for plan in plans if way in (None, plan.method)]
+
+    def cut(self, plans: List[Plan]) -> Plan:
+        with self.opened() as descriptor:
+            return carry_out(descriptor, self.form, plans, nullcontext)
+
+    def put_back(self) -> None:
+        """As every run begins."""
+        with self.opened() as descriptor:
+            log_rescue.put_back(descriptor)
+
+    def left(self) -> List[int]:
+        return self.made.numbers(self.path.read_bytes())
+
+
+def world(made: Made, size: int, width: int = 900, number: int = 0) -> bytes:
+    """Records of changing widths, from ``number`` on."""
+    content = []
+    length = 0
+    while length < size:
+        record = made.record(number, width + number * 37 % 400)
+        content.append(record)
+        length, number = length + len(record), number + 1
+    return b"".join(content)
+
+
+# -- killed at every step ------------------------------------------------------------------------
+
+
+class Steps:
+    """Counts what changes a file; after ``last`` such calls this process is killed."""
+
+    def __init__(self, last: int) -> None:
+        self._left = last
+        for module, name in ((os, "pwrite"), (os, "ftruncate"), (log_cuts, "_share"), (log_cuts, "_fallocate")):
+            setattr(module, name, self._counted(getattr(module, name)))
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            try:
+                return call(*arguments)
+            finally:
+                self._left -= 1
+                if not self._left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return counted
+
+
+def killed(log: Log, plans: List[Plan], step: int) -> bool:
+    """Cut in a process that is killed right after so many steps; whether that was before it was done."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            Steps(step)
+            log.cut(plans)
+            code = 0
+        finally:
+            os._exit(code)
+    ended = os.waitpid(child, 0)[1]
+    assert ended in (0, signal.SIGKILL), ended
+    return ended == signal.SIGKILL
+
+
+@pytest.mark.parametrize("kind", HAS)
+def test_a_cut_that_is_killed_at_any_step_leaves_a_log_that_can_be_read_and_has_all_that_was_to_stay(
+    memory: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Smaller pieces: more steps.
+    monkeypatch.setattr(log_cuts, "_PIECE", 30_000)
+
+    def work() -> None:
+        place = disk(memory, kind, 512 * MIB)
+        for made, form in FORMATS:
+            old, new = world(made, 300_000, 300), world(made, 500_000, 300, number=100_000)
+            for way in HAS[kind]:
+                steps = 0
+                while True:
+                    steps += 1
+                    what = (kind, str(made), way, steps)
+                    log = Log(place, made, form, 0 if way == "truncate" else 120_000)
+                    if "clone" in HAS[kind]:
+                        # An earlier cut left fillers.
+                        log.write(old)
+                        log.cut(log.plans(ENGINE, way="clone"))
+                    log.write(new)
+                    if WAYS[way] is NOBODY:
+                        log.stop()
+                    wanted = log.wanted
+                    plans = log.plans(WAYS[way], way=way)
+                    assert plans, what
+                    broken_off = killed(log, plans, steps)
+                    # The engine's decoder comes to the end of it. Lines that moved may be there twice.
+                    left = log.left()
+                    assert way == "truncate" or left[-len(wanted):] == wanted, what
+                    if not broken_off:
+                        assert left == wanted, what
+                        log.close()
+                        break
+                    # The next run does what is left to do.
+                    log.put_back()
+                    again = log.plans(WAYS[way])
+                    if again:
+                        log.cut(again)
+                    assert log.left() == wanted, what
+                    assert not log.plans(WAYS[way]), what
+                    log.close()
+                assert steps >= {"truncate": 2, "collapse": 4}.get(way, 5), what
+
+    apart(work)
+
+
+# -- what is said comes free ---------------------------------------------------------------------
+
+
+def at_once(log: Log) -> None:
+    """In one piece: on btrfs that is one extent, which holds what goes and what stays."""
+    log.write(world(log.made, 5 * MIB))
+
+
+def in_pieces(log: Log) -> None:
+    """Little by little, while other files grow: many extents."""
+    content = world(log.made, 5 * MIB)
+    with log.path.with_name("other").open("wb") as other:
+        for position in range(0, len(content), 200_000):
+            log.write(content[position:position + 200_000])
+            other.write(b"x" * 50_000)
+            os.fsync(other.fileno())
+
+
+def after_others(log: Log) -> None:
+    """Behind what an earlier cut left in front of it."""
+    in_pieces(log)
+    writer = ENGINE if log.plans(ENGINE)[0].method == "clone" else NOBODY
+    log.cut(log.plans(writer))
+    log.write(world(log.made, 3 * MIB, number=100_000))
+
+
+@pytest.mark.parametrize("lay", [at_once, in_pieces, after_others])
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_what_is_said_to_come_free_comes_free(memory: Path, kind: str, lay: Callable[[Log], None]) -> None:
+    def work() -> None:
+        place = disk(memory, kind)
+        for number, way in enumerate(HAS[kind]):
+            made, form = FORMATS[number % 2]
+            log = Log(place, made, form, 0 if way == "truncate" else 200_000)
+            lay(log)
+            if WAYS[way] is NOBODY:
+                log.stop()
+            before = free(place)
+            wanted = log.wanted
+            (plan,) = log.plans(WAYS[way], way=way)
+            assert plan == log.plans(WAYS[way], way=way)[0], "looking once more changes nothing"
+            log.cut([plan])
+            came = free(place) - before
+            # What trees take is not foreseen to the byte: a block of xfs's map of many extents, and much of btrfs's.
+            leeway = {"ext4": 0, "xfs": 4096, "btrfs": max(plan.frees // 100, 128 * 1024)}[kind]
+            assert abs(came - plan.frees) <= leeway, (way, came, plan.frees)
+            assert came > 2 * MIB, way
+            assert log.left() == wanted, way
+            log.close()
+
+    apart(work)
+
+
+# -- without a free byte -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lay", [at_once, in_pieces])
+@pytest.mark.parametrize("kind", HAS)
+def test_a_log_is_cut_on_a_disk_without_a_free_byte(memory: Path, kind: str, lay: Callable[[Log], None]) -> None:
+    def work() -> None:
+        place = disk(memory, kind, (64 if kind in ("ext4", "tmpfs") else 320) * MIB)
+        writers = [(NOBODY, 28, 200_000), (ENGINE, 28, 200_000)]
+        if lay is at_once:
+            writers += [(NOBODY, 28, 0), (ENGINE, 20, 200_000), (ENGINE, 28, 0)]
+        for number, (writer, major, keep) in enumerate(writers):
+            made, form = FORMATS[number % 2]
+            log = Log(place, made, form, keep)
+            lay(log)
+            if writer is NOBODY:
+                log.stop()
+            wanted = log.wanted
+            filler = fill_up(place)
+            what = (kind, writer, major, keep)
+            # Of its last blocks xfs gives none.
+            assert os.statvfs(place).f_bavail <= 8, what
+            plan = log.cut(log.plans(writer, major))
+            assert log.left() == wanted, (*what, plan.method)
+            # Something is free again, and can be written.
+            assert free(place) > MIB, (*what, plan.method)
+            (place / "new").write_bytes(b"x" * MIB)
+            if writer is ENGINE:
+                log.write(made.records(3, first=500_000))
+                wanted += [500_000, 500_001, 500_002]
+            assert log.left() == wanted, what
+            for path in (filler, place / "new"):
+                path.unlink()
+            log.close()
+            (place / "other").unlink(missing_ok=True)
+            free(place)
+
+    apart(work)
