@@ -161,6 +161,7 @@ def registry(host: Host) -> Iterator[Registry]:
         """Passes requests on."""
 
         protocol_version = "HTTP/1.1"
+        raw_requestline: bytes
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing."""
