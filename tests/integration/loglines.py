@@ -14,6 +14,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import urlencode
 
 from tests.fleet import Host
+from tests.integration import bare
+from tests.integration.bare import Bare
 from tests.integration.things import until
 
 #: Of a line: which life of the process printed it, and its number in that life, from 1.
@@ -110,6 +113,59 @@ class Writer:
         """Let it print again."""
         for name in ("last", "quiet"):
             (self._folder / f"{self.name}.{name}").unlink(missing_ok=True)
+
+
+# -- who cuts ----------------------------------------------------------------------------------
+
+# A module's start takes most of its time. So it is made once, up to the point where Ansible's arguments are read, and each run is a fork of it.
+_CUTTER = r"""
+import json, os, runpy, sys
+
+sys.path.insert(0, sys.argv[1])
+from ansible.module_utils import basic
+from ansible_collections.fleetclean.docker.plugins.module_utils import sdk, session, truncating
+
+archive, about = json.loads(sys.stdin.readline())
+sdk.provide("carried", archive, about)
+sdk._forget = lambda: None  # it stays imported
+for line in sys.stdin:
+    if os.fork() == 0:
+        basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = line.encode(), "legacy"
+        runpy.run_module("ansible_collections.fleetclean.docker.plugins.modules.docker_log_truncate", run_name="__main__", alter_sys=True)
+    os.wait()
+    print("done", flush=True)
+"""
+
+
+class Cutter:
+    """docker_log_truncate on a host, again and again without starting anew; else as :class:`Bare` runs it."""
+
+    def __init__(self, host: Host) -> None:
+        Bare(host, "docker_log_truncate")
+        self._process = host.popen([host.python, "-c", _CUTTER, f"{bare._FOLDER}/module.zip"], {"TMPDIR": "/dev/shm", "PYTHONDONTWRITEBYTECODE": "1"},
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._send(bare._sdk())
+
+    def run(self, **options: Any) -> Dict[str, Any]:
+        """The result of a run with these options."""
+        self._send({"ANSIBLE_MODULE_ARGS": {
+            "_ansible_module_name": "fleetclean.docker.docker_log_truncate", "_ansible_check_mode": False, "_ansible_remote_tmp": "/dev/shm",
+            "_ansible_tmpdir": None, "sdk": "host", **options}})
+        assert self._process.stdout
+        said = "".join(iter(self._process.stdout.readline, "done\n"))
+        assert self._process.poll() is None, said
+        result: Dict[str, Any] = json.loads(said)
+        assert not result.get("failed"), {key: value for key, value in result.items() if key != "invocation"}
+        return result
+
+    def _send(self, content: Any) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(content) + "\n")
+        self._process.stdin.flush()
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.communicate()
 
 
 # -- readers -----------------------------------------------------------------------------------
@@ -220,6 +276,10 @@ class _Reader(threading.Thread):
     def has(self, line: Line) -> bool:
         """Whether that line is the last that came."""
         return self.lines[-1:] == [line]
+
+    def stop(self) -> None:
+        """Read no more."""
+        raise NotImplementedError
 
 
 class Follower(_Reader):

@@ -8,13 +8,13 @@ a log shipper are asked for what they have seen, and it has to be what the resul
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
-from tests.integration.bare import Bare
-from tests.integration.loglines import FAST, SLOW, Follower, Line, Shipper, Stored, Writer, by_name, faults, missing, said, seconds_of, stored
+from tests.integration.loglines import FAST, SLOW, Cutter, Follower, Line, Pace, Shipper, Stored, Writer, by_name, faults, missing, said, seconds_of, stored
 from tests.integration.support import start
 from tests.integration.things import base, until
 
@@ -22,6 +22,8 @@ ROUNDS, EACH = 10, 5
 KEEP, LESS = 1 << 20, 1 << 19
 #: What a log has to have grown by for a cut to be worth while everywhere: fillers come in whole pieces, and lines are long.
 GROWTH = 200 * 1000
+#: Fillers begin at multiples of this.
+GRAIN = 1 << 16
 #: What may stay above what is to be kept, for the same reason.
 PIECE = 1 << 17
 LOCAL = {"Type": "local", "Config": {"max-size": "200m", "max-file": "1", "compress": "false"}}
@@ -45,19 +47,23 @@ class Live:
     """A host's writers, what was done to their logs, and all that was seen of them meanwhile.
 
     ``fast`` and ``slow`` print all the time, ``turn`` is quiet while it is cut: who follows it has read all of it by then, as nobody can be
-    sure to have with the others. By writer's name: ``entries`` of the module's results, ``cuts`` the first line that each kept,
-    ``followers`` and ``shippers`` that began before the first, ``wrong`` what was wrong with the file after one of them.
+    sure to have with the others. ``local`` are the two of that driver, ``files`` all of json-file. By writer's name: ``entries`` of the
+    module's results, ``cuts`` the first line that each kept, ``followers`` and ``shippers`` that began before the first, ``wrong`` what was
+    wrong with the file after one of them.
     """
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.root, self.filesystem = host.spec.root, str(host.spec.filesystem)
-        self.bare = Bare(host, "docker_log_truncate")
+        self.cutter = Cutter(host)
         image = base(host)
-        self.fast = [Writer(host, f"fast{number}", image, FAST) for number in range(EACH)]
-        self.slow = [Writer(host, f"slow{number}", image, SLOW) for number in range(EACH)]
-        self.turn = Writer(host, "turn", image, SLOW)
-        self.local = [Writer(host, "local0", image, FAST, LOCAL), Writer(host, "local1", image, SLOW, LOCAL)] if (self.root, self.filesystem) in WITH_LOCAL else []
+        kinds: List[Tuple[str, Pace, Any]] = [("fast", FAST, None)] * EACH + [("slow", SLOW, None)] * EACH + [("turn", SLOW, None)]
+        if (self.root, self.filesystem) in WITH_LOCAL:
+            kinds += [("local", FAST, LOCAL), ("local", SLOW, LOCAL)]
+        with ThreadPoolExecutor(4) as pool:
+            self.all = list(pool.map(lambda number, kind: Writer(host, f"{kind[0]}-{number}", image, *kind[1:]), range(len(kinds)), kinds))
+        self.fast, self.slow, self.turn, self.local = self.all[:EACH], self.all[EACH:2 * EACH], self.all[2 * EACH], self.all[2 * EACH + 1:]
+        self.files = [*self.fast, *self.slow, self.turn]
         self.entries: Dict[str, List[Mapping[str, Any]]] = {writer.name: [] for writer in self.all}
         self.cuts: Dict[str, List[Line]] = {writer.name: [] for writer in self.all}
         self.wrong: Dict[str, List[str]] = {writer.name: [] for writer in self.all}
@@ -71,25 +77,16 @@ class Live:
         self._begins: Dict[str, int] = {}
 
     @property
-    def files(self) -> List[Writer]:
-        """The writers of the driver json-file."""
-        return [*self.fast, *self.slow, self.turn]
-
-    @property
-    def all(self) -> List[Writer]:
-        return [*self.files, *self.local]
-
-    def can_be_followed(self, writer: Writer) -> bool:
-        """Whether `docker logs -f` lives long: engine 20.10.5 ends it ("unexpected EOF") as soon as it meets half a line, without any cut."""
-        return self.root != "bullseye" or writer.pace is SLOW
-
-    @property
     def some(self) -> List[Writer]:
         """One writer of each kind of json-file: what reads through all fillers of all logs would take long."""
         return [self.fast[0], self.slow[0], self.turn]
 
     def named(self, name: str) -> Writer:
         return next(writer for writer in self.all if writer.name == name)
+
+    def can_be_followed(self, writer: Writer) -> bool:
+        """Whether `docker logs -f` lives long: engine 20.10.5 ends it ("unexpected EOF") as soon as it meets half a line, without any cut."""
+        return self.root != "bullseye" or writer.pace is SLOW
 
     @property
     def shorter(self) -> bool:
@@ -130,7 +127,7 @@ class Live:
     def cut(self, keep: int, writers: Optional[List[Writer]] = None, **options: Any) -> Dict[str, Any]:
         """Let the module cut these logs, else all, and look at each."""
         wanted = self.all if writers is None else writers
-        result = self.bare.run(containers=[writer.name for writer in wanted], keep=str(keep), **options).result
+        result = self.cutter.run(containers=[writer.name for writer in wanted], keep=str(keep), **options)
         entries = by_name(result)
         assert sorted(entries) == sorted(writer.name for writer in wanted), result
         for writer in wanted:
@@ -146,8 +143,8 @@ class Live:
 
     def _look_at(self, writer: Writer, keep: int) -> None:
         found = self.stored(writer)
-        # What was covered stays so: there is no need to read it all again each time.
-        self._begins[writer.name] = 0 if self.shorter else found.begin
+        # What was covered stays so: there is no need to read it all again each time. (Fillers may begin where only blanks were.)
+        self._begins[writer.name] = 0 if self.shorter else found.begin // GRAIN * GRAIN
         self.cuts[writer.name].append(found.lines[0])
         self._judge(writer, found.lines, found.torn, keep)
         if found.text_bytes < keep - writer.pace.longest:
@@ -185,6 +182,7 @@ class Live:
         self.hush()
 
     def stop(self) -> None:
+        self.cutter.stop()
         for reader in (*self.followers.values(), *self.shippers.values()):
             reader.stop()
 
@@ -257,7 +255,7 @@ def test_docker_logs_since_a_time_shows_what_came_after_it(live: Live) -> None:
 
 def test_docker_logs_with_a_tail_shows_the_newest_lines(live: Live) -> None:
     for writer in live.some if live.stale else live.files:
-        shown = said(writer, tail=10, patience=2 if live.stale else 60)
+        shown = said(writer, tail=10, patience=1 if live.stale else 60)
         # What is stale may be silent, or hang; it is never wrong.
         assert shown == (live.stored(writer).lines[-10:], []) or (live.stale and shown == ([], [])), (writer.name, shown)
 
@@ -320,7 +318,7 @@ def test_the_driver_local_loses_no_line_either(live: Live) -> None:
         assert lines[-1] == writer.last()
         assert live.cuts[writer.name] == sorted(live.cuts[writer.name])
         stale = entries[-1]["readers"] == "stale"
-        tail, torn = said(writer, tail=10, patience=2 if stale else 60)
+        tail, torn = said(writer, tail=10, patience=1 if stale else 60)
         # What is stale may be silent, or hang, or the engine complains in place of a line; it is never wrong.
         assert [text for text in torn if not (stale and text.startswith(b"Error grabbing logs: "))] == []
         assert tail == lines[-10:] or (stale and tail == []), (writer.name, tail)
