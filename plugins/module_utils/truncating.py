@@ -64,7 +64,7 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             'or never, or set "live-restore": true in its daemon.json.', "bad_input",
         )
     looked = snapshot.take(site.engine, snapshot.Wanted(images=True), None)
-    work = _Work(module, wish, site, looked.containers)
+    work = _Work(module, wish, site, site.own_storage.root, looked.containers)
     try:
         work.cut()
         work.restart()
@@ -97,15 +97,16 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
 class _Work:
     """One run: ``cuts`` are what was done so far, ``restarted`` what was started again."""
 
-    def __init__(self, module: AnsibleModule, wish: options.LogWish, site: session.Site, containers: t.Sequence[snapshot.Container]) -> None:
-        assert site.own_storage
+    def __init__(
+        self, module: AnsibleModule, wish: options.LogWish, site: session.Site, root: str, containers: t.Sequence[snapshot.Container]
+    ) -> None:
         self.cuts: list[Cut] = []
         self.restarted: list[str] = []
         self._params = module.params
         self._dry = bool(module.check_mode)
         self._wish = wish
         self._engine = site.engine
-        self._root = site.own_storage.root
+        self._root = root
         self._version = _numbers(site.engine.info.get("ServerVersion"))
         self._holders = log_holders.Holders(self._root)
         self._known = {container.id for container in containers}

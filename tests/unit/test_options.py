@@ -207,19 +207,10 @@ def test_a_wrong_size_for_logs_is_refused(given: dict[str, str], start: str) -> 
     assert caught.value.code == "bad_input"
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"rotated": "remove"}, "rotated: remove: not there yet in this release; use rotated: keep."),
-        ({"restart": "engine"}, "restart: engine: not there yet in this release; use restart: never, and restart"),
-        ({"restart": "containers"}, "restart: containers: not there yet in this release; use restart: never, and"),
-    ],
-)
-def test_what_this_release_cannot_do_is_refused_and_never_pretended(given: dict[str, str], words: str) -> None:
-    with pytest.raises(FleetcleanError) as caught:
-        truncate(**given)
-    assert caught.value.code == "not_yet"
-    assert str(caught.value).startswith(words)
+def test_what_becomes_of_rotated_logs_and_what_may_be_started_again_is_kept_unless_said_otherwise() -> None:
+    assert (truncate().rotated, truncate().restart) == ("keep", "never")
+    told = truncate(rotated="remove", restart="engine")
+    assert (told.rotated, told.restart) == ("remove", "engine")
 
 
 def test_the_shared_options_are_those_of_community_docker(monkeypatch: pytest.MonkeyPatch) -> None:
