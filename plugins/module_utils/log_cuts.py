@@ -276,8 +276,7 @@ def carry_out(descriptor: int, form: Format, plans: t.Sequence[Plan], pause: _Pa
             # Of several refusals a full disk is the one that somebody can do something about.
             if refused is None or refused.errno in _CANNOT:
                 refused = error
-    assert refused is not None
-    raise refused
+    raise refused or OSError(errno.EOPNOTSUPP, "there is no way")
 
 
 def _collapse(descriptor: int, form: Format, plan: Plan, _pause: object) -> None:
@@ -292,13 +291,7 @@ def _collapse(descriptor: int, form: Format, plan: Plan, _pause: object) -> None
 
 
 def _clone(descriptor: int, form: Format, plan: Plan, pause: _Pause) -> None:
-    try:
-        _cover(descriptor, form, plan)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _make_room(descriptor, form, plan, pause)
-        _cover(descriptor, form, plan)
+    _with_room(lambda: _cover(descriptor, form, plan), lambda: _make_room(descriptor, form, plan, pause))
     extents.commit(descriptor)
     if extents.kind(descriptor) == "btrfs":
         _move_what_stays(descriptor, plan)
@@ -333,6 +326,19 @@ def _sew(descriptor: int, form: Format, plan: Plan) -> None:
     if seam is None:  # decided otherwise
         raise OSError(errno.EINVAL, "records moved meanwhile")
     _write(descriptor, seam[1], seam[0])
+
+
+def _with_room(write: t.Callable[[], None], make_room: t.Callable[[], None]) -> None:
+    """Write, and make room for that where there is none: twice, since what is given back first may be too little."""
+    for _attempt in range(2):
+        try:
+            write()
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        make_room()
+    write()
 
 
 def _make_room(descriptor: int, form: Format, plan: Plan, pause: _Pause) -> None:
@@ -416,7 +422,6 @@ def _truncate(descriptor: int, _form: Format, _plan: Plan, _pause: object) -> No
 def _move(descriptor: int, form: Format, plan: Plan) -> None:
     """Move all that stays to the front, also what was written meanwhile, and cut the file behind it."""
     position, source, known = 0, plan.start, 0
-    may_make_room = extents.kind(descriptor) == "btrfs"
     while True:
         size = os.fstat(descriptor).st_size
         if source >= size:
@@ -425,18 +430,19 @@ def _move(descriptor: int, form: Format, plan: Plan) -> None:
         end, after = position + len(piece), source + len(piece)
         rest = _rest(descriptor, form, end, source, known) if end < source else form.filler(after - end if form.fits(after - end) else 0)
         piece, known = piece + rest, end + len(rest)
-        try:
-            _write(descriptor, piece, position)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not may_make_room:
-                raise
-            may_make_room = False
-            # Nobody writes, or the container stands still already.
-            _make_room(descriptor, form, replace(plan, fillers=position, boundary=source), nullcontext)
-            _write(descriptor, piece, position)
+        _move_one(descriptor, form, piece, replace(plan, fillers=position, boundary=source))
         position, source = end, after
     os.ftruncate(descriptor, position)
     os.fsync(descriptor)
+
+
+def _move_one(descriptor: int, form: Format, piece: bytes, plan: Plan) -> None:
+    """Write what moves to ``plan.fillers``; what is there up to ``plan.boundary`` is not wanted any more."""
+    if extents.kind(descriptor) != "btrfs":
+        _write(descriptor, piece, plan.fillers)
+        return
+    # Nobody writes, or the container stands still already.
+    _with_room(lambda: _write(descriptor, piece, plan.fillers), lambda: _make_room(descriptor, form, plan, nullcontext))
 
 
 def _rest(descriptor: int, form: Format, position: int, end: int, known: int) -> bytes:
@@ -446,7 +452,8 @@ def _rest(descriptor: int, form: Format, position: int, end: int, known: int) ->
     :param known: where one began before ``position``.
     """
     border = form.border(descriptor, position, min(end, position + _REST), known)
-    if border == position + _REST < end:
+    # In a hole readers end anyway, until all is done; filled, it would take space.
+    if border == position + _REST < end or os.lseek(descriptor, position, os.SEEK_HOLE) < border:
         return b""
     while not form.fits(border - position) and border < end:
         border = form.border(descriptor, border + 1, end, border)

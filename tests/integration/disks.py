@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -100,12 +101,24 @@ def _sync(place: Path) -> None:
         os.close(descriptor)
 
 
-def fill_up(place: Path) -> Path:
+def settle(place: Path) -> None:
+    """Let what was given up so far come free: less than ``free`` waits for, and quick."""
+    _sync(place)
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, 0x9408)  # BTRFS_IOC_SYNC
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def fill_up(place: Path, name: str = ".filler") -> Path:
     """Fill a filesystem until nothing more can be written; the file that fills it.
 
     (xfs says so with a few blocks left, which it wants for its own trees.)
     """
-    filler = place / ".filler"
+    filler = place / name
     handle = os.open(filler, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         step, size = _available(place), 0
