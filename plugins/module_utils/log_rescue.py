@@ -57,10 +57,11 @@ def put_back(descriptor: int) -> None:
             copy = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue
+        about = os.fstat(copy)
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1:
+            os.close(copy)
+            continue  # a folder that everybody may write to
         with os.fdopen(copy, "rb") as stream:
-            about = os.fstat(copy)
-            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1:
-                continue  # a folder that everybody may write to
             found = stream.read()
         if len(found) >= _HEAD.size:
             position, length = _HEAD.unpack_from(found)

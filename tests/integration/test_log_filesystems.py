@@ -370,3 +370,34 @@ def test_a_cut_that_is_killed_on_a_full_disk_is_done_by_the_next_run_and_nothing
             assert steps > 3, (kind, writer)
 
     apart(work)
+
+
+# -- holes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", HAS)
+def test_a_hole_in_front_is_taken_out_and_what_is_behind_it_stays(memory: Path, kind: str) -> None:
+    """An engine that does not append leaves one, when somebody truncates its log (moby 53631)."""
+
+    def work() -> None:
+        place = disk(memory, kind, 512 * MIB)
+        for made, form in FORMATS:
+            for writer, major, keep in ((NOBODY, 28, 10**9), (ENGINE, 28, 10**9), (ENGINE, 20, 100_000), (NOBODY, 28, 100_000)):
+                what = (kind, str(made), writer, major, keep)
+                log = Log(place, made, form, keep)
+                os.truncate(log.path, 40_000_123)
+                log.write(world(made, MIB))
+                if writer is NOBODY:
+                    log.stop()
+                size, before = os.stat(log.path).st_size, settled(place)
+                wanted = [shown.number for shown in made.read(world(made, MIB)) if size - 40_000_123 - shown.begin <= keep]
+                plans = log.plans(writer, major)
+                assert plans, what
+                log.cut(plans)
+                # What is shared filler is read as such: the file keeps its length then.
+                assert log.left() == wanted, what
+                assert not log.plans(writer, major), what
+                assert settled(place) > before - 5 * MIB, what
+                log.close()
+
+    apart(work)
