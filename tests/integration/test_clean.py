@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterator, List
 
@@ -14,7 +15,7 @@ import pytest
 from tests.fleet import Dirt, Fleet, Host, HostSpec, dirty
 from tests.fleet.dirty import load_image
 from tests.integration.support import CONTAINERD, REPOSITORY, Ansible, start, state
-from tests.integration.things import both_stores
+from tests.integration.things import both_stores, by_itself
 
 sys.path.insert(0, str(REPOSITORY / "playbooks/collections"))
 
@@ -114,7 +115,6 @@ def test_what_is_gone_already_counts_as_done(host: Host, dirt: Dirt) -> None:
 
 @both_stores
 def test_a_tag_that_names_another_image_now_stays(host: Host) -> None:
-    dirty(host, "small", log_bytes=1_000_000)
     first = load_image(host, "moving:1", {"a": b"first"})
     engine = connect(host)
     steps = plan(engine)
@@ -135,62 +135,62 @@ def test_an_image_that_got_another_tag_stays(host: Host) -> None:
     assert "it has got another tag" in {kept.reason for kept in outcome.kept} or host.spec.daemon_json
 
 
-def test_nothing_happens_while_enough_is_free(host: Host, dirt: Dirt, ansible: Ansible) -> None:
+def test_nothing_happens_while_enough_is_free(host: Host, dirt: Dirt) -> None:
     before = state(host)
     wishes = {"containers": {}, "images": {"scope": "unused"}, "only_below": "10%"}
-    result = ansible.module("docker_clean", wishes, hosts=host.name)[host.name]
+    result = by_itself(host, **wishes)
     assert (result["changed"], result["removed"], result["failed"]) == (False, [], False)
     assert state(host) == before
-    result = ansible.module("docker_clean", {**wishes, "only_below": "1GB", "free_target": "50%"}, hosts=host.name)[host.name]
+    result = by_itself(host, **wishes | {"only_below": "1GB", "free_target": "50%"})
     assert (result["changed"], result["target_met"]) == (False, True)
 
 
-def test_a_target_is_met_with_the_least_loss(host: Host, dirt: Dirt, ansible: Ansible) -> None:
-    free = ansible.module("docker_disk_report", {"include": ["filesystem"]}, hosts=host.name)[host.name]["filesystems"][0]["available"]
+def test_a_target_is_met_with_the_least_loss(host: Host, dirt: Dirt) -> None:
+    free = by_itself(host, "docker_disk_report", include=["filesystem"])["filesystems"][0]["available"]
     wishes: Dict[str, Any] = {"containers": {}, "images": {"scope": "unused"}, "free_target": free + 1_000_000}
-    check = ansible.module("docker_clean", wishes, hosts=host.name, check=True)[host.name]
+    check = by_itself(host, check=True, **wishes)
     assert check["target_met"]
-    result = ansible.module("docker_clean", wishes, hosts=host.name)[host.name]
+    result = by_itself(host, **wishes)
     assert result["target_met"], result
     assert result["free_after"] >= free + 1_000_000
     kinds: List[str] = [entry["kind"] for entry in result["removed"]]
     images = len(plan(connect(host)).steps)
     assert images, "something was left: not one object more than needed"
     assert kinds == sorted(kinds, key=lambda kind: kind != "container"), "the cheapest loss first"
-    impossible = ansible.module("docker_clean", {**wishes, "free_target": "100%"}, hosts=host.name)[host.name]
+    impossible = by_itself(host, **wishes | {"free_target": "100%"})
     assert (impossible["failed"], impossible["target_met"]) == (False, False)
 
 
 @pytest.mark.parametrize("version", ["1.21", "1.41"])
-def test_the_same_plan_with_every_api_of_the_engine(fleet: Fleet, ansible: Ansible, version: str) -> None:
+def test_the_same_plan_with_every_api_of_the_engine(fleet: Fleet, version: str) -> None:
     host = fleet["one"]
     dirty(host, "small", log_bytes=1_000_000)
     wishes = {"containers": {"older_than": "0"}, "images": {"scope": "unused"}, "volumes": {"scope": "unused"}, "networks": {}}
-    newest = ansible.module("docker_clean", wishes, hosts="one", check=True)["one"]
-    pinned = ansible.module("docker_clean", {**wishes, "api_version": version}, hosts="one", check=True)["one"]
+    newest = by_itself(host, check=True, **wishes)
+    pinned = by_itself(host, check=True, **wishes, api_version=version)
     assert not pinned["failed"], pinned
     expected = {(entry["kind"], entry["id"]) for entry in newest["removed"]}
     assert expected
     assert {(entry["kind"], entry["id"]) for entry in pinned["removed"]} == expected
-    report = ansible.module("docker_disk_report", {"api_version": version}, hosts="one")["one"]
+    report = by_itself(host, "docker_disk_report", api_version=version)
     assert not report["failed"], report
     assert report["usage"]["images"]["count"] > 0
-    done = ansible.module("docker_clean", {**wishes, "api_version": version}, hosts="one")["one"]
+    done = by_itself(host, **wishes, api_version=version)
     assert not done["failed"], done
     assert {(entry["kind"], entry["id"]) for entry in done["removed"]} == expected
 
 
-def test_what_an_image_was_used_for_is_remembered_when_its_container_is_gone(host: Host, dirt: Dirt, ansible: Ansible) -> None:
+def test_what_an_image_was_used_for_is_remembered_when_its_container_is_gone(host: Host, dirt: Dirt) -> None:
     image = host.must("GET", f"/containers/{dirt.stopped_new}/json")["Image"]
     wishes = {"containers": {}, "images": {"scope": "unused", "older_than": "7d"}}
-    check = ansible.module("docker_clean", wishes, hosts=host.name, check=True)[host.name]
+    check = by_itself(host, check=True, **wishes)
     assert check["changed"]
     query = "import sqlite3; print(*sqlite3.connect('/var/lib/fleetclean/history.sqlite').execute('select object from last_use'))"
     host.exec(["rm", "-rf", "/var/lib/fleetclean"])
-    assert ansible.module("docker_clean", wishes, hosts=host.name)[host.name]["changed"]
+    assert by_itself(host, **wishes)["changed"]
     assert dirt.stopped_new not in state(host)["containers"]
     assert image in host.exec([host.python, "-c", query]).stdout
-    assert not ansible.module("docker_clean", wishes, hosts=host.name)[host.name]["changed"]
+    assert not by_itself(host, **wishes)["changed"]
 
 
 def test_a_killed_run_is_finished_by_the_next(fleet: Fleet, ansible: Ansible) -> None:
@@ -208,8 +208,8 @@ def test_a_killed_run_is_finished_by_the_next(fleet: Fleet, ansible: Ansible) ->
     before = len(state(host)["images"])
     with ThreadPoolExecutor(max_workers=1) as pool:
         running = pool.submit(ansible.module, "docker_clean", wishes, "one")
-        while len(state(host)["images"]) == before and not running.done():
-            pass
+        while len(host.must("GET", "/images/json?all=1")) == before and not running.done():
+            time.sleep(0.02)
         host.exec(["pkill", "-9", "-x", "python3"], check=False)
         killed = running.result()["one"]
     left = len(state(host)["images"])

@@ -14,10 +14,11 @@ import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import build_image, load_image, tar
-from tests.integration.support import CONTAINERD, Ansible, start, state
+from tests.integration.support import CONTAINERD, start, state
 from tests.integration.things import (
     base,
     both_stores,
+    by_itself,
     clear,
     container,
     content_bytes,
@@ -54,13 +55,13 @@ def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
 containerd = pytest.mark.parametrize("host", ["ctd26", "ctd"], indirect=True)
 
 
-def clean(ansible: Ansible, host: Host, wishes: Dict[str, Any], check: bool = False) -> Dict[str, Any]:
+def clean(host: Host, wishes: Dict[str, Any], check: bool = False) -> Dict[str, Any]:
     """Run it, and fail if it does; with ``check`` in check mode before: the same plan."""
-    result = ansible.module("docker_clean", wishes, hosts=host.name, check=check)[host.name]
+    result = by_itself(host, check=check, **wishes)
     assert not result["failed"], result
     if check:
         promised = names(result)
-        result = clean(ansible, host, wishes)
+        result = clean(host, wishes)
         assert names(result) == promised
     return result
 
@@ -76,12 +77,12 @@ def tag(host: Host, image: str, *names: str) -> None:
 
 
 @both_stores
-def test_an_image_of_several_names_goes_with_all_of_them_or_keeps_those_that_are_wanted(host: Host, ansible: Ansible) -> None:
+def test_an_image_of_several_names_goes_with_all_of_them_or_keeps_those_that_are_wanted(host: Host) -> None:
     going = load_image(host, "app/old:1", {"a": b"old"})
     tag(host, "app/old:1", "app/old:latest", "other/name:v2", "localhost:5000/app/old:1")
     staying = load_image(host, "app/mixed:1", {"a": b"mixed"})
     tag(host, "app/mixed:1", "wanted/mixed:stable", "app/mixed:2")
-    result = clean(ansible, host, {**UNUSED, "images": {"scope": "unused", "keep": ["wanted/*"]}}, check=True)
+    result = clean(host, {**UNUSED, "images": {"scope": "unused", "keep": ["wanted/*"]}}, check=True)
     now = state(host)
     assert going not in now["images"] and staying in now["images"]
     assert now["tags"] == {"wanted/mixed:stable"}
@@ -91,7 +92,7 @@ def test_an_image_of_several_names_goes_with_all_of_them_or_keeps_those_that_are
 
 
 @both_stores
-def test_an_image_of_a_container_that_stays_keeps_every_name_and_one_of_a_container_that_goes_does_not(host: Host, ansible: Ansible) -> None:
+def test_an_image_of_a_container_that_stays_keeps_every_name_and_one_of_a_container_that_goes_does_not(host: Host) -> None:
     stays = load_image(host, "app/job:1", {"a": b"job"})
     tag(host, "app/job:1", "app/job:latest", "mirror/job:1")
     goes = load_image(host, "app/batch:1", {"a": b"batch"})
@@ -99,7 +100,7 @@ def test_an_image_of_a_container_that_stays_keeps_every_name_and_one_of_a_contai
     container(host, "wanted-job", "app/job:latest", ["/bin/true"], run="done")
     container(host, "done-batch", "app/batch:1", ["/bin/true"], run="done")
     container(host, "other-batch", goes, ["/bin/true"], run="done")
-    result = clean(ansible, host, {**UNUSED, "containers": {"keep": ["wanted-*"]}}, check=True)
+    result = clean(host, {**UNUSED, "containers": {"keep": ["wanted-*"]}}, check=True)
     now = state(host)
     assert set(now["containers"]) == {"wanted-job"}
     assert (now["images"], now["tags"]) == ({stays}, {"app/job:1", "app/job:latest", "mirror/job:1"})
@@ -109,21 +110,21 @@ def test_an_image_of_a_container_that_stays_keeps_every_name_and_one_of_a_contai
 
 
 @both_stores
-def test_images_of_stopped_containers_that_stay_go_by_scope_all_alone(host: Host, ansible: Ansible) -> None:
+def test_images_of_stopped_containers_that_stay_go_by_scope_all_alone(host: Host) -> None:
     ran = load_image(host, "app/ran:1", {"a": b"ran"})
     runs = load_image(host, "app/runs:1", {"a": b"runs"})
     tag(host, "app/ran:1", "app/ran:latest")
     container(host, "ran", "app/ran:1", ["/bin/true"], run="done")
     container(host, "runs", "app/runs:1", run="on")
-    assert removed(clean(ansible, host, UNUSED)) == {}
-    result = clean(ansible, host, {**UNUSED, "images": {"scope": "all"}})
+    assert removed(clean(host, UNUSED)) == {}
+    result = clean(host, {**UNUSED, "images": {"scope": "all"}})
     assert state(host)["images"] == {runs}
     assert ran in {entry["id"] for entry in result["removed"]}
     assert set(state(host)["containers"]) == {"ran", "runs"}
 
 
 @both_stores
-def test_what_is_known_by_digests_alone_is_dangling_and_goes_under_each_of_them(host: Host, ansible: Ansible) -> None:
+def test_what_is_known_by_digests_alone_is_dangling_and_goes_under_each_of_them(host: Host) -> None:
     layer = tar({"a": os.urandom(1000)})
     with registry(host) as store:
         digest, _layers = store.push("team/app", "1", [layer])
@@ -136,66 +137,66 @@ def test_what_is_known_by_digests_alone_is_dangling_and_goes_under_each_of_them(
         image = host.must("GET", f"/images/{names[0]}/json")
         assert set(image["RepoDigests"]) == set(names)
         # Tagged once, it is no dangling one; untagged it is known by the three digests.
-        assert removed(clean(ansible, host, {"images": {}, "state_dir": ""})) == {}
-        stays = clean(ansible, host, {**UNUSED, "images": {"scope": "unused", "keep": [f"{store.address}/team/app:1"]}})
+        assert removed(clean(host, {"images": {}, "state_dir": ""})) == {}
+        stays = clean(host, {**UNUSED, "images": {"scope": "unused", "keep": [f"{store.address}/team/app:1"]}})
         assert kept(stays, "image") == {"named in images.keep": 1}
         host.must("DELETE", f"/images/{store.address}/team/app:1?noprune=1")
         if state(host)["images"]:
-            assert removed(clean(ansible, host, {"images": {"keep": [names[1]]}, "state_dir": ""})) == {}
-            result = clean(ansible, host, {"images": {}, "state_dir": ""})
+            assert removed(clean(host, {"images": {"keep": [names[1]]}, "state_dir": ""})) == {}
+            result = clean(host, {"images": {}, "state_dir": ""})
             assert [entry["kind"] for entry in result["removed"]] == ["image"]
     assert state(host)["images"] == set()
 
 
-def test_a_classic_builds_steps_stay_with_their_image_and_go_with_it_leaf_first(host: Host, ansible: Ansible) -> None:
+def test_a_classic_builds_steps_stay_with_their_image_and_go_with_it_leaf_first(host: Host) -> None:
     base(host)
     steps = "".join(f"RUN /bin/echo {number} > /step{number}\n" for number in range(3))
     build_image(host, "app/built:1", f"FROM base/app:1\n{steps}LABEL of=app\n", {})
     build_image(host, "app/built:2", f"FROM base/app:1\n{steps}LABEL of=other\n", {})
     everything = state(host)["images"]
     assert len(everything) == 6, "the base, three steps that both have, two images"
-    assert removed(clean(ansible, host, {"images": {}, "state_dir": ""})) == {}, "a parent of a tagged image is not dangling"
-    result = clean(ansible, host, {**UNUSED, "images": {"scope": "unused", "keep": ["app/built:2"]}})
+    assert removed(clean(host, {"images": {}, "state_dir": ""})) == {}, "a parent of a tagged image is not dangling"
+    result = clean(host, {**UNUSED, "images": {"scope": "unused", "keep": ["app/built:2"]}})
     assert set(removed(result)) == {"app/built:1"}
     assert kept(result, "image") == {"parent of an image that stays": 4, "named in images.keep": 1}
-    result = clean(ansible, host, UNUSED, check=True)
+    result = clean(host, UNUSED, check=True)
     assert state(host)["images"] == set()
     order = [entry["name"] for entry in result["removed"]]
     assert (order[0], order[-1]) == ("app/built:2", "base/app:1")
     assert list(removed(result).values()).count("parent of images that go") == 3
 
 
-def test_an_untagged_chain_is_dangling_as_a_whole(host: Host, ansible: Ansible) -> None:
+def test_an_untagged_chain_is_dangling_as_a_whole(host: Host) -> None:
     base(host)
     built = build_image(host, "app/gone:1", "FROM base/app:1\nRUN /bin/echo 1 > /a\nRUN /bin/echo 2 > /b\n", {})
     host.must("DELETE", "/images/app/gone:1?noprune=1&force=1")
     if built not in state(host)["images"]:
         build_image(host, "app/gone:1", "FROM base/app:1\nRUN /bin/echo 1 > /a\nRUN /bin/echo 2 > /b\n", {})
         build_image(host, "app/gone:1", "FROM base/app:1\nRUN /bin/echo 3 > /a\n", {})
-    result = clean(ansible, host, {"images": {}, "state_dir": ""})
+    result = clean(host, {"images": {}, "state_dir": ""})
     assert len(result["removed"]) >= 2, result["removed"]
     assert all(entry["name"].startswith("sha256:") for entry in result["removed"])
     assert "base/app:1" in state(host)["tags"]
 
 
 @containerd
-def test_an_image_of_two_platforms_frees_the_content_of_both(host: Host, ansible: Ansible) -> None:
+def test_an_image_of_two_platforms_frees_the_content_of_both(host: Host) -> None:
     before = content_bytes(host)
     busybox = host.path("/bin/busybox").read_bytes()
     image = load_two_platforms(host, "library/multi:1", busybox)
     assert content_bytes(host) - before > 4_000_000
     made = container(host, "of-one-platform", "multi:1")
-    assert removed(clean(ansible, host, UNUSED)) == {}
+    assert removed(clean(host, UNUSED)) == {}
     host.must("DELETE", f"/containers/{made}")
     free = host.free_bytes()
-    result = clean(ansible, host, UNUSED)
+    result = clean(host, UNUSED)
     assert [(entry["kind"], entry["id"]) for entry in result["removed"]] == [("image", image)]
     until(lambda: content_bytes(host) <= before)
     assert host.free_bytes() - free > 4_000_000
 
 
 @both_stores
-def test_an_image_that_is_being_pulled_arrives_and_works(host: Host, ansible: Ansible) -> None:
+def test_an_image_that_is_being_pulled_arrives_and_works(host: Host) -> None:
     """Its lower layer is that of an image that goes meanwhile; its upper one has not come yet."""
     busybox = host.path("/bin/busybox").read_bytes()
     lower = tar({"bin/sleep": busybox, "bin/true": busybox}, executable=["bin/sleep", "bin/true"])
@@ -206,7 +207,7 @@ def test_an_image_that_is_being_pulled_arrives_and_works(host: Host, ansible: An
         store.hold(layers[2])
         coming = pool.submit(pull, host, f"{store.address}/app/coming:1")
         assert store.asked.wait(30)
-        result = clean(ansible, host, {**UNUSED, "build_cache": {"scope": "all"}, "containers": {}, "volumes": {}, "networks": {}})
+        result = clean(host, {**UNUSED, "build_cache": {"scope": "all"}, "containers": {}, "volumes": {}, "networks": {}})
         assert f"{store.address}/app/before:1" in removed(result, "image")
         assert not coming.done()
         store.open.set()
@@ -216,20 +217,23 @@ def test_an_image_that_is_being_pulled_arrives_and_works(host: Host, ansible: An
 
 
 @both_stores
-def test_an_image_that_is_being_built_is_built(host: Host, ansible: Ansible) -> None:
+def test_an_image_that_is_being_built_is_built(host: Host) -> None:
     """The classic builder's steps have no name yet; the one that runs has a container, and the ones before are its parents."""
     base(host, "base/builder:1")
     load_image(host, "app/unwanted:1", {"a": b"unwanted"})
-    dockerfile = "FROM base/builder:1\nRUN /bin/echo 1 > /a\nRUN /bin/echo 2 > /b\nRUN /bin/sleep 6\n"
+    dockerfile = "FROM base/builder:1\nRUN /bin/echo 1 > /a\nRUN /bin/echo 2 > /b\nRUN until [ -e /go ]; do sleep 0.1; done\n"
     with ThreadPoolExecutor() as pool:
         building = pool.submit(build_image, host, "app/coming:1", dockerfile, {})
 
-        def sleeps() -> List[Any]:
-            return [entry for entry in host.must("GET", "/containers/json") if "sleep 6" in entry["Command"]]
+        def waits() -> List[Any]:
+            return [entry for entry in host.must("GET", "/containers/json") if "/go" in entry["Command"]]
 
-        until(sleeps)
-        result = ansible.module("docker_clean", {**UNUSED, "containers": {}, "build_cache": {"scope": "all"}}, hosts=host.name)[host.name]
-        assert not building.done(), "it was not in the middle of it"
+        (step,) = until(waits)
+        try:
+            result = by_itself(host, **UNUSED, containers={}, build_cache={"scope": "all"})
+            assert not building.done(), "it was not in the middle of it"
+        finally:
+            host.must("PUT", f"/containers/{step['Id']}/archive?path=/", tar({"go": b""}))
         image = building.result()
     assert not result["failed"], result
     assert set(removed(result, "image")) == {"app/unwanted:1"}
@@ -237,16 +241,16 @@ def test_an_image_that_is_being_built_is_built(host: Host, ansible: Ansible) -> 
 
 
 @both_stores
-def test_the_engines_events_tell_of_a_use_that_nothing_else_does_until_it_is_restarted(host: Host, ansible: Ansible) -> None:
+def test_the_engines_events_tell_of_a_use_that_nothing_else_does_until_it_is_restarted(host: Host) -> None:
     base(host)
     load_image(host, "app/once:1", {"a": b"once"})
     time.sleep(1.1)  # events have whole seconds
     used = container(host, "once", "app/once:1", ["/bin/true"], run="done")
     host.must("DELETE", f"/containers/{used}")
     time.sleep(2)  # events of this very second are left out
-    result = ansible.module("docker_clean", UNUSED, hosts=host.name, check=True)[host.name]
+    result = by_itself(host, check=True, **UNUSED)
     assert "by the engine's events" in removed(result)["app/once:1"]
     assert "by the engine's events" not in removed(result)["base/app:1"]
     host.restart_engine()
-    result = ansible.module("docker_clean", UNUSED, hosts=host.name, check=True)[host.name]
+    result = by_itself(host, check=True, **UNUSED)
     assert "never used" in removed(result)["app/once:1"]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Optional
 
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image
 from tests.integration.support import CONTAINERD, Ansible, start, state
-from tests.integration.things import base, both_stores, clear, container, kept, removed, until, volume_driver
+from tests.integration.things import base, both_stores, by_itself, clear, container, kept, removed, until, volume_driver
 
 #: As much as can be asked for without a word about what others look after.
 EVERYTHING: Dict[str, Any] = {
@@ -45,9 +45,10 @@ def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
     clear(found)
 
 
-def clean(ansible: Ansible, host: Host, **wishes: Any) -> Dict[str, Any]:
-    """The module's result; a failure is the test's."""
-    result = ansible.module("docker_clean", {**EVERYTHING, **wishes}, hosts=host.name)[host.name]
+def clean(host: Host, through: Optional[Ansible] = None, **wishes: Any) -> Dict[str, Any]:
+    """The module's result; a failure is the test's. ``through``: as Ansible runs it."""
+    asked = {**EVERYTHING, **wishes}
+    result = through.module("docker_clean", asked, hosts=host.name)[host.name] if through else by_itself(host, **asked)
     assert not result["failed"], str((result["msg"], result["failures"]))[:3000]
     return result
 
@@ -89,7 +90,7 @@ def running(host: Host, image: str) -> bool:
 
 
 @both_stores
-def test_what_is_swarms_stays_also_what_no_task_has_at_the_moment(host: Host, ansible: Ansible) -> None:
+def test_what_is_swarms_stays_also_what_no_task_has_at_the_moment(host: Host) -> None:
     for tag in ("app/web:1", "app/web:2", "app/web:3", "app/other:1"):
         load_image(host, tag, {"a": tag.encode()})
     spec = serve(host, "app/web:2")
@@ -99,7 +100,7 @@ def test_what_is_swarms_stays_also_what_no_task_has_at_the_moment(host: Host, an
     host.must("POST", "/networks/create", {"Name": "of-services", "Driver": "overlay"})
     before = state(host)
     assert len(before["containers"]) == 2, "the task's, and the one of the task before"
-    result = clean(ansible, host, containers={"volumes": True, "states": LIVE})
+    result = clean(host, containers={"volumes": True, "states": LIVE})
     now = state(host)
     assert now["containers"] == before["containers"]
     assert "app/web:3" in now["tags"], "what the service wants next"
@@ -114,7 +115,7 @@ def test_what_is_swarms_stays_also_what_no_task_has_at_the_moment(host: Host, an
     availability(host, "drain")
     for ident in before["containers"].values():
         host.must("DELETE", f"/containers/{ident}")
-    result = clean(ansible, host)
+    result = clean(host)
     assert {"app/web:2", "app/web:3"} == state(host)["tags"]
     assert kept(result, "image") == {"used by a swarm service": 2}
     assert kept(result, "volume") == {"used by a swarm service": 1}
@@ -122,12 +123,12 @@ def test_what_is_swarms_stays_also_what_no_task_has_at_the_moment(host: Host, an
     update(host, spec, "app/web:2")
 
 
-def test_full_takes_swarms_containers_and_leaves_its_networks(host: Host, ansible: Ansible) -> None:
+def test_full_takes_swarms_containers_and_leaves_its_networks(host: Host) -> None:
     """`orchestrated: clean` is the word for it; swarm makes its containers anew, from images that may be gone."""
     load_image(host, "app/web:1", {"a": b"web"})
     serve(host, "app/web:1")
     availability(host, "drain")
-    result = clean(ansible, host, containers={"volumes": True, "states": LIVE}, images={"scope": "all"}, orchestrated="clean")
+    result = clean(host, containers={"volumes": True, "states": LIVE}, images={"scope": "all"}, orchestrated="clean")
     now = state(host)
     assert (now["containers"], now["images"], now["volumes"]) == ({}, set(), set())
     assert {"ingress", "docker_gwbridge"} <= now["networks"]
@@ -138,7 +139,7 @@ def test_full_takes_swarms_containers_and_leaves_its_networks(host: Host, ansibl
 
 
 @both_stores
-def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: Host, ansible: Ansible) -> None:
+def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: Host) -> None:
     project = {"com.docker.compose.project": "shop"}
     gone = {"com.docker.compose.project": "gone"}
     for name, labels in (("shop_default", project), ("shop_idle", project), ("gone_default", gone)):
@@ -147,7 +148,7 @@ def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: 
         host.must("POST", "/volumes/create", {"Name": name, "Labels": labels})
     load_image(host, "shop/web:1", {"a": b"shop"})
     container(host, "shop-web-1", "shop/web:1", ["/bin/true"], run="done", labels=project, network="shop_default", Binds=["shop_db:/data"])
-    result = clean(ansible, host, containers={"older_than": "1d"})
+    result = clean(host, containers={"older_than": "1d"})
     now = state(host)
     assert set(now["containers"]) == {"shop-web-1"}
     assert now["volumes"] == {"shop_db", "shop_idle"}
@@ -157,7 +158,7 @@ def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: 
         assert kept(result, kind)["of compose project shop, which has containers"] == 1
         assert kept(result, kind)["used by a container"] == 1
     # Once its containers go as well, nothing of it is wanted for their sake.
-    result = clean(ansible, host)
+    result = clean(host)
     now = state(host)
     assert (now["containers"], now["volumes"]) == ({}, set())
     assert not {"shop_default", "shop_idle"} & now["networks"]
@@ -167,7 +168,7 @@ def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: 
 
 
 @both_stores
-def test_volumes_whose_data_is_elsewhere_stay_unless_their_driver_is_named(host: Host, ansible: Ansible) -> None:
+def test_volumes_whose_data_is_elsewhere_stay_unless_their_driver_is_named(host: Host) -> None:
     host.exec(["sh", "-ec", "mkdir -p /srv/wanted; echo data > /srv/wanted/file"])
     mounts = {
         "on-nfs": {"type": "nfs", "o": "addr=127.0.0.1,ro", "device": ":/export"},
@@ -181,16 +182,16 @@ def test_volumes_whose_data_is_elsewhere_stay_unless_their_driver_is_named(host:
         host.must("POST", "/volumes/create", {"Name": "far", "Driver": "elsewhere"})
         # A container has them for a moment, so that they are really mounted.
         container(host, "user", "base/app:1", ["/bin/true"], run="done", Binds=["bound:/bound", "in-memory:/memory", "far:/far"])
-        result = clean(ansible, host)
+        result = clean(host)
         assert state(host)["volumes"] == {*mounts, "far"}
         assert set(removed(result, "volume")) == {"plain"}
         assert kept(result, "volume") == {
             "of volume driver local/nfs": 1, "of volume driver local/bind": 1, "of volume driver local/tmpfs": 1, "of volume driver elsewhere": 1,
         }
-        result = clean(ansible, host, volumes={"scope": "unused", "drivers": ["local/*"]})
+        result = clean(host, volumes={"scope": "unused", "drivers": ["local/*"]})
         assert state(host)["volumes"] == {"far"}
         assert host.path("/srv/wanted/file").read_text() == "data\n", "the volume is gone, and not what it stood for"
-        result = clean(ansible, host, volumes={"scope": "unused", "drivers": ["elsewhere"]})
+        result = clean(host, volumes={"scope": "unused", "drivers": ["elsewhere"]})
         assert set(removed(result, "volume")) == {"far"}
         assert state(host)["volumes"] == set()
 
@@ -198,7 +199,7 @@ def test_volumes_whose_data_is_elsewhere_stay_unless_their_driver_is_named(host:
 # -- plugins, builders -------------------------------------------------------------------------
 
 
-def test_plugins_are_not_ours(host: Host, ansible: Ansible) -> None:
+def test_plugins_are_not_ours(host: Host) -> None:
     config = {
         "description": "", "documentation": "", "entrypoint": ["/bin/sleep"], "workdir": "", "mounts": None, "env": None, "args": {}, "linux": {},
         "interface": {"types": ["docker.volumedriver/1.0"], "socket": "plugin.sock"}, "network": {"type": "none"},
@@ -209,7 +210,7 @@ def test_plugins_are_not_ours(host: Host, ansible: Ansible) -> None:
     host.path(f"{where}/config.json").write_text(json.dumps(config))
     host.exec(["tar", "-C", where, "-cf", f"{where}.tar", "."])
     host.must("POST", "/plugins/create?name=some/plugin:1", host.path(f"{where}.tar").read_bytes())
-    result = clean(ansible, host, containers={"states": LIVE}, images={"scope": "all"}, volumes={"scope": "unused", "drivers": ["*"]}, orchestrated="clean")
+    result = clean(host, containers={"states": LIVE}, images={"scope": "all"}, volumes={"scope": "unused", "drivers": ["*"]}, orchestrated="clean")
     assert not any("plugin" in entry["name"] for entry in result["removed"])
     plugins = host.must("GET", "/plugins")
     assert [plugin["Name"] for plugin in plugins] == ["some/plugin:1"]
@@ -217,34 +218,34 @@ def test_plugins_are_not_ours(host: Host, ansible: Ansible) -> None:
     host.must("DELETE", "/plugins/some/plugin:1")
 
 
-def test_a_buildx_builder_and_its_cache_stay_together(host: Host, ansible: Ansible) -> None:
+def test_a_buildx_builder_and_its_cache_stay_together(host: Host) -> None:
     load_image(host, "moby/buildkit:buildx-stable-1", {"a": b"buildkit"})
     for number in (0, 1):
         host.must("POST", "/volumes/create", {"Name": f"buildx_buildkit_builder{number}_state"})
     container(host, "buildx_buildkit_builder0", "moby/buildkit:buildx-stable-1", ["/bin/true"], run="done",
               Binds=["buildx_buildkit_builder0_state:/var/lib/buildkit"])
-    result = clean(ansible, host, volumes={"scope": "anonymous"})
+    result = clean(host, volumes={"scope": "anonymous"})
     assert set(state(host)["containers"]) == {"buildx_buildkit_builder0"}
     assert "moby/buildkit:buildx-stable-1" in state(host)["tags"]
     assert kept(result, "container") == {"managed by buildx": 1}
     assert kept(result, "volume") == {"used by a container": 1, "cache of a buildx builder that is gone (volumes.scope is anonymous)": 1}
-    result = clean(ansible, host)
+    result = clean(host)
     assert state(host)["volumes"] == {"buildx_buildkit_builder0_state"}
     assert "cache of a buildx builder that is gone" in removed(result)["buildx_buildkit_builder1_state"]
 
 
-def test_what_another_manager_runs_here_is_left_to_it_and_so_are_all_images(host: Host, ansible: Ansible) -> None:
+def test_what_another_manager_runs_here_is_left_to_it_and_so_are_all_images(host: Host) -> None:
     load_image(host, "app/idle:1", {"a": b"idle"})
     container(host, "k8s_web_web-1_default_0", "base/app:1", ["/bin/true"], run="done", labels={"io.kubernetes.pod.name": "web"})
     container(host, "ecs-web-1-web", "base/app:1", ["/bin/true"], run="done", labels={"com.amazonaws.ecs.task-arn": "arn:aws:ecs:x"})
     container(host, "web-1", "base/app:1", ["/bin/true"], run="done", labels={"com.hashicorp.nomad.alloc_id": "1"})
     container(host, "by-hand", "base/app:1", ["/bin/true"], run="done")
-    result = clean(ansible, host)
+    result = clean(host)
     assert set(removed(result)) == {"by-hand"}
     assert kept(result, "container") == {"managed by kubelet": 1, "managed by the ECS agent": 1, "managed by Nomad": 1}
     (reason, count), = kept(result, "image").items()
     assert reason in kept(result, "container") and count == 2
-    clean(ansible, host, orchestrated="clean")
+    clean(host, orchestrated="clean")
     assert (state(host)["containers"], state(host)["images"]) == ({}, set())
 
 
@@ -252,32 +253,32 @@ def test_what_another_manager_runs_here_is_left_to_it_and_so_are_all_images(host
 
 
 @both_stores
-def test_what_starts_again_with_the_engine_stays_and_does(host: Host, ansible: Ansible) -> None:
+def test_what_starts_again_with_the_engine_stays_and_does(host: Host) -> None:
     for policy in ("always", "unless-stopped", "on-failure", "no"):
         ident = container(host, policy, "base/app:1", run="on", RestartPolicy={"Name": policy})
         host.must("POST", f"/containers/{ident}/stop?t=0")
     container(host, "never-started", "base/app:1", RestartPolicy={"Name": "always"})
-    result = clean(ansible, host)
+    result = clean(host)
     assert "never-started" in removed(result), "engines do not start it"
     assert set(state(host)["containers"]) == {"always"}
     assert kept(result, "container") == {"restart policy always: it starts again with the engine": 1}
     assert "base/app:1" in state(host)["tags"]
     host.restart_engine()
     assert state(host)["running"] == {"always"}
-    clean(ansible, host, containers={"states": LIVE})
+    clean(host, containers={"states": LIVE})
     assert state(host)["containers"] == {}
 
 
 @both_stores
-def test_containers_that_restart_pause_or_remove_themselves_go_when_asked_for(host: Host, ansible: Ansible) -> None:
+def test_containers_that_restart_pause_or_remove_themselves_go_when_asked_for(host: Host) -> None:
     container(host, "loops", "base/app:1", ["/bin/false"], run="on", RestartPolicy={"Name": "always"})
     paused = container(host, "paused", "base/app:1", run="on")
     host.must("POST", f"/containers/{paused}/pause")
     for number in range(12):
         container(host, f"rm-{number}", "base/app:1", run="on", AutoRemove=True)
-    result = clean(ansible, host)
+    result = clean(host)
     assert len(state(host)["containers"]) == 14 and not result["changed"]
-    result = clean(ansible, host, containers={"states": LIVE})
+    result = clean(host, containers={"states": LIVE})
     assert (state(host)["containers"], state(host)["images"]) == ({}, set())
     assert len(removed(result, "container")) == 14
 
@@ -288,7 +289,7 @@ def test_two_runs_at_once_do_not_get_into_each_others_way(host: Host, ansible: A
         container(host, f"many-{number}", f"app/many:{number}", ["/bin/true"])
         host.must("POST", "/volumes/create", {"Name": f"many-{number}"})
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda _n: clean(ansible, host, parallel=4), range(2)))
+        results = list(pool.map(lambda _n: clean(host, ansible, parallel=4), range(2)))
     now = state(host)
     assert (now["containers"], now["images"], now["volumes"]) == ({}, set(), set())
     assert [result["failures"] for result in results] == [[], []]
@@ -314,26 +315,26 @@ def test_names_are_names_and_nothing_else(host: Host, ansible: Ansible) -> None:
         "containers": {"keep": keep_names}, "volumes": {"scope": "unused", "keep": keep_names}, "networks": {"keep": keep_networks},
         "images": {"scope": "unused"}, "keep_labels": ["[x]"],
     }
-    result = clean(ansible, host, **keeping)
+    result = clean(host, ansible, **keeping)
     now = state(host)
     assert set(now["containers"]) == set(keep_names)
     assert now["volumes"] == set(keep_names)
     assert now["networks"] - {"bridge", "host", "none", "docker_gwbridge"} == set(keep_networks)
     assert set(removed(result, "network")) == set(NETWORKS) - set(keep_networks)
     # Labels of the same kind: the pattern is the label itself.
-    result = clean(ansible, host, keep_labels=["../..=/etc"])
+    result = clean(host, ansible, keep_labels=["../..=/etc"])
     assert result["removed"] == []
-    clean(ansible, host, keep_labels=["fleetclean.keep"])
+    clean(host, ansible, keep_labels=["fleetclean.keep"])
     assert (state(host)["containers"], state(host)["volumes"]) == ({}, set())
 
 
-def test_a_driver_may_call_its_volumes_what_it_likes(host: Host, ansible: Ansible) -> None:
+def test_a_driver_may_call_its_volumes_what_it_likes(host: Host) -> None:
     """The local driver takes plain names only, other drivers take any: none of them reaches another object."""
     names = ["a/b", "../containers", "*", "a b", "?force=1"]
     with volume_driver(host, "odd"):
         taken = [name for name in names if host.api("POST", "/volumes/create", {"Name": name, "Driver": "odd"})[0] == 201]
         host.must("POST", "/volumes/create", {"Name": "plain"})
-        result = ansible.module("docker_clean", {**EVERYTHING, "volumes": {"scope": "unused", "drivers": ["*"]}}, hosts=host.name)[host.name]
+        result = by_itself(host, **{**EVERYTHING, "volumes": {"scope": "unused", "drivers": ["*"]}})
         assert taken
         assert "plain" not in state(host)["volumes"]
         told = {entry["name"] for entry in [*result["removed"], *result["failures"]] if entry["kind"] == "volume"}

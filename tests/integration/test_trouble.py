@@ -9,16 +9,16 @@ import fcntl
 import os
 import struct
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Tuple
 
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image
-from tests.integration.support import CONTAINERD, Ansible, start, state
-from tests.integration.things import base, both_stores, clear, container, kept, removed, until, volume_driver
+from tests.integration.support import CONTAINERD, start, state
+from tests.integration.things import base, both_stores, by_itself, clear, container, kept, removed, until, volume_driver
 
 EVERYTHING: Dict[str, Any] = {
     "containers": {"volumes": True},
@@ -53,8 +53,8 @@ def host(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Host]:
     clear(found)
 
 
-def clean(ansible: Ansible, host: Host, check: bool = False, **wishes: Any) -> Dict[str, Any]:
-    return ansible.module("docker_clean", {**EVERYTHING, **wishes}, hosts=host.name, check=check)[host.name]
+def clean(host: Host, check: bool = False, **wishes: Any) -> Dict[str, Any]:
+    return by_itself(host, check=check, **{**EVERYTHING, **wishes})
 
 
 def errors(result: Dict[str, Any]) -> Dict[str, str]:
@@ -64,38 +64,32 @@ def errors(result: Dict[str, Any]) -> Dict[str, str]:
 # -- drivers -----------------------------------------------------------------------------------
 
 
-def test_a_volume_whose_driver_is_gone_is_an_answer_and_stops_nobody(fleet: Fleet, ansible: Ansible) -> None:
-    """The engine looks for the driver for 15 s each time, so two hosts do it at once: one is asked for its volume, one is not."""
-    hosts = [fleet["lost-asked"], fleet["lost"]]
+@pytest.fixture(scope="module")
+def lost(fleet: Fleet) -> Iterator[Tuple[Future[Dict[str, Any]], ...]]:
+    """What comes of two hosts with a volume whose driver is gone: one is asked for its volume, one is not.
 
-    def lose(host: Host) -> None:
+    The engine looks for the driver for 15 s each time, so both go on while other tests do: the first one of this file begins it.
+    """
+
+    def lose_and_clean(host: Host, *drivers: str) -> Dict[str, Any]:
         base(host)
         with volume_driver(host, "away", forget=False):
             host.must("POST", "/volumes/create", {"Name": "far", "Driver": "away"})
             container(host, "user", "base/app:1", ["/bin/true"], Binds=["far:/far"])
         host.must("POST", "/volumes/create", {"Name": "near"})
-
-    def ask(host: Host) -> Dict[str, Any]:
-        return clean(ansible, host, volumes={"scope": "unused", "drivers": ["local", "away"] if host.name == "lost-asked" else ["local"]})
+        return clean(host, volumes={"scope": "unused", "drivers": ["local", *drivers]})
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lose, hosts))
-        asked, spared = pool.map(ask, hosts)
-    for result in (asked, spared):
-        assert {"user", "near", "base/app:1"} <= set(removed(result)), result
-    assert asked["failed"]
-    assert "could not be removed, all else was done" in asked["msg"]
-    assert 'error while checking if volume "far" exists in driver "away"' in errors(asked)["far"]
-    assert not spared["failed"], spared
-    assert kept(spared, "volume") == {"of volume driver away": 1}
+        yield pool.submit(lose_and_clean, fleet["lost-asked"], "away"), pool.submit(lose_and_clean, fleet["lost"])
 
 
-def test_a_removal_takes_the_time_it_takes(host: Host, ansible: Ansible) -> None:
+@pytest.mark.usefixtures("lost")
+def test_a_removal_takes_the_time_it_takes(host: Host) -> None:
     """`timeout` is for questions: an engine whose client hangs up stops half-way."""
     with volume_driver(host, "slow", slow=5):
         host.must("POST", "/volumes/create", {"Name": "slow", "Driver": "slow"})
         begun = time.monotonic()
-        result = clean(ansible, host, timeout=2, volumes={"scope": "unused", "drivers": ["slow"]})
+        result = clean(host, timeout=2, volumes={"scope": "unused", "drivers": ["slow"]})
         assert time.monotonic() - begun > 5
         assert not result["failed"], result
         assert removed(result, "volume").keys() == {"slow"}
@@ -106,7 +100,7 @@ def test_a_removal_takes_the_time_it_takes(host: Host, ansible: Ansible) -> None
 
 
 @both_stores
-def test_without_a_free_byte_images_go_though_their_names_cannot_be_written_down(host: Host, ansible: Ansible) -> None:
+def test_without_a_free_byte_images_go_though_their_names_cannot_be_written_down(host: Host) -> None:
     """Graph drivers write `repositories.json` anew to untag an image. It fails, and the engine has forgotten the name all the same."""
     for number in range(3):
         load_image(host, f"app/full:{number}", {"data": os.urandom(200_000)})
@@ -114,7 +108,7 @@ def test_without_a_free_byte_images_go_though_their_names_cannot_be_written_down
     names = {*(f"app/full:{number}" for number in range(3)), "app/full:again", "base/app:1"}
     filler = host.fill(host.data_root)
     try:
-        result = clean(ansible, host)
+        result = clean(host)
         free = host.free_bytes()
     finally:
         host.path(filler).unlink()
@@ -125,23 +119,23 @@ def test_without_a_free_byte_images_go_though_their_names_cannot_be_written_down
 
 
 @both_stores
-def test_a_read_only_data_root_is_one_error_before_anything_is_touched(host: Host, ansible: Ansible) -> None:
+def test_a_read_only_data_root_is_one_error_before_anything_is_touched(host: Host) -> None:
     made(host)
     before = state(host)
     root = host.data_root
     # Not on the mount that the engine's databases are open for writing on: the kernel refuses that.
     host.exec(["sh", "-ec", f"mount --bind {root} {root}; mount -o remount,bind,ro {root}"])
     try:
-        refused(ansible, host, before)
+        refused(host, before)
     finally:
         host.exec(["umount", root])
-    result = clean(ansible, host)
+    result = clean(host)
     assert not result["failed"], result
     assert state(host)["containers"] == {}
 
 
 @pytest.mark.parametrize("host", ["broken"], indirect=True)
-def test_a_filesystem_that_the_kernel_gave_up_is_as_good_as_read_only(host: Host, ansible: Ansible) -> None:
+def test_a_filesystem_that_the_kernel_gave_up_is_as_good_as_read_only(host: Host) -> None:
     """ext4 with errors=remount-ro, as Debian mounts it. This is the host's last test: such a filesystem wants to be mounted anew."""
     made(host)
     before = state(host)
@@ -151,7 +145,7 @@ def test_a_filesystem_that_the_kernel_gave_up_is_as_good_as_read_only(host: Host
         pytest.skip("not here: this kernel's ext4 has no way to make an error")
     host.exec(["mount", "-o", "remount,errors=remount-ro", host.data_root])
     trigger.write_text("test\n")
-    refused(ansible, host, before)
+    refused(host, before)
     host.kill_engine()
     host.exec(["sh", "-c", f"umount -l {host.data_root}; mount -t tmpfs tmpfs {host.data_root}"])
     host.start_engine()
@@ -164,15 +158,15 @@ def made(host: Host) -> None:
     container(host, "idle", "base/app:1", ["/bin/true"])
 
 
-def refused(ansible: Ansible, host: Host, before: Dict[str, Any]) -> None:
+def refused(host: Host, before: Dict[str, Any]) -> None:
     """One error, nothing touched; check mode still plans."""
-    result = clean(ansible, host)
+    result = clean(host)
     assert result["failed"] and not result["changed"], result
     assert result["failure"] == "disk"
     assert "read-only" in result["msg"] and host.data_root in result["msg"]
     assert (result.get("removed") or [], result.get("failures") or []) == ([], [])
     assert state(host) == before
-    check = clean(ansible, host, check=True)
+    check = clean(host, check=True)
     assert not check["failed"], check
     assert {"idle", "app/idle:1"} <= set(removed(check))
 
@@ -188,7 +182,7 @@ def immutable(path: Path, on: bool) -> None:
 
 
 @both_stores
-def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead_one(host: Host, ansible: Ansible) -> None:
+def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead_one(host: Host) -> None:
     image = load_image(host, "app/stuck:1", {"a": b"stuck"})
     ident = container(host, "stuck", "app/stuck:1", ["/bin/true"], run="done")
     container(host, "other", "base/app:1", ["/bin/true"], run="done")
@@ -196,7 +190,7 @@ def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead
     file.touch()
     immutable(file, True)
     try:
-        result = clean(ansible, host)
+        result = clean(host)
         assert result["failed"]
         assert set(errors(result)) == {"stuck"}
         assert "operation not permitted" in errors(result)["stuck"]
@@ -205,9 +199,23 @@ def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead
         assert host.must("GET", f"/containers/{ident}/json")["State"]["Status"] == "dead"
     finally:
         immutable(file, False)
-    result = clean(ansible, host)
+    result = clean(host)
     assert not result["failed"], result
     assert removed(result, "container")["stuck"].startswith("dead")
     assert (state(host)["containers"], state(host)["images"]) == ({}, set())
     assert not file.parent.exists()
-    until(lambda: not clean(ansible, host, check=True)["changed"], 1)
+    until(lambda: not clean(host, check=True)["changed"], 1)
+
+
+# -- what began at the start ---------------------------------------------------------------------
+
+
+def test_a_volume_whose_driver_is_gone_is_an_answer_and_stops_nobody(lost: Tuple[Future[Dict[str, Any]], ...]) -> None:
+    asked, spared = (each.result() for each in lost)
+    for result in (asked, spared):
+        assert {"user", "near", "base/app:1"} <= set(removed(result)), result
+    assert asked["failed"]
+    assert "could not be removed, all else was done" in asked["msg"]
+    assert 'error while checking if volume "far" exists in driver "away"' in errors(asked)["far"]
+    assert not spared["failed"], spared
+    assert kept(spared, "volume") == {"of volume driver away": 1}
