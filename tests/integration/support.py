@@ -105,10 +105,10 @@ def start(specs: List[HostSpec]) -> Fleet:
     return Fleet(usable)
 
 
-def on_all(hosts: Iterable[Host], act: Callable[[Host], Any]) -> Dict[str, Any]:
-    """Do something on several hosts at once; return what came of it by name."""
+def on_all(hosts: Iterable[Host], act: Callable[[Host], Any], at_once: int = 4) -> Dict[str, Any]:
+    """Do something on several hosts at once; return what came of it by name. What mostly waits can be done on more of them."""
     found = list(hosts)
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
         return dict(zip([host.name for host in found], pool.map(act, found)))
 
 

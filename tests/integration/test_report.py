@@ -24,6 +24,7 @@ import pytest
 
 from tests.fleet import Fleet, Host, HostSpec, dirty
 from tests.fleet.dirty import load_image
+from tests.integration.bare import Bare
 from tests.integration.support import CONTAINERD, Ansible, on_all, start
 from tests.integration.test_errors import relay, serving
 
@@ -61,6 +62,11 @@ def reports(ansible: Ansible) -> Dict[str, Dict[str, Any]]:
     found = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""})
     assert not [name for name, report in found.items() if report["failed"]], found
     return found
+
+
+def run(host: Host, module: str = "docker_disk_report", check: bool = False, **options: Any) -> Dict[str, Any]:
+    """A module's result on one host, without the controller, whose part in it the other tests of this file see to."""
+    return Bare(host, module).run(_ansible_check_mode=check, **options).result
 
 
 def du(host: Host, *options: str) -> int:
@@ -187,18 +193,20 @@ def plain(report: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def test_it_says_the_same_in_check_mode_and_changes_nothing(fleet: Fleet, ansible: Ansible) -> None:
-    for name in ("overlay2-ext4", "e28-containerd"):
-        # The first question after a start makes BuildKit note the sizes of its records.
-        ansible.module("docker_disk_report", {"include": ["build_cache"]}, hosts=name)
-        host = fleet[name]
-        places = (host.data_root, "/etc", "/root", "/var/tmp", "/home")
-        before = {place: tree(host, place) for place in places}
-        first = ansible.module("docker_disk_report", EXACT, hosts=name)[name]
-        second = ansible.module("docker_disk_report", EXACT, hosts=name, check=True)[name]
-        assert plain(first) == plain(second)
-        assert not first["changed"] and not second["changed"]
+    hosts = [fleet["overlay2-ext4"], fleet["e28-containerd"]]
+    places = (hosts[0].data_root, "/etc", "/root", "/var/tmp", "/home")
+    both = ":".join(host.name for host in hosts)
+    # The first question after a start makes BuildKit note the sizes of its records.
+    ansible.module("docker_disk_report", {"include": ["build_cache"]}, hosts=both)
+    before = on_all(hosts, lambda host: {place: tree(host, place) for place in places})
+    first = ansible.module("docker_disk_report", EXACT, hosts=both)
+    second = ansible.module("docker_disk_report", EXACT, hosts=both, check=True)
+    for host in hosts:
+        name = host.name
+        assert plain(first[name]) == plain(second[name])
+        assert not first[name]["changed"] and not second[name]["changed"]
         for place in places:
-            assert tree(host, place) == before[place], f"{name}: {place}"
+            assert tree(host, place) == before[name][place], f"{name}: {place}"
         assert sorted(tree(host, "/var/lib/fleetclean")) == ["/history.sqlite"]
 
 
@@ -213,31 +221,34 @@ def measured(host: Host) -> List[Tuple[Any, ...]]:
 
 
 def test_a_second_run_walks_only_what_can_change(fleet: Fleet, ansible: Ansible) -> None:
-    for name in ("overlay2-ext4", "overlay2-xfs", "e28-containerd"):
-        ansible.module("docker_disk_report", EXACT, hosts=name)
-        noted = measured(fleet[name])
-        second = ansible.module("docker_disk_report", EXACT, hosts=name)[name]
-        third = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=name)[name]
+    hosts = [fleet[name] for name in ("overlay2-ext4", "overlay2-xfs", "e28-containerd")]
+    names = ":".join(host.name for host in hosts)
+    ansible.module("docker_disk_report", EXACT, hosts=names)
+    noted = on_all(hosts, measured)
+    seconds = ansible.module("docker_disk_report", EXACT, hosts=names)
+    thirds = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=names)
+    for host in hosts:
+        name, second, third = host.name, seconds[host.name], thirds[host.name]
         assert second["measured"]["remembered_layers"] > 5
         # Of containerd's store half is packed layers: single files, which cost nothing to look at.
         share = 0.4 if name == "e28-containerd" else 0.9
         assert second["measured"]["remembered_bytes"] > second["usage"]["images"]["disk_bytes"] * share
         assert plain(second) == plain(third)
-        assert noted and measured(fleet[name]) == noted, "nothing new, so nothing written"
+        assert noted[name] and measured(host) == noted[name], "nothing new, so nothing written"
 
 
-def test_a_folder_that_was_made_anew_is_not_taken_for_the_old_one(fleet: Fleet, ansible: Ansible) -> None:
+def test_a_folder_that_was_made_anew_is_not_taken_for_the_old_one(fleet: Fleet) -> None:
     host = fleet["overlay2-ext4"]
-    ansible.module("docker_disk_report", EXACT, hosts=host.name)
+    run(host, **EXACT)
     image = load_image(host, "anew:1", {"srv/data": b"x" * 3_000_000})
     chain = host.must("GET", f"/images/{image}/json")["GraphDriver"]["Data"]["UpperDir"]
-    before = ansible.module("docker_disk_report", EXACT, hosts=host.name)[host.name]
+    before = run(host, **EXACT)
     # Not the engine's doing: the same name, another folder.
     folder = host.path(chain)
     os.rename(folder, f"{folder}.old")
     folder.mkdir()
     (folder / "data").write_bytes(b"y" * 9_000_000)
-    after = ansible.module("docker_disk_report", EXACT, hosts=host.name)[host.name]
+    after = run(host, **EXACT)
     sizes = [next(item["disk_bytes"] for item in report["items"]["images"] if "anew:1" in item["tags"]) for report in (before, after)]
     assert sizes[1] - sizes[0] >= 8_900_000
     shutil.rmtree(folder)
@@ -248,14 +259,24 @@ def test_a_folder_that_was_made_anew_is_not_taken_for_the_old_one(fleet: Fleet, 
 HISTORIES = ("missing", "torn", "garbage", "locked", "read-only", "of another engine", "a flipped figure", "a folder")
 
 
-@pytest.mark.parametrize("how", HISTORIES)
-def test_any_history_gives_the_same_figures_as_none(fleet: Fleet, ansible: Ansible, how: str) -> None:
+@pytest.fixture(scope="module")
+def known(fleet: Fleet, reports: Dict[str, Dict[str, Any]]) -> Tuple[Dict[str, Any], bytes]:
+    """Of the host of the next test: what is said of it with nothing remembered, and a history of it."""
     host = fleet["overlay2-ext4"]
-    none = plain(ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=host.name)[host.name])
-    folder = host.path("/var/lib/fleetclean")
-    path = folder / "history.sqlite"
-    ansible.module("docker_disk_report", EXACT, hosts=host.name)
+    none = plain(run(host, **{**EXACT, "state_dir": ""}))
+    run(host, **EXACT)
+    path = host.path("/var/lib/fleetclean/history.sqlite")
     good = path.read_bytes()
+    path.unlink()
+    return none, good
+
+
+@pytest.mark.parametrize("how", HISTORIES)
+def test_any_history_gives_the_same_figures_as_none(fleet: Fleet, known: Tuple[Dict[str, Any], bytes], how: str) -> None:
+    host = fleet["overlay2-ext4"]
+    none, good = known
+    path = host.path("/var/lib/fleetclean/history.sqlite")
+    path.write_bytes(good)
     holder = None
     try:
         if how == "missing":
@@ -278,9 +299,7 @@ def test_any_history_gives_the_same_figures_as_none(fleet: Fleet, ansible: Ansib
         else:
             path.unlink()
             path.mkdir()
-        report = ansible.module("docker_disk_report", EXACT, hosts=host.name)[host.name]
-        assert not report["failed"], report
-        assert plain(report) == none
+        assert plain(run(host, **EXACT)) == none
     finally:
         if holder:
             holder.kill()
@@ -353,7 +372,7 @@ def test_other_filesystems_below_are_named_and_not_entered(fleet: Fleet, ansible
 # -- live, full and far ----------------------------------------------------------------------------------
 
 
-def test_while_others_write_remove_and_load(fleet: Fleet, ansible: Ansible) -> None:
+def test_while_others_write_remove_and_load(fleet: Fleet) -> None:
     """Files vanish, containers write, images come and go: no failure, and what could not be read is counted."""
     host = fleet["e28-xfs"]
     data = volume(host, "busy")
@@ -383,8 +402,7 @@ def test_while_others_write_remove_and_load(fleet: Fleet, ansible: Ansible) -> N
     try:
         for _turn in range(6):
             for measure in ("exact", "fast"):
-                report = ansible.module("docker_disk_report", {"measure": measure, "top": -1}, hosts=host.name)[host.name]
-                assert not report["failed"], report
+                report = run(host, measure=measure, top=-1)
                 assert report["unread"]["count"] == len(report["unread"]["examples"]) == 0
                 if measure == "exact":
                     assert report["totals"]["unattributed_bytes"] <= report["totals"]["disk_bytes"] * 0.01
@@ -425,11 +443,20 @@ def test_on_a_host_with_0_bytes_free(fleet: Fleet, ansible: Ansible) -> None:
             fleet[name].path("/.filler").unlink()
 
 
-@pytest.mark.parametrize("name", ["overlay2-ext4", "overlay-ext4", "btrfs-btrfs"])
-def test_engines_without_system_df_get_a_full_report(fleet: Fleet, ansible: Ansible, name: str) -> None:
+OF_OLD = ("overlay2-ext4", "overlay-ext4", "btrfs-btrfs")
+
+
+@pytest.fixture(scope="module")
+def by_api(fleet: Fleet, ansible: Ansible) -> Tuple[Dict[str, Dict[str, Any]], ...]:
+    """Reports by the newest API and the oldest, and a fast one by the oldest: of each host of the next test."""
+    wanted = ({"measure": "exact"}, {"measure": "exact", "api_version": "1.21"}, {"api_version": "1.21"})
+    return tuple(ansible.module("docker_disk_report", {"top": -1, "state_dir": "", **options}, hosts=":".join(OF_OLD)) for options in wanted)
+
+
+@pytest.mark.parametrize("name", OF_OLD)
+def test_engines_without_system_df_get_a_full_report(by_api: Tuple[Dict[str, Dict[str, Any]], ...], name: str) -> None:
     """API 1.21 is that of Docker 1.9."""
-    new = ansible.module("docker_disk_report", {**EXACT, "state_dir": ""}, hosts=name)[name]
-    old = ansible.module("docker_disk_report", {**EXACT, "state_dir": "", "api_version": "1.21"}, hosts=name)[name]
+    new, old, fast = (reports[name] for reports in by_api)
     assert not old["failed"], old
     for kind in ("images", "containers", "volumes", "logs", "container_metadata", "leftovers"):
         if kind != "images":
@@ -437,7 +464,6 @@ def test_engines_without_system_df_get_a_full_report(fleet: Fleet, ansible: Ansi
         assert old["usage"][kind]["count"] == new["usage"][kind]["count"], kind
     # Its API knows no build cache; the layers are BuildKit's all the same.
     assert old["totals"]["disk_bytes"] == new["totals"]["disk_bytes"]
-    fast = ansible.module("docker_disk_report", {"top": -1, "state_dir": "", "api_version": "1.21"}, hosts=name)[name]
     assert fast["usage"]["images"]["logical_bytes"] == new["usage"]["images"]["logical_bytes"]
     assert item_of(fast, "containers", "stopped-old")["logical_bytes"] == item_of(new, "containers", "stopped-old")["logical_bytes"]
 
@@ -486,26 +512,26 @@ def grow(host: Host) -> None:
     host.exec(["sync", "--file-system", host.data_root])
 
 
-def test_what_could_be_had_is_what_comes_free(fleet: Fleet, ansible: Ansible) -> None:
+def test_what_could_be_had_is_what_comes_free(fleet: Fleet) -> None:
     """By the filesystem, on every driver. Last in this file's order: it takes away what the others look at."""
-    on_all(fleet, grow)
-    rows: List[str] = []
-    wrong: List[str] = []
-    for way, wishes in WAYS:
-        said = ansible.module("docker_disk_report", {"measure": "exact", "top": 0})
-        foretold = ansible.module("docker_clean", wishes, check=True)
-        before = on_all(fleet, free)
-        cleaned = ansible.module("docker_clean", wishes)
-        assert not [name for name, result in cleaned.items() if result["failed"]], cleaned
-        after = on_all(fleet, free)
-        for host in fleet:
-            bytes_, came = said[host.name]["reclaimable"][way]["bytes"], after[host.name] - before[host.name]
-            assert foretold[host.name]["planned_bytes"] == bytes_ == sum(step["bytes"] for step in foretold[host.name]["removed"])
-            planned, removed = ([(step["kind"], step["id"], step["name"]) for step in run[host.name]["removed"]] for run in (foretold, cleaned))
+
+    def story(host: Host) -> List[Tuple[bool, str]]:
+        rows = []
+        grow(host)
+        for way, wishes in WAYS:
+            said = run(host, measure="exact", top=0)["reclaimable"][way]["bytes"]
+            foretold = run(host, "docker_clean", check=True, **wishes)
+            before = free(host)
+            cleaned = run(host, "docker_clean", **wishes)
+            came = free(host) - before
+            assert foretold["planned_bytes"] == said == sum(step["bytes"] for step in foretold["removed"]), f"{host.name}, {way}"
+            planned, removed = ([(step["kind"], step["id"], step["name"]) for step in each["removed"]] for each in (foretold, cleaned))
             assert planned == removed, f"{host.name}, {way}: what check mode said is what was done, in the same order"
-            rows.append(f"{host.name:<16} {way:<18} {bytes_:>12,} {came:>12,} {bytes_ / max(came, 1):.4f}")
             # The engine's own databases and logs grow and shrink by some blocks meanwhile.
-            if abs(bytes_ - came) > max(came, bytes_) * PRECISION[host.spec.filesystem or ""] + 131072:
-                wrong.append(rows[-1])
-    print(f"\n{'host':<16} {'way':<18} {'said':>12} {'came free':>12} ratio\n" + "\n".join(rows))
-    assert not wrong, "\n".join(wrong)
+            right = abs(said - came) <= max(came, said) * PRECISION[host.spec.filesystem or ""] + 131072
+            rows.append((right, f"{host.name:<16} {way:<18} {said:>12,} {came:>12,} {said / max(came, 1):.4f}"))
+        return rows
+
+    rows = [row for found in on_all(fleet, story).values() for row in found]
+    print(f"\n{'host':<16} {'way':<18} {'said':>12} {'came free':>12} ratio\n" + "\n".join(row for _right, row in rows))
+    assert not [row for right, row in rows if not right]
