@@ -170,50 +170,87 @@ def test_two_fleets_at_once_do_not_clash(tmp_path: Path) -> None:
         trace.assert_gone()
 
 
-@pytest.mark.parametrize("filesystem, driver", [("ext4", "overlay2"), ("xfs", "overlay2"), ("btrfs", "overlay2"), ("btrfs", "btrfs"), ("ext4", "vfs"),
-                                                ("ext4", "overlay"), ("ext4", "fuse-overlayfs"), (None, "overlay2")])
-def test_each_filesystem_and_driver_starts(filesystem: str, driver: str) -> None:
-    spec = HostSpec("h1", filesystem, driver, ssh=False)
+DRIVERS = {
+    f"{filesystem or 'tmpfs'}-{driver}": HostSpec(f"{filesystem or 'tmpfs'}-{driver}", filesystem, driver, ssh=False)
+    for filesystem, driver in (("ext4", "overlay2"), ("xfs", "overlay2"), ("btrfs", "overlay2"), ("btrfs", "btrfs"), ("ext4", "vfs"), ("ext4", "overlay"),
+                               ("ext4", "fuse-overlayfs"), (None, "overlay2"))
+}
+
+
+@pytest.fixture(scope="module")
+def drivers() -> Iterator[Fleet]:
+    """A host of each kind that can be had here, all at once."""
+    with Fleet([spec for spec in DRIVERS.values() if not keeper.missing([spec])]) as fleet:
+        yield fleet
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_each_filesystem_and_driver_starts(drivers: Fleet, name: str) -> None:
+    spec = DRIVERS[name]
     if keeper.missing([spec]):
         pytest.skip(str(keeper.missing([spec])))
-    with Fleet([spec]) as fleet:
-        info = fleet["h1"].must("GET", "/info")
-        assert info["Driver"] == driver
-        mounted = fleet["h1"].exec(["stat", "-f", "-c", "%T", "/var/lib/docker"]).stdout.strip()
-        assert mounted == {"ext4": "ext2/ext3", None: "tmpfs"}.get(filesystem, filesystem)
+    assert drivers[name].must("GET", "/info")["Driver"] == spec.driver
+    mounted = drivers[name].exec(["stat", "-f", "-c", "%T", "/var/lib/docker"]).stdout.strip()
+    assert mounted == {"ext4": "ext2/ext3", None: "tmpfs"}.get(spec.filesystem, spec.filesystem)
 
 
-@pytest.mark.parametrize("suite, version", [("bullseye", "20.10"), ("trixie", "26.1"), ("forky", "28.")])
-def test_another_debian_brings_another_engine(suite: str, version: str) -> None:
+SUITES = {"bullseye": "20.10", "trixie": "26.1", "forky": "28."}
+
+
+@pytest.fixture(scope="module")
+def suites() -> Iterator[Fleet]:
+    """For each root that is made a plain host, and one with containerd's store where the engine has it."""
+    specs = []
+    for suite in SUITES:
+        if roots.made(suite):
+            specs.append(HostSpec(f"{suite}-plain", root=suite))
+            if suite != "bullseye":
+                specs.append(HostSpec(f"{suite}-store", root=suite, data_root="/data/docker", ssh=False, daemon_json=CONTAINERD))
+    with Fleet(specs) as fleet:
+        yield fleet
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_another_debian_brings_another_engine(request: pytest.FixtureRequest, suite: str) -> None:
     if not roots.made(suite):
         pytest.skip(f"not made: python3 -m tests.fleet roots {suite}")
-    specs = [HostSpec("plain", root=suite)]
+    suites: Fleet = request.getfixturevalue("suites")
+    hosts = [host for host in suites if host.spec.root == suite]
+    assert len(hosts) == (1 if suite == "bullseye" else 2)
+    for host in hosts:
+        assert host.must("GET", "/version")["Version"].startswith(SUITES[suite])
+        assert host.must("GET", "/info")["DockerRootDir"] == host.data_root
+        assert host.exec([host.python, "-c", "print(1)"]).stdout == "1\n"
     if suite != "bullseye":
-        specs.append(HostSpec("store", root=suite, data_root="/data/docker", ssh=False, daemon_json=CONTAINERD))
-    with Fleet(specs) as fleet:
-        for host in fleet:
-            assert host.must("GET", "/version")["Version"].startswith(version)
-            assert host.must("GET", "/info")["DockerRootDir"] == host.data_root
-            assert host.exec([host.python, "-c", "print(1)"]).stdout == "1\n"
-        if suite != "bullseye":
-            assert ["driver-type", "io.containerd.snapshotter.v1"] in fleet["store"].must("GET", "/info")["DriverStatus"]
-        done = subprocess.run([*fleet.ssh("plain", "ops"), "sudo -n id -u"], capture_output=True, text=True)
-        assert done.stdout == "0\n", done.stderr
+        assert ["driver-type", "io.containerd.snapshotter.v1"] in suites[f"{suite}-store"].must("GET", "/info")["DriverStatus"]
+    done = subprocess.run([*suites.ssh(f"{suite}-plain", "ops"), "sudo -n id -u"], capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stderr
 
 
-@pytest.mark.parametrize("filesystem, driver", [("ext4", "overlay2"), ("xfs", "overlay2"), ("btrfs", "btrfs")])
-def test_a_full_host_is_full_and_its_engine_answers(filesystem: str, driver: str) -> None:
-    with Fleet([HostSpec("full", filesystem, driver, data_size="500M", root_size="64M")]) as fleet:
-        host = fleet["full"]
-        for folder in ("/", host.data_root):
-            host.fill(folder)
-        # xfs keeps a few blocks for its own trees: too few for a new file.
-        assert host.free_bytes(host.data_root) <= (65536 if filesystem == "xfs" else 0)
-        assert host.free_bytes("/") == host.free_bytes("/tmp") == 0
-        for folder in ("/root", "/tmp", host.data_root):
-            assert host.exec(["sh", "-c", f"head -c 10000 /dev/zero >{folder}/new"], check=False).returncode != 0
-        assert host.docker("info", "--format", "{{.Driver}}").stdout.strip() == driver
-        assert subprocess.run([*fleet.ssh("full"), "echo in"], capture_output=True, text=True).stdout == "in\n"
+FULL = {
+    f"{filesystem}-{driver}": HostSpec(f"{filesystem}-{driver}", filesystem, driver, data_size="500M", root_size="64M")
+    for filesystem, driver in (("ext4", "overlay2"), ("xfs", "overlay2"), ("btrfs", "btrfs"))
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Fleet]:
+    with Fleet(FULL.values()) as fleet:
+        yield fleet
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_host_is_full_and_its_engine_answers(small: Fleet, name: str) -> None:
+    host = small[name]
+    for folder in ("/", host.data_root):
+        host.fill(folder)
+    # xfs keeps a few blocks for its own trees: too few for a new file.
+    assert host.free_bytes(host.data_root) <= (65536 if host.spec.filesystem == "xfs" else 0)
+    assert host.free_bytes("/") == host.free_bytes("/tmp") == 0
+    for folder in ("/root", "/tmp", host.data_root):
+        assert host.exec(["sh", "-c", f"head -c 10000 /dev/zero >{folder}/new"], check=False).returncode != 0
+    assert host.docker("info", "--format", "{{.Driver}}").stdout.strip() == host.spec.driver
+    assert subprocess.run([*small.ssh(name), "echo in"], capture_output=True, text=True).stdout == "in\n"
 
 
 def test_a_host_can_be_filled_up_to_some_bytes() -> None:

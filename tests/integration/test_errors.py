@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec, dirty
-from tests.integration.support import Ansible, start, state
+from tests.integration.support import Ansible, Run, start, state
 
 
 @pytest.fixture(scope="module")
@@ -23,56 +25,84 @@ def fleet(here: None) -> Iterator[Fleet]:
         yield hosts
 
 
-@pytest.fixture(autouse=True)
-def untouched(fleet: Fleet) -> Iterator[None]:
+@contextmanager
+def nothing_touched(fleet: Fleet) -> Iterator[None]:
     before = {host.name: state(host) for host in fleet}
     yield
     assert {host.name: state(host) for host in fleet} == before
 
 
+@pytest.fixture(autouse=True)
+def untouched(fleet: Fleet) -> Iterator[None]:
+    with nothing_touched(fleet):
+        yield
+
+
 def fails(ansible: Ansible, module: str, args: Dict[str, Any], **variables: Any) -> Dict[str, Any]:
-    result = ansible.module(module, args, **variables)["one"]
+    return failed(ansible.module(module, args, **variables)["one"])
+
+
+def failed(result: Dict[str, Any]) -> Dict[str, Any]:
     assert result.get("failed"), result
     assert "Traceback" not in str(result)
     assert not result.get("changed")
     return result
 
 
-@pytest.mark.parametrize(
-    ("module", "args", "words"),
-    [
-        ("docker_clean", {"images": {"older_than": "3 fortnights"}}, 'docker_clean: images.older_than: "3 fortnights" is not a duration; use a number with s, m, h, d or w, such as 7d.'),
-        ("docker_clean", {"images": {}, "free_target": "much"}, 'docker_clean: free_target: "much" is neither a size nor a share; use 20GB, or 15% of the filesystem.'),
-        ("docker_clean", {"build_cache": {"keep_storage": "10 elephants"}}, 'build_cache.keep_storage: "10 elephants" is not a size'),
-        ("docker_clean", {"images": {"scope": "everything"}}, "value of scope must be one of: dangling, unused, all, got: everything found in images"),
-        ("docker_clean", {"containers": {"states": ["asleep"]}}, "value of states must be one or more of"),
-        ("docker_clean", {"images": {"older_then": "7d"}}, "older_then"),
-        ("docker_clean", {"image": {}}, "Unsupported parameters"),
-        ("docker_clean", {}, "docker_clean: nothing was asked for; give at least one of containers, images, volumes"),
-        ("docker_clean", {"leftovers": {}}, "docker_clean: leftovers: not there yet in this release; leave the section out."),
-        ("docker_clean", {"images": {}, "parallel": 0}, "parallel: 0 is out of range; use 1 to 32."),
-        ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
-        ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
-        ("docker_disk_report", {"state_dir": "state"}, 'docker_disk_report: state_dir: "state" is not an absolute path'),
-    ],
+BAD_INPUT: Tuple[Tuple[str, Dict[str, Any], str], ...] = (
+    ("docker_clean", {"images": {"older_than": "3 fortnights"}}, 'docker_clean: images.older_than: "3 fortnights" is not a duration; use a number with s, m, h, d or w, such as 7d.'),
+    ("docker_clean", {"images": {}, "free_target": "much"}, 'docker_clean: free_target: "much" is neither a size nor a share; use 20GB, or 15% of the filesystem.'),
+    ("docker_clean", {"build_cache": {"keep_storage": "10 elephants"}}, 'build_cache.keep_storage: "10 elephants" is not a size'),
+    ("docker_clean", {"images": {"scope": "everything"}}, "value of scope must be one of: dangling, unused, all, got: everything found in images"),
+    ("docker_clean", {"containers": {"states": ["asleep"]}}, "value of states must be one or more of"),
+    ("docker_clean", {"images": {"older_then": "7d"}}, "older_then"),
+    ("docker_clean", {"image": {}}, "Unsupported parameters"),
+    ("docker_clean", {}, "docker_clean: nothing was asked for; give at least one of containers, images, volumes"),
+    ("docker_clean", {"leftovers": {}}, "docker_clean: leftovers: not there yet in this release; leave the section out."),
+    ("docker_clean", {"images": {}, "parallel": 0}, "parallel: 0 is out of range; use 1 to 32."),
+    ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
+    ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
+    ("docker_disk_report", {"state_dir": "state"}, 'docker_disk_report: state_dir: "state" is not an absolute path'),
 )
-def test_bad_input_names_the_option_and_what_it_takes(ansible: Ansible, module: str, args: Dict[str, Any], words: str) -> None:
-    assert words in fails(ansible, module, args)["msg"]
 
 
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        ({"cleanup_images_older_than": "3 fortnights"}, 'cleanup_images_older_than: "3 fortnights" is not a duration'),
-        ({"cleanup_logs_keep": "some"}, 'cleanup_logs_keep: "some" is not a size'),
-        ({"cleanup_image_keep": ["app/*"]}, "cleanup_image_keep: there is no such variable; did you mean cleanup_images_keep?"),
-        ({"cleanup_profile": "thorough"}, "value of cleanup_profile must be one of: careful, standard, full"),
-        ({"cleanup_profile": "full"}, "set cleanup_full_confirmed: true if that is meant"),
-        ({"cleanup_leftovers": True}, "leftovers: not there yet in this release"),
-    ],
+@pytest.fixture(scope="module")
+def answers(fleet: Fleet, ansible: Ansible, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
+    """What each of ``BAD_INPUT`` comes to: tasks of one play, which goes on after each."""
+    tasks = [{"name": f"{number}", f"fleetclean.docker.{module}": args, "ignore_errors": True} for number, (module, args, _words) in enumerate(BAD_INPUT)]
+    playbook = tmp_path_factory.mktemp("input") / "play.yml"
+    playbook.write_text(json.dumps([{"hosts": "one", "gather_facts": False, "tasks": tasks}]))
+    with nothing_touched(fleet):
+        run = ansible.run(["ansible-playbook", "-i", ansible.inventory, str(playbook)])
+    return [{**line["result"], "failed": line["outcome"] == "failed"} for line in sorted(run.lines, key=lambda line: int(line["task"]))]
+
+
+@pytest.mark.parametrize("number", range(len(BAD_INPUT)), ids=[f"{module}: {args}" for module, args, _words in BAD_INPUT])
+def test_bad_input_names_the_option_and_what_it_takes(answers: List[Dict[str, Any]], number: int) -> None:
+    assert len(answers) == len(BAD_INPUT)
+    assert BAD_INPUT[number][2] in failed(answers[number])["msg"]
+
+
+BAD_VARIABLES: Tuple[Tuple[Dict[str, Any], str], ...] = (
+    ({"cleanup_images_older_than": "3 fortnights"}, 'cleanup_images_older_than: "3 fortnights" is not a duration'),
+    ({"cleanup_logs_keep": "some"}, 'cleanup_logs_keep: "some" is not a size'),
+    ({"cleanup_image_keep": ["app/*"]}, "cleanup_image_keep: there is no such variable; did you mean cleanup_images_keep?"),
+    ({"cleanup_profile": "thorough"}, "value of cleanup_profile must be one of: careful, standard, full"),
+    ({"cleanup_profile": "full"}, "set cleanup_full_confirmed: true if that is meant"),
+    ({"cleanup_leftovers": True}, "leftovers: not there yet in this release"),
 )
-def test_the_role_refuses_before_the_first_host_is_asked(ansible: Ansible, variables: Dict[str, Any], words: str) -> None:
-    run = ansible.play("clean", **variables)
+
+
+@pytest.fixture(scope="module")
+def plays(fleet: Fleet, ansible: Ansible) -> List[Run]:
+    """The role with each of ``BAD_VARIABLES``, some at once."""
+    with nothing_touched(fleet), ThreadPoolExecutor(max_workers=3) as pool:
+        return list(pool.map(lambda entry: ansible.play("clean", **entry[0]), BAD_VARIABLES))
+
+
+@pytest.mark.parametrize("number", range(len(BAD_VARIABLES)), ids=[str(variables) for variables, _words in BAD_VARIABLES])
+def test_the_role_refuses_before_the_first_host_is_asked(plays: List[Run], number: int) -> None:
+    run, words = plays[number], BAD_VARIABLES[number][1]
     assert run.code != 0
     assert words in run.text.replace("\n", " ").replace('\\"', '"') or any(words in str(line["result"].get("msg")) for line in run.lines)
     assert not run.task("choose the storage driver's paths")
