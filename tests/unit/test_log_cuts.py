@@ -142,7 +142,7 @@ def way_of(place: Path, writer: Writer, keep: int = 1, major: int = 28) -> str:
 
 @both
 @pytest.mark.parametrize("width", [120, 3000, 16 * KIB])
-@pytest.mark.parametrize("keep", [1, 1000, 50 * KIB, 333_333])
+@pytest.mark.parametrize("keep", [1, 50 * KIB, 333_333])
 @pytest.mark.parametrize("writer", [NOBODY, PAUSABLE], ids=["nobody", "engine"])
 def test_a_log_keeps_its_newest_whole_records(place: Path, made: Made, form: Format, keep: int, width: int, writer: Writer) -> None:
     count = 400_000 // width
@@ -162,9 +162,9 @@ def test_a_log_keeps_its_newest_whole_records(place: Path, made: Made, form: For
 
 
 @both
-@pytest.mark.parametrize("keep", [0, 1, 999, 1200, 1201, 123_456])
+@pytest.mark.parametrize("keep", [0, 999, 1200, 123_456])
 @pytest.mark.parametrize("writer", [NOBODY, ENGINE, PAUSABLE], ids=["nobody", "engine", "pausable"])
-@pytest.mark.parametrize("width", [120, 5000, 20_000])
+@pytest.mark.parametrize("width", [120, 20_000])
 def test_a_second_cut_changes_nothing(place: Path, made: Made, form: Format, keep: int, writer: Writer, width: int) -> None:
     log = Log(place, made.records(300_000 // width, width), form)
     first, why = log.decide(keep, writer)
@@ -182,12 +182,12 @@ def test_a_second_cut_changes_nothing(place: Path, made: Made, form: Format, kee
 
 
 @both
-@pytest.mark.parametrize("keep", [0, 1, 1000, 123_456])
-@pytest.mark.parametrize("writer", [NOBODY, ENGINE, PAUSABLE, ROTATED, UNSEEN], ids=["nobody", "engine", "pausable", "rotated", "unseen"])
-def test_deciding_touches_nothing(place: Path, made: Made, form: Format, keep: int, writer: Writer) -> None:
+def test_deciding_touches_nothing(place: Path, made: Made, form: Format) -> None:
     log = Log(place, made.records(5000), form)
     before = log.state()
-    assert log.decide(keep, writer) == log.decide(keep, writer)
+    for keep in (0, 1, 1000, 123_456):
+        for writer in (NOBODY, ENGINE, PAUSABLE, ROTATED, UNSEEN):
+            assert log.decide(keep, writer) == log.decide(keep, writer)
     assert log.state() == before
     assert [entry.name for entry in place.iterdir()] == ["log"]
 
@@ -235,7 +235,7 @@ def test_one_endless_record_is_never_torn(place: Path, made: Made, form: Format,
 
 @both
 @pytest.mark.parametrize("writer", [NOBODY, PAUSABLE], ids=["nobody", "pausable"])
-@pytest.mark.parametrize("unfinished", [1, 5, 60, 50_000])
+@pytest.mark.parametrize("unfinished", [1, 60, 50_000])
 @pytest.mark.parametrize("keep", [0, 1000])
 def test_a_last_record_that_is_not_finished_stays_whole(place: Path, made: Made, form: Format, writer: Writer, unfinished: int, keep: int) -> None:
     # It is being written, or its writer was killed.
@@ -339,7 +339,7 @@ def test_fillers_do_not_count_as_log(place: Path, made: Made, form: Format) -> N
 
 @both
 @pytest.mark.parametrize("writer", [NOBODY, PAUSABLE], ids=["nobody", "pausable"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_random_worlds_are_cut_again_and_again(place: Path, made: Made, form: Format, writer: Writer, seed: int) -> None:
     dice = random.Random(seed)
     content = form.filler(dice.choice((0, 300, GRAIN))) + made.world(dice, 300, longest=dice.choice((200, 4000, 20_000)))
