@@ -694,19 +694,23 @@ def test_what_a_full_disk_and_a_careless_truncate_left_can_be_cut_past(host: Hos
         assert end_of(speaker.path, 1 << 30)[:4096] == b"\0" * 4096, "no NULs: this test has no point here"
     torn[1].stop()
     hollow[1].stop()
+    # As after a kill on xfs, whose kernel had moved the lines and not yet cut the file.
+    long = Speaker(host, "long-stopped").say(1_000).stop()
+    os.truncate(long.path, long.path.stat().st_size + 2 * MIB)
 
-    done = cut(host, containers=["torn*", "hollow", "hollow-stopped"], keep="200KiB")
+    done = cut(host, containers=["torn*", "hollow", "hollow-stopped", "long*"], keep="200KiB")
     # Nothing of what is written is too much, but it cannot be read.
     done["logs"] += cut(host, containers=["hollow-whole"], keep="3MiB")["logs"]
-    assert set(entries(done)) == {speaker.name for speaker in (*torn, *hollow)}
-    for speaker in torn:
+    assert set(entries(done)) == {speaker.name for speaker in (*torn, *hollow, long)}
+    for speaker in (*torn, long):
         assert 170 < len(speaker.newest()) < 320
     for speaker in hollow:
         assert b"\0" not in speaker.path.read_bytes()
         first, last = spans(speaker.heard())[-1]
         assert last == 3_600
         assert first == 3_001 if speaker.name == "hollow-whole" else 3_280 < first < 3_430
-    for speaker in (*torn, *hollow):
+    assert b"\0" not in long.path.read_bytes()
+    for speaker in (*torn, *hollow, long):
         speaker.reads_well(entries(done)[speaker.name])
         if not speaker.name.endswith("-stopped"):
             first, last = spans(speaker.heard())[-1]
@@ -738,7 +742,7 @@ def written_by(pid: int) -> Iterator[os.stat_result]:
 
 @everywhere
 @pytest.mark.parametrize("runs", [True, False], ids=["idle", "stopped"])
-def test_a_run_that_is_killed_while_it_cuts_leaves_a_log_that_reads_well(host: Host, runs: bool) -> None:
+def test_a_run_that_is_killed_while_it_cuts_loses_no_line_and_the_next_one_finishes_it(host: Host, runs: bool) -> None:
     speakers = [Speaker(host, name).say(20_000) for name in ("module", "all")]
     keep = 5 * MIB // STORED - 2
     for speaker in speakers:
@@ -756,10 +760,12 @@ def test_a_run_that_is_killed_while_it_cuts_leaves_a_log_that_reads_well(host: H
             started.process.communicate(timeout=60)
         # What does not end with the module goes on to its own end.
         until(lambda workers=workers: not any(process.alive() for process in workers), 60)
-        # Lines that were being moved may be there twice.
-        heard = speaker.heard()
-        assert heard[-1] == 20_000
-        assert not set(range(20_001 - keep, 20_001)) - set(heard)
+        if speaker.name == "module":
+            assert len(speaker.newest()) >= keep
+        else:
+            # The kernel gives up half-way through the one call that puts fillers over a front, and half a line stands behind them for now.
+            there = {int(number) for number in re.findall(rb'"log":"(\d{8}) x{%d}\\n"' % PAD, speaker.path.read_bytes())}
+            assert not set(range(20_001 - keep, 20_001)) - there
     done = cut(host, keep="5MiB")
     for speaker in speakers:
         assert keep <= len(speaker.newest()) <= keep + GRAIN // STORED + 50
