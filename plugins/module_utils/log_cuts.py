@@ -314,6 +314,7 @@ def _cover(descriptor: int, form: Format, plan: Plan) -> None:
                 done += more
             at = end
         os.fsync(source)
+        _sew_below(descriptor, form, plan)
         _sew(descriptor, form, plan)
         _share(descriptor, source, 0, length, plan.fillers)
     finally:
@@ -326,6 +327,20 @@ def _sew(descriptor: int, form: Format, plan: Plan) -> None:
     if seam is None:  # decided otherwise
         raise OSError(errno.EINVAL, "records moved meanwhile")
     _write(descriptor, seam[1], seam[0])
+
+
+def _sew_below(descriptor: int, form: Format, plan: Plan) -> None:
+    """Make records begin wherever a filler will end: the kernel shares one after the other, and may be killed between two."""
+    ends = [plan.fillers]
+    for piece, end in _pieces(plan.boundary - plan.fillers, plan.piece):
+        ends += range(ends[-1] + piece, plan.fillers + end + 1, piece)
+    for position in ends[1:-1]:
+        if position <= plan.text or os.lseek(descriptor, position, os.SEEK_HOLE) == position:
+            continue  # no record ends here
+        start = form.border(descriptor, position, min(plan.start, position + _REST))
+        seam = form.seam(descriptor, position, start) if start < position + _REST else None
+        if seam:
+            _write(descriptor, seam[1], seam[0])
 
 
 def _with_room(write: t.Callable[[], None], make_room: t.Callable[[], None]) -> None:
