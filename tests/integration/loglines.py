@@ -42,10 +42,11 @@ trap 'exit 0' TERM
 exec 3<>/pipe
 run=0; [ ! -e /run-number ] || read run </run-number
 run=$((run+1)); echo $run >/run-number
-n=0
+n=0 granted=
 while :; do
     if [ -e {inside}/{name}.quiet ]; then
-        [ -e {inside}/{name}.last ] || {{ echo $run $n >{inside}/{name}.new; /bin/busybox mv {inside}/{name}.new {inside}/{name}.last; }}
+        wish=; read wish <{inside}/{name}.quiet
+        [ "$wish" = "$granted" ] || {{ echo $wish $run $n >{inside}/{name}.new; /bin/busybox mv {inside}/{name}.new {inside}/{name}.last; granted=$wish; }}
         read -t 0.05 x <&3
         continue
     fi
@@ -87,8 +88,9 @@ class Writer:
 
     def __init__(self, host: Host, name: str, image: str, pace: Pace, log: Optional[Mapping[str, Any]] = None) -> None:
         self.host, self.name, self.pace = host, name, pace
-        self._folder = host.path(_OUTSIDE)
-        self._folder.mkdir(exist_ok=True)
+        folder = host.path(_OUTSIDE)
+        folder.mkdir(exist_ok=True)
+        self._quiet, self._wishes = folder / f"{name}.quiet", 0
         body = {"Image": image, "Cmd": ["/bin/sh", "-c", pace.script(name)],
                 "HostConfig": {"NetworkMode": "none", "Binds": [f"{_OUTSIDE}:{_INSIDE}"], **({"LogConfig": log} if log else {})}}
         self.ident = str(host.must("POST", f"/containers/create?name={name}", body)["Id"])
@@ -101,18 +103,23 @@ class Writer:
 
     def hush(self) -> None:
         """Let it print nothing more, soon."""
-        (self._folder / f"{self.name}.quiet").touch()
+        if self._quiet.exists():
+            return
+        self._wishes += 1
+        new = self._quiet.with_suffix(".wish")
+        new.write_text(f"{self._wishes}\n")
+        new.rename(self._quiet)
 
     def last(self) -> Line:
         """The last line that it printed, as soon as it is quiet."""
-        until((self._folder / f"{self.name}.last").exists)
-        run, number = (self._folder / f"{self.name}.last").read_text().split()
+        said = self._quiet.with_suffix(".last")
+        until(lambda: said.exists() and said.read_text().startswith(f"{self._wishes} "))
+        _wish, run, number = said.read_text().split()
         return int(run), int(number)
 
     def go_on(self) -> None:
         """Let it print again."""
-        for name in ("last", "quiet"):
-            (self._folder / f"{self.name}.{name}").unlink(missing_ok=True)
+        self._quiet.unlink(missing_ok=True)
 
 
 # -- who cuts ----------------------------------------------------------------------------------
