@@ -105,10 +105,21 @@ def asks_for_something(clean: dict[str, t.Any]) -> bool:
 
 
 def _validated(spec: dict[str, t.Any], values: dict[str, t.Any]) -> dict[str, t.Any]:
-    result = ArgumentSpecValidator(spec).validate({name: value for name, value in values.items() if value is not None})
+    result = ArgumentSpecValidator(spec).validate({name: _plain(value) for name, value in values.items() if value is not None})
     if result.error_messages:
         raise FleetcleanError("; ".join(result.error_messages), "bad_input")
     return dict(result.validated_parameters)
+
+
+def _plain(value: t.Any) -> t.Any:
+    """The same in containers of Python's own.
+
+    Those of Ansible look their content up when it is wanted. The validator copies what it is given, and a copy of one of these
+    has all variables in it that it could need: most of a second of the controller's time for each host.
+    """
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _read_logs(values: dict[str, t.Any]) -> None:

@@ -60,6 +60,21 @@ def test_sensible_wishes_are_no_problem() -> None:
     assert problem(clean=NOTHING) == ""
 
 
+class Late(t.Dict[str, t.Any]):
+    """As Ansible's containers are: a copy has all variables in it that its content could need."""
+
+    def __deepcopy__(self, memo: dict[int, t.Any]) -> t.NoReturn:
+        raise AssertionError("it was copied")
+
+
+def test_the_wishes_are_not_copied_with_all_that_they_are_made_from() -> None:
+    clean = Late({name: Late(value) if isinstance(value, dict) else value for name, value in CLEAN.items()})
+    assert any(isinstance(value, Late) for value in clean.values())
+    assert problem(clean=clean, logs=Late(LOGS)) == ""
+    wrong = Late({**clean, "networks": Late({"older_than": "3 fortnights"})})
+    assert problem(clean=wrong).startswith("cleanup_networks_older_than: ")
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
