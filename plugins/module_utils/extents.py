@@ -33,7 +33,7 @@ _BTRFS_SYNC, _BTRFS_FS_INFO = 0x9408, 0x8400941F
 _SEARCH = struct.Struct("=7Q4L4Q")
 _ITEM = struct.Struct("=3Q2L")  # transaction, objectid, offset, type, length
 _FILE_EXTENT = struct.Struct("=2QBBHB4Q")  # btrfs_tree.h: struct btrfs_file_extent_item
-_EXTENT_DATA = 108
+_EXTENT_DATA, _INLINE = 108, 0
 #: So many extents xfs writes into a block of 4 KiB, once they are more than fit into an inode (xfs_format.h: xfs_bmbt_rec).
 _RECORDS, _IN_INODE = 250, 16
 
@@ -274,7 +274,9 @@ def _references(descriptor: int) -> t.Iterator[_Reference]:
             _transaction, _inode, offset, _type, length = _ITEM.unpack_from(asked, at)
             at += _ITEM.size
             if length >= _FILE_EXTENT.size:
-                _generation, _ram, _compressed, _encrypted, _other, _sort, extent, disk, _within, number = _FILE_EXTENT.unpack_from(asked, at)
-                yield _Reference(offset, number, extent, disk)
+                _generation, _ram, _compressed, _encrypted, _other, sort, extent, disk, _within, number = _FILE_EXTENT.unpack_from(asked, at)
+                # A small file's content stands here itself, in the metadata.
+                if sort != _INLINE:
+                    yield _Reference(offset, number, extent, disk)
             at += length
             start = offset + 1

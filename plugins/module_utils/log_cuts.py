@@ -149,6 +149,9 @@ def decide(descriptor: int, form: Format, writer: Writer, major: int, larger_tha
     if not ways:
         return [], _impossible(writer)
     found = [found for found in (way(descriptor, form, plan) for way in ways) if found is not None]
+    in_place = {_by_clone, _by_collapse}
+    if writer.writes and in_place.intersection(ways) and not front.nuls and not any(way.method in ("clone", "collapse") for way in found):
+        found = []  # less than a piece: not worth a pause, and readers that stay behind
     useful = [way for way in found if way.frees > 0 or front.nuls]
     if large and not found and ways == [_by_truncation]:
         return [], _impossible(writer)
