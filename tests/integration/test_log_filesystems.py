@@ -290,6 +290,22 @@ def small_disk(folder: Path, kind: str) -> Path:
     return disk(folder, kind, (64 if kind in ("ext4", "tmpfs") else 320) * MIB, ("-m", "0") if kind == "ext4" else ())
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_log_of_less_than_a_block_is_not_worth_a_pause_and_frees_no_more_than_it_takes(memory: Path, kind: str) -> None:
+    """btrfs keeps it in its metadata, where nothing says how much of the disk it takes."""
+
+    def work() -> None:
+        place = disk(memory, kind)
+        for made, form in FORMATS:
+            log = Log(place, made, form, 0)
+            log.write(made.records(3, 300))
+            assert log.plans(ENGINE) == []
+            assert [plan for plan in log.plans(NOBODY) if not 0 < plan.frees <= 16_384] == []
+            log.close()
+
+    apart(work)
+
+
 @pytest.mark.parametrize("lay", [at_once, in_pieces, in_one_piece])
 @pytest.mark.parametrize("kind", HAS)
 def test_a_log_is_cut_on_a_disk_without_a_free_byte(memory: Path, kind: str, lay: Callable[[Log], None]) -> None:
