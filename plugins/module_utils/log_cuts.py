@@ -337,8 +337,10 @@ def _sew_below(descriptor: int, form: Format, plan: Plan) -> None:
     ends = [plan.fillers]
     for piece, end in _pieces(plan.boundary - plan.fillers, plan.piece):
         ends += range(ends[-1] + piece, plan.fillers + end + 1, piece)
+    # Not as it was decided: where room was made, fillers stand already, whose blocks are shared and not to be written to.
+    text = form.front(descriptor, plan.size).text
     for position in ends[1:-1]:
-        if position <= plan.text or os.lseek(descriptor, position, os.SEEK_HOLE) == position:
+        if position <= text or os.lseek(descriptor, position, os.SEEK_HOLE) == position:
             continue  # no record ends here
         start = form.border(descriptor, position, min(plan.start, position + _REST))
         seam = form.seam(descriptor, position, start) if start < position + _REST else None
