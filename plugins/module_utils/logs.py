@@ -169,11 +169,6 @@ def remove_rotated(root: str, ident: str, kind: Kind, held: t.Collection[tuple[i
     return freed
 
 
-def path_of(root: str, ident: str) -> str:
-    """Where json-file writes a container's log."""
-    return JSON_FILE.path(root, ident)
-
-
 def files(folder: str, ident: str) -> list[str]:
     """The log files in a container's folder, rotated ones too, by name alone.
 

@@ -165,9 +165,7 @@ class _Work:
         found = Cut(container.id, container.name, kind.driver, path, 0, 0, 0)
         try:
             with logs.open_log(self._root, container.id, False, kind) as descriptor:
-                size = os.fstat(descriptor).st_size
-                small = size - kind.format.front(descriptor, size).text <= self._wish.larger_than
-                if small and not self._worth_a_look(descriptor, kind):
+                if not self._worth_a_look(descriptor, kind):
                     return None
                 found = self._found(container, kind)
                 if self._dry:
@@ -183,12 +181,12 @@ class _Work:
             failed = error.errno != errno.EOPNOTSUPP
             return replace(found, words=f"{path}: {error.strerror or error}", failed=failed, disk_full=full)
 
-    @staticmethod
-    def _worth_a_look(descriptor: int, kind: logs.Kind) -> bool:
-        """Whether a small log has fillers, or what readers stumble over, at its beginning or its end."""
+    def _worth_a_look(self, descriptor: int, kind: logs.Kind) -> bool:
+        """Whether a log is large, or a small one has fillers, or what readers stumble over, at its beginning or its end."""
         size = os.fstat(descriptor).st_size
         front = kind.format.front(descriptor, size)
-        return bool(front.fillers or front.nuls or kind.format.end(descriptor, size) < size)
+        large = size - front.text > self._wish.larger_than
+        return bool(large or front.fillers or front.nuls or kind.format.end(descriptor, size) < size)
 
     def _cut_now(self, container: snapshot.Container, kind: logs.Kind, found: Cut) -> Cut:
         """Decide once more and do it: in a process of its own, with a connection of its own."""

@@ -52,7 +52,7 @@ def refusal(root: Path, ident: str = IDENT, kind: Kind = JSON_FILE) -> str:
 
 
 def test_names_are_the_engines() -> None:
-    assert JSON_FILE.path("/root", IDENT) == logs.path_of("/root", IDENT) == f"/root/containers/{IDENT}/{IDENT}-json.log"
+    assert JSON_FILE.path("/root", IDENT) == f"/root/containers/{IDENT}/{IDENT}-json.log"
     assert LOCAL.path("/root", IDENT) == f"/root/containers/{IDENT}/local-logs/container.log"
     assert CACHE.path("/root", IDENT) == f"/root/containers/{IDENT}/container-cached.log"
     assert [kind.driver for kind in KINDS] == ["json-file", "local", None]
