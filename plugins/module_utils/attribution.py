@@ -94,7 +94,7 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     begun = time.monotonic()
     # The engine may name its root by a link. Below it none is followed.
     own = _where_it_leads(storage) if storage else None
-    listed = leftovers.listing(own) if own else []
+    listed = leftovers.listing(own) if own else leftovers.Listing([])
     everything = replace(
         wanted or snapshot.Wanted(),
         images=True,
@@ -134,7 +134,7 @@ def _sharers(holdings: layers.Holdings, looked: snapshot.Snapshot) -> dict[str, 
 class _Surveyor:
     """The disk's side of a survey."""
 
-    def __init__(self, storage: Storage, looked: snapshot.Snapshot, how: How, listed: list[leftovers.Entry]) -> None:
+    def __init__(self, storage: Storage, looked: snapshot.Snapshot, how: How, listed: leftovers.Listing) -> None:
         self._storage = storage
         self._looked = looked
         self._how = how

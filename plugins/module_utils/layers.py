@@ -36,6 +36,10 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import par
 
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}")
 _HEX = re.compile(r"[0-9a-f]{64}")
+#: What the layer store calls a layer's record while it removes the layer (``layer/layer_store.go``, deleteLayer).
+_REMOVING = re.compile(r"[0-9a-f]{64}-[0-9a-f]{64}-removing")
+#: Seconds. The engine that began to remove a layer is done within this time, or was killed; it looks again at its next start.
+_REMOVES_WITHIN = 3600
 #: A damaged disk may have thousands; a few say enough.
 _MOST_DOUBTS = 5
 _OTHERS = "another user of the same containerd"
@@ -125,10 +129,14 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
     records = f"{storage.layer_records}/sha256"
     parents: dict[str, str] = {}
     folders: dict[str, str] = {}
+    going: list[tuple[str, str]] = []
     for name in _names(records, found):
         if _HEX.fullmatch(name):
             parents[f"sha256:{name}"] = _text(f"{records}/{name}/parent", found, _DIGEST)
             folders[f"sha256:{name}"] = _text(f"{records}/{name}/cache-id", found, LAYER_NAME)
+        elif _REMOVING.fullmatch(name) and _is_going(f"{records}/{name}"):
+            # The record goes last, and may go while it is read.
+            going.append((_text(f"{records}/{name}/cache-id", found), _text(f"{records}/{name}/parent", found)))
     below = _Below(parents)
     holders: dict[str, set[str]] = {chain: set() for chain in folders}
 
@@ -164,6 +172,11 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         words = "record of a writable layer of a container that is gone"
         found.add(f"layer record of {name}", [f"{mounts}/{name}"], who, "engine_metadata" if who else "", words=words)
     _buildkit(storage, snapshot, found, hold, below)
+    for folder, parent in going:
+        # Once it is gone the engine goes on with those below, if nobody has them.
+        hold(parent, ENGINE)
+        if LAYER_NAME.fullmatch(folder):
+            found.add(f"layer {folder}", storage.layer_paths(folder), {ENGINE}, depth=len(below.chain(parent)) + 1)
     for chain, folder in folders.items():
         who = holders.pop(chain)
         words = "layer of no image"
@@ -235,6 +248,14 @@ def _buildkit(
         unlisted = {ENGINE} if key not in begun and not key.startswith("sha256:") else set()
         for who in holder_of.get(key) or unlisted:
             hold_all(key, who)
+
+
+def _is_going(record: str) -> bool:
+    """Whether the engine removes a layer at this moment: its record was given that name not long ago."""
+    try:
+        return time.time() - os.stat(record, follow_symlinks=False).st_ctime < _REMOVES_WITHIN
+    except OSError:
+        return False
 
 
 class _Below:

@@ -5,7 +5,8 @@
 
 Ownerless is what was there before the engine was asked for its objects, and is in none of the records that were
 read after that: so nothing that came meanwhile is taken for it. What is being made is in no record yet, either: it
-is young, or a process still writes the layer store's record of it.
+is young, or a process still writes the layer store's record of it. Whether one does is looked at before the records are
+read as well as after: what was finished in between is in none of them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """What was there at one moment, and since when images were being made then (seconds since 1970; None: none were)."""
+
+    entries: list[Entry]
+    making_since: float | None = None
+
+
+@dataclass(frozen=True)
 class Leftover:
     """``kind`` says what it is, ``reason`` why it is nobody's."""
 
@@ -43,7 +52,7 @@ class Leftover:
     changed: float
 
 
-def listing(storage: Storage) -> list[Entry]:
+def listing(storage: Storage) -> Listing:
     """Everything that has to have an owner. To be called before the engine is asked for its objects."""
     found: list[Entry] = []
     for folder in storage.layer_folders():
@@ -59,7 +68,7 @@ def listing(storage: Storage) -> list[Entry]:
             found += _entries(entry.path, "content")
     found += [entry for entry in _entries(f"{storage.root}/containers", "container") if _is_id(entry)]
     found += [entry for entry in _entries(f"{storage.root}/volumes", "volume") if entry.folder]
-    return found
+    return Listing(found, _making_since(storage))
 
 
 def others(storage: Storage) -> list[Leftover]:
@@ -78,20 +87,22 @@ def others(storage: Storage) -> list[Leftover]:
 
 def find(
     storage: Storage,
-    listed: t.Iterable[Entry],
+    listed: Listing,
     owned: t.Container[str],
     registered: t.Mapping[str, str],
     now: float,
 ) -> tuple[list[Leftover], list[Entry]]:
     """Return what is nobody's, and what may be being made at this moment.
 
-    :param owned: every path that has an owner, by records that were read after ``listed``.
+    :param listed: what was there, and whether images were being made, before the records were read.
+    :param owned: every path that has an owner, by those records.
     :param registered: paths that the records name and no object has, with the reason in words. The engine knows
         them, so they go with a restart and not by hand (moby 29358).
     :param now: this machine's clock, seconds since 1970; file times are counted by it.
     """
-    free = [entry for entry in listed if entry.path not in owned and os.path.lexists(entry.path)]
-    making_since = _making_since(storage) if free else None
+    free = [entry for entry in listed.entries if entry.path not in owned and os.path.lexists(entry.path)]
+    since_when = (listed.making_since, _making_since(storage) if free else None)
+    making_since = min((since for since in since_when if since is not None), default=None)
     nobodys, making = [], []
     for entry in free:
         since = now - _YOUNG if making_since is None else min(now, making_since) - _YOUNG

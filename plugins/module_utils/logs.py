@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 import typing as t
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.log_records impo
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _ROTATED = re.compile(r"\.[0-9]+(\.gz)?")
+#: Seconds; between the old log's new name and the new log the engine does nothing else.
+_ROTATES_WITHIN = 0.5
 #: Engines from 18.09 on pass over rotated files that are not there any more.
 MISSES_NO_ROTATED = (18, 9)
 
@@ -94,6 +97,7 @@ def open_log(root: str, ident: str, write: bool, kind: Kind = JSON_FILE) -> t.It
     path = kind.path(root, ident)
     with _folder(root, ident, kind) as folder:
         mode = os.O_RDWR if write else os.O_RDONLY
+        _await_rotation(folder, ident, kind)
         descriptor = os.open(kind.file(ident), mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         try:
             found = os.fstat(descriptor)
@@ -132,7 +136,38 @@ def is_current(root: str, ident: str, kind: Kind, descriptor: int) -> bool:
 
 def kinds(root: str, ident: str) -> list[Kind]:
     """The logs that a container has, by name alone."""
-    return [kind for kind in KINDS if _ID.fullmatch(ident) and os.path.lexists(kind.path(root, ident))]
+    return [kind for kind in KINDS if _ID.fullmatch(ident) and _is_there(root, ident, kind)]
+
+
+def _is_there(root: str, ident: str, kind: Kind) -> bool:
+    if os.path.lexists(kind.path(root, ident)):
+        return True
+    try:
+        with _folder(root, ident, kind) as folder:
+            _await_rotation(folder, ident, kind)
+    except (OSError, LogRefused):
+        return False
+    return os.path.lexists(kind.path(root, ident))
+
+
+def _await_rotation(folder: int, ident: str, kind: Kind) -> None:
+    """Wait a little for a log that is not there and has rotated files: the engine renames it first, and makes the new one then."""
+    until = time.monotonic() + _ROTATES_WITHIN
+    while not _has(folder, kind.file(ident)) and _rotated_names(folder, ident, kind) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def _has(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _rotated_names(folder: int, ident: str, kind: Kind) -> list[str]:
+    file = kind.file(ident)
+    return sorted(name for name in os.listdir(folder) if name.startswith(file) and _ROTATED.fullmatch(name[len(file):]))
 
 
 def rotated(root: str, ident: str, kind: Kind) -> list[tuple[str, os.stat_result]]:
@@ -140,11 +175,13 @@ def rotated(root: str, ident: str, kind: Kind) -> list[tuple[str, os.stat_result
     found = []
     try:
         with _folder(root, ident, kind) as folder:
-            for name in sorted(os.listdir(folder)):
-                if name.startswith(kind.file(ident)) and _ROTATED.fullmatch(name[len(kind.file(ident)):]):
+            for name in _rotated_names(folder, ident, kind):
+                try:
                     about = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                    if stat.S_ISREG(about.st_mode):
-                        found.append((name, about))
+                except FileNotFoundError:
+                    continue  # the engine gave it its next name, or has packed it
+                if stat.S_ISREG(about.st_mode):
+                    found.append((name, about))
     except FileNotFoundError:
         pass
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import typing as t
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -121,6 +122,29 @@ def test_a_writable_layer_of_a_container_that_is_gone_is_a_leftover(graph: Graph
     assert category(found, mine) == "containers"
     # It holds nothing.
     assert holders(found, base) == {IMAGE + sha("one"), CONTAINER + here.id}
+
+
+@pytest.mark.parametrize(("hours", "expected"), [(0, {"images"}), (2, {"leftovers"})])
+def test_a_layer_that_the_engine_removes_at_this_moment_is_nobodys_leftover(
+    graph: GraphRoot, monkeypatch: pytest.MonkeyPatch, hours: int, expected: set[str]
+) -> None:
+    # The image is gone first, then the layers from the top down (layer/layer_store.go). Two hours later the engine was killed over it.
+    below, going = graph.layer(BASE), graph.layer(TOP, BASE)
+    os.rename(graph.records / "sha256" / TOP[7:], graph.records / "sha256" / f"{TOP[7:]}-{OTHER[7:]}-removing")
+    now = time.time() + hours * 3600
+    monkeypatch.setattr(time, "time", lambda: now)
+    found = graph.read()
+    assert category(found, below) in expected
+    assert {category(found, path) for path in (going,) if path in found.paths} == expected - {"leftovers"}
+
+
+def test_a_record_of_a_layer_that_goes_may_name_anything(graph: GraphRoot) -> None:
+    place = graph.records / "sha256" / f"{TOP[7:]}-{OTHER[7:]}-removing"
+    place.mkdir()
+    (place / "cache-id").write_text("../../../etc")
+    (place / "parent").write_text("nothing")
+    found = graph.read()
+    assert (found.paths, found.doubts) == ({}, [])
 
 
 def test_names_in_the_layer_store_that_are_no_ids_lead_nowhere(graph: GraphRoot) -> None:

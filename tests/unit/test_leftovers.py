@@ -78,7 +78,7 @@ def test_what_is_the_engines_own_there_is_not_listed(storage: Storage, tmp_path:
         make(tmp_path / place)
     (tmp_path / "volumes/metadata.db").write_text("x")
     (tmp_path / "volumes/backingFsBlockDev").write_text("x")
-    listed = [entry for entry in leftovers.listing(storage) if os.path.basename(entry.path) != "something"]
+    listed = [entry for entry in leftovers.listing(storage).entries if os.path.basename(entry.path) != "something"]
     assert listed == []
 
 
@@ -139,9 +139,9 @@ def test_links_are_named_and_not_followed(storage: Storage, tmp_path: Path) -> N
 def test_a_data_root_without_anything_has_nothing_left_over(tmp_path: Path) -> None:
     for driver, store in (("overlay2", "graphdriver"), ("zfs", "graphdriver"), ("overlayfs", "containerd")):
         storage = Storage(str(tmp_path / "nowhere"), driver, store, {})
-        assert leftovers.listing(storage) == []
+        assert leftovers.listing(storage) == leftovers.Listing([])
         assert leftovers.others(storage) == []
-        assert leftovers.find(storage, [], (), {}, NOW) == ([], [])
+        assert leftovers.find(storage, leftovers.Listing([]), (), {}, NOW) == ([], [])
 
 
 # -- what is being made ---------------------------------------------------------------------------------------
@@ -225,6 +225,21 @@ def test_a_layer_that_was_registered_while_its_image_is_still_pulled_is_nobodys_
     with writer(blob):
         assert found_in(storage, registered=registered, now=since + 3600) == ({}, {f"overlay2/{ONE}"})
     assert found_in(storage, registered=registered, now=since + 3600) == ({f"overlay2/{ONE}": "registered layer"}, set())
+
+
+def test_what_was_finished_while_the_records_were_read_is_nobodys_leftover(storage: Storage, tmp_path: Path) -> None:
+    # In none of the records, and no file is open any more when the leftovers are told apart.
+    write_set = tmp_path / "image/overlay2/layerdb/tmp/write-set-1"
+    write_set.mkdir(parents=True)
+    since = os.stat(write_set).st_ctime
+    path = make(tmp_path / "overlay2" / ONE)
+    os.utime(path, (since, since))
+    with writer(write_set / "tar-split.json.gz"):
+        listed = leftovers.listing(storage)
+    shutil.rmtree(write_set)
+    nobodys, making = leftovers.find(storage, listed, (), {}, since + 3600)
+    assert (nobodys, [entry.path for entry in making]) == ([], [str(path)])
+    assert leftovers.find(storage, leftovers.listing(storage), (), {}, since + 3600)[0]
 
 
 # -- of what was in use before --------------------------------------------------------------------------------
@@ -325,6 +340,6 @@ def test_children_are_those_right_below(tmp_path: Path) -> None:
 def test_an_entry_says_when_it_changed_and_whether_it_is_a_folder(storage: Storage, tmp_path: Path) -> None:
     path = make(tmp_path / "overlay2" / ONE, 50)
     (tmp_path / "overlay2" / TWO).write_text("a file")
-    by_path = {entry.path: entry for entry in leftovers.listing(storage)}
+    by_path = {entry.path: entry for entry in leftovers.listing(storage).entries}
     assert by_path[str(path)] == Entry(str(path), "layer", NOW - 50, True)
     assert not by_path[f"{tmp_path}/overlay2/{TWO}"].folder

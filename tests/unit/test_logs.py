@@ -294,6 +294,48 @@ def test_the_kinds_of_log_that_a_container_has_are_told_by_name(tmp_path: Path) 
 
 
 @every_kind
+def test_between_the_old_logs_new_name_and_the_new_log_the_container_still_has_a_log(tmp_path: Path, kind: Kind) -> None:
+    log = Log(tmp_path, kind=kind)
+    for look in (lambda: logs.kinds(str(tmp_path), IDENT) == [kind], lambda: not refused(tmp_path, kind)):
+        log.path.rename(f"{log.path}.1")
+        timer = threading.Timer(0.1, log.path.write_bytes, (b"new\n",))
+        timer.start()
+        assert look()
+        timer.join()
+
+
+def refused(root: Path, kind: Kind) -> bool:
+    """Whether the log cannot be opened."""
+    try:
+        with logs.open_log(str(root), IDENT, False, kind):
+            return False
+    except OSError:
+        return True
+
+
+def test_a_deleted_log_with_rotated_files_is_not_waited_for_for_long(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.path.rename(f"{log.path}.1")
+    assert logs.kinds(str(tmp_path), IDENT) == []
+    assert refused(tmp_path, JSON_FILE)
+
+
+def test_rotated_files_that_get_their_next_name_meanwhile_hide_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(tmp_path)
+    for number in range(1, 4):
+        Path(f"{log.path}.{number}").write_bytes(b"x")
+    real = os.stat
+
+    def stat(path: object, **more: object) -> os.stat_result:
+        if path == f"{log.path.name}.1":
+            Path(f"{log.path}.1").unlink(missing_ok=True)
+        return real(path, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert [name for name, _about in logs.rotated(str(tmp_path), IDENT, JSON_FILE)] == [f"{log.path.name}.2", f"{log.path.name}.3"]
+
+
+@every_kind
 def test_rotated_files_are_told_from_everything_else_in_the_folder(tmp_path: Path, kind: Kind) -> None:
     log = Log(tmp_path, kind=kind)
     for ending in (".1", ".2", ".10", ".3.gz"):
