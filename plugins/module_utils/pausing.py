@@ -6,15 +6,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import time
 import typing as t
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
     EngineError,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
 
+#: So often, a second apart, a container is told to go on whose cutter was killed: the engine may be busy.
+_ATTEMPTS = 30
 #: What was in the container's pipes is written in much less (seconds); and the longest wait for that.
 _QUIET, _PATIENCE = 0.15, 3.0
 
@@ -24,20 +31,80 @@ class NotPaused(Exception):
 
 
 @contextmanager
-def paused(engine: Engine, ident: str, descriptor: int) -> t.Iterator[None]:
+def paused(connect: t.Callable[[], Engine], ident: str, descriptor: int) -> t.Iterator[None]:
     """Pause a container, wait until nothing comes into its log any more, and let it go on at the end.
 
-    One that is paused already stays so; one that does not run writes nothing.
+    One that is paused already stays so; one that does not run writes nothing. Should this process be killed meanwhile,
+    another lets the container go on.
 
+    :param connect: makes a new connection to the engine, here or in that other process.
     :raises NotPaused: the engine cannot, or the log goes on growing.
     """
-    ours = _pause(engine, ident)
-    try:
+    engine = connect()
+    if _may_be_paused(engine, ident):
+        with _guarded(connect, ident):
+            ours = _pause(engine, ident)
+            try:
+                _wait_for_quiet(descriptor)
+                yield
+            finally:
+                if ours:
+                    _unpause(engine, ident)
+    else:
         _wait_for_quiet(descriptor)
         yield
+
+
+def _may_be_paused(engine: Engine, ident: str) -> bool:
+    try:
+        state = engine.container(ident).get("State") or {}
+    except EngineError as error:
+        if error.gone:
+            return False
+        raise NotPaused(str(error)) from None
+    return bool(state.get("Running")) and not state.get("Paused")
+
+
+@contextmanager
+def _guarded(connect: t.Callable[[], Engine], ident: str) -> t.Iterator[None]:
+    """A process of its own that lets the container go on, should this one end without a word."""
+    ours, its = socket.socketpair()
+    guard = os.fork()
+    if not guard:
+        try:
+            _guard(its.fileno(), connect, ident)
+        finally:
+            os._exit(0)
+    its.close()
+    try:
+        ours.recv(1)  # it is ready
+        yield
     finally:
-        if ours:
-            _unpause(engine, ident)
+        # It may have been killed itself.
+        with suppress(OSError):
+            ours.send(b"done")
+        ours.close()
+        os.waitpid(guard, 0)
+
+
+def _guard(line: int, connect: t.Callable[[], Engine], ident: str) -> None:
+    os.setsid()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGIO):
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(line, 0)
+    # The log's lock, and who waits for an answer, must not wait for this process.
+    for descriptor in os.listdir("/proc/self/fd"):
+        if descriptor != "0":
+            with suppress(OSError):
+                os.close(int(descriptor))
+    os.write(0, b"x")
+    if os.read(0, 4):
+        return
+    for _attempt in range(_ATTEMPTS):
+        with suppress(FleetcleanError):
+            _unpause(connect(), ident)
+            return
+        time.sleep(1)
 
 
 def _pause(engine: Engine, ident: str) -> bool:

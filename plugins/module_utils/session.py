@@ -86,7 +86,12 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
     result: dict[str, t.Any] = {"changed": False}
     name = module._name.rsplit(".", 1)[-1]
     try:
-        work(module, result)
+        try:
+            work(module, result)
+        finally:
+            # Ansible wants to be told of them, not to be given them among the result's values.
+            for warning in result.pop("warnings", ()):
+                module.warn(warning)
     except FleetcleanError as error:
         module.fail_json(msg=f"{name}: {error}", failure=error.code, **result)
     except OSError as error:

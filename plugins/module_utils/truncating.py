@@ -117,6 +117,9 @@ class _Work:
     def _major(self) -> int:
         return self._version[0]
 
+    def _connect(self) -> engine.Engine:
+        return engine.connect(self._params)
+
     def cut(self) -> None:
         """Everything but the restarts."""
         for container in self._chosen:
@@ -191,7 +194,7 @@ class _Work:
     def _cut_now(self, container: snapshot.Container, kind: logs.Kind, found: Cut) -> Cut:
         """Decide once more and do it: in a process of its own, with a connection of its own."""
         # Asked for only where it is needed: what a process shares with another it must not speak through.
-        ask = lru_cache(maxsize=None)(lambda: engine.connect(self._params))
+        ask = lru_cache(maxsize=None)(self._connect)
         for _attempt in range(_ATTEMPTS):
             try:
                 with logs.claim(self._root, container.id, kind) as descriptor:
@@ -215,14 +218,14 @@ class _Work:
         @contextmanager
         def pause() -> t.Iterator[None]:
             try:
-                with pausing.paused(ask(), container.id, descriptor):
+                with pausing.paused(self._connect, container.id, descriptor):
                     yield
             except pausing.NotPaused as refusal:
                 raise OSError(errno.EOPNOTSUPP, f"its container cannot be paused for a moment: {refusal}") from None
 
         # An engine that packs a file would not notice that lines move in it, so it must have no reason to rotate now.
         rotates = writer.writes and self._rotates(container, kind)
-        with pausing.paused(ask(), container.id, descriptor) if rotates else nullcontext():
+        with pausing.paused(self._connect, container.id, descriptor) if rotates else nullcontext():
             if not logs.is_current(self._root, container.id, kind, descriptor):
                 raise logs.Rotated
             plan = log_cuts.carry_out(descriptor, kind.format, plans, pause)
@@ -289,7 +292,7 @@ class _Work:
         held = {log.inode for log in self._holders.logs()}
         with logs.claim(self._root, container.id, kind) as descriptor:
             # While the container stands still the engine has no reason to rotate.
-            still = pausing.paused(engine.connect(self._params), container.id, descriptor) if container.live else nullcontext()
+            still = pausing.paused(self._connect, container.id, descriptor) if container.live else nullcontext()
             with still:
                 return logs.remove_rotated(self._root, container.id, kind, held)
 

@@ -21,6 +21,7 @@ description:
   - A log that the engine rotates is cut with its container paused for about 0.3 seconds, since an engine that packs a file
     meanwhile would lose lines. So is one on a filesystem that can neither take out nor share blocks (tmpfs, overlay, nfs).
   - The work on a log comes to its end even if the module is killed. Two runs at once wait for each other.
+  - A paused container goes on even if the process that paused it is killed.
 author: The fleetclean.docker contributors (@fleetclean)
 extends_documentation_fragment:
   - fleetclean.docker.options

@@ -776,6 +776,32 @@ def test_a_run_that_is_killed_while_it_cuts_loses_no_line_and_the_next_one_finis
 
 
 @everywhere
+def test_a_container_that_stands_still_for_a_cut_goes_on_though_the_run_is_killed(host: Host) -> None:
+    speaker = Speaker(host, "rotates", max_size="100m")
+    bare = Bare(host, MODULE)
+
+    def paused() -> bool:
+        return bool(host.must("GET", f"/containers/{speaker.ident}/json")["State"]["Paused"])
+
+    def killed() -> bool:
+        started = bare.start(keep="5MiB")
+        until(lambda: paused() or started.process.poll() is not None)
+        module = [process for process in map(Process.of, children(started.process.pid)) if process]
+        for process in [*writing(started, speaker.path), *module]:
+            process.kill(signal.SIGKILL)
+        with started.process:
+            started.process.communicate(timeout=60)
+        return started.process.returncode not in (0, 1)
+
+    # It stands still for the third part of a second, so a run may be done before it is killed.
+    assert any(speaker.say(20_000) and killed() for _attempt in range(5))
+    until(lambda: not paused(), 20)
+    last = speaker.say(10).said
+    there = {int(number) for number in re.findall(rb'"log":"(\d{8}) x{%d}\\n"' % PAD, speaker.path.read_bytes())}
+    assert not set(range(last - 5 * MIB // STORED, last + 1)) - there
+
+
+@everywhere
 def test_two_runs_at_once_both_end_well(host: Host) -> None:
     idle, stopped = Speaker(host, "idle").say(15_000), Speaker(host, "stopped").say(15_000).stop()
     before = free(host)
