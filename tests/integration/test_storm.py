@@ -10,7 +10,7 @@ Three things engines do by themselves, and no client can see or prevent them:
   daemon/create.go: the image first, Register last). An image that goes within that moment is told apart by the engine's own event.
 - BuildKit may panic when many build at once, and takes the whole engine with it (moby 42414). Then that host's storm begins anew, once.
 - With containerd's store a build that has found a step in its cache does not hold that image until it is used (moby,
-  image/cache/cache.go). A few builds fail of it.
+  image/cache/cache.go). A build or two may fail of it.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ CLEANS, MODULE_CLEANS = 17, 3
 #: A build of the classic builder has images without a name; this is what the documentation says to do about it.
 UNDER_WAY = 600
 #: Builds on containerd's store that may fail for want of an image that they had found in their cache, and what they say then: they know
-#: it by its digest, while one that they were told to build on has a name. A share of all: how many there are is a matter of how long twenty
-#: cleans take on this machine.
-MAY_LACK_CACHED = 0.1
+#: it by its digest, while one that they were told to build on has a name.
+MAY_LACK_CACHED = 2
 LACKS_CACHED = re.compile(r"(_build|_build_with_buildkit): .*(unable to find image \W*sha256:[0-9a-f]{64}|sha256:[0-9a-f]{64}\W*: not found)")
 
 
@@ -364,8 +363,7 @@ def test_twenty_cleans_in_a_storm_lose_nothing_that_is_in_use(fleet: Fleet) -> N
             assert not result["failed"], result
         lacking = [error for error in storm.errors if LACKS_CACHED.match(error)] if host.spec.daemon_json == CONTAINERD else []
         assert not [error for error in storm.errors if error not in lacking], f"{storm.errors} {told}"
-        builds = storm.counts["_build"] + storm.counts["_build_with_buildkit"] + len(lacking)
-        assert len(lacking) <= max(2, builds * MAY_LACK_CACHED), f"{lacking} {told}"
+        assert len(lacking) <= MAY_LACK_CACHED, f"{lacking} {told}"
         assert min(storm.counts.values()) > 3 and len(storm.counts) == 8, f"it was no storm: {told}"
         assert removed > 15 and here.forced, told
         named = ("it came into use", 'the engine says "', "the tag names another image now", "it has got another tag", "the builder kept it", "it is the last tag of",
