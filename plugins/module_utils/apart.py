@@ -23,7 +23,7 @@ def do(work: t.Callable[[], _Answer]) -> _Answer:
     if not child:
         os.close(read)
         try:
-            _go_on_whatever_comes()
+            go_on_whatever_comes()
             try:
                 answer: t.Any = (True, work())
             except Exception as error:  # pylint: disable=broad-except
@@ -55,7 +55,8 @@ def _packed(answer: tuple[bool, t.Any]) -> bytes:
         return pickle.dumps((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
 
 
-def _go_on_whatever_comes() -> None:
+def go_on_whatever_comes() -> None:
+    """Make this process one that no signal but SIGKILL ends, and that says nothing to anybody."""
     os.setsid()
     # SIGIO tells that somebody wants to open a file on which we have a lease: he waits.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGALRM, signal.SIGIO, signal.SIGQUIT):

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
 import typing as t
 from contextlib import contextmanager, suppress
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import apart
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
     EngineError,
@@ -88,17 +88,14 @@ def _guarded(connect: t.Callable[[], Engine], ident: str) -> t.Iterator[None]:
 
 
 def _guard(line: int, connect: t.Callable[[], Engine], ident: str) -> None:
-    os.setsid()
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGIO):
-        signal.signal(number, signal.SIG_IGN)
-    os.dup2(line, 0)
+    apart.go_on_whatever_comes()
     # The log's lock, and who waits for an answer, must not wait for this process.
-    for descriptor in os.listdir("/proc/self/fd"):
-        if descriptor != "0":
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor not in (0, 1, 2, line):
             with suppress(OSError):
-                os.close(int(descriptor))
-    os.write(0, b"x")
-    if os.read(0, 4):
+                os.close(descriptor)
+    os.write(line, b"x")
+    if os.read(line, 4):
         return
     for _attempt in range(_ATTEMPTS):
         with suppress(FleetcleanError):
