@@ -25,6 +25,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     leftovers,
     logs,
     measure,
+    path_uses,
     snapshot,
     walk,
 )
@@ -37,7 +38,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     Account,
     Ledger,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, Storage, is_name
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, Storage, from_info, is_name
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import pool as outside
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
@@ -105,7 +106,7 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
         sizes=True,
         volume_sizes=not (own and how.exact),
     )
-    looked = snapshot.take(engine, everything, own)
+    looked = path_uses.complete(snapshot.take(engine, everything, own), own, from_info(engine.info).root)
     if own is None:
         accounts, estimates = _by_the_engine(looked)
         return Survey(looked, Ledger(accounts, estimates), accounts, seconds=time.monotonic() - begun)

@@ -13,6 +13,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     history,
     measure,
     options,
+    path_uses,
     removal,
     session,
     snapshot,
@@ -181,7 +182,7 @@ class _Run:
             survey = _survey(self._module, site, wanted)
             looked, sharers = survey.snapshot, survey.sharers
         else:
-            looked = snapshot.take(site.engine, wanted, self._own)
+            looked = path_uses.complete(snapshot.take(site.engine, wanted, self._own), self._own, site.storage.root)
             sharers = _sharers(self._own, looked, self._wishes)
         memory = history.recall(self._module.params["state_dir"] or "", site.engine_id, looked.now)
         if not self._module.check_mode:
@@ -207,7 +208,7 @@ class _Run:
         if self._wishes.build_cache and self._cache_may_be_had(looked):
             self._site.engine.wait(removal.PATIENCE)  # it may be starting again
             wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False, container_ages=False)
-            again = snapshot.take(self._site.engine, wanted, self._own)
+            again = path_uses.complete(snapshot.take(self._site.engine, wanted, self._own), self._own, self._site.storage.root)
             only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
             worker.forget_kept("build_cache")
             worker.carry_out(decide(again, only))
@@ -303,7 +304,8 @@ class _Worker:
         self._kept += plan.kept
         enough = self._enough if self._target else None
         try:
-            removal.carry_out(self._site.engine, plan, self._parallel, self._space.settled, enough, self._outcome)
+            own = self._site.own_storage
+            removal.carry_out(self._site.engine, plan, self._parallel, self._space.settled, enough, self._outcome, own)
         finally:
             self._tell()
 

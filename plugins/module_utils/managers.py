@@ -22,6 +22,8 @@ _ECS_AGENT = re.compile(r"(.*/)?amazon/amazon-ecs-agent(:.*|@.*)?")
 #: Where buildx's builder instances keep their cache (docker/buildx, driver/docker-container).
 BUILDER_STATE = re.compile(r"buildx_buildkit_.+_state")
 COMPOSE = "com.docker.compose.project"
+#: What `docker compose run` makes; compose does not count on it.
+_ONE_OFF = "com.docker.compose.oneoff"
 
 
 def manager_of_container(container: Container) -> str | None:
@@ -55,6 +57,12 @@ def manager_of_host(containers: t.Sequence[Container]) -> str | None:
 def projects_of(containers: t.Iterable[Container]) -> set[str]:
     """The compose projects that have containers."""
     return {container.labels[COMPOSE] for container in containers if container.labels.get(COMPOSE)}
+
+
+def is_service(container: Container) -> bool:
+    """Whether a stopped container is one of a compose project's services, such as one that ran once before the others started."""
+    labels = container.labels
+    return bool(labels.get(COMPOSE)) and not container.live and labels.get(_ONE_OFF, "").lower() != "true"
 
 
 def template(name: str) -> re.Pattern[str]:

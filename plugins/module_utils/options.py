@@ -94,6 +94,7 @@ def clean_spec() -> dict[str, t.Any]:
             older_than=age,
             keep=keep,
             volumes={"type": "bool", "default": False},
+            compose={"type": "bool", "default": False},
         ),
         "images": _section(
             scope={"type": "str", "choices": ["dangling", "unused", "all"], "default": "dangling"},

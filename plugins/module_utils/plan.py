@@ -21,6 +21,7 @@ class ContainerWish:
     older_than: int | None = None
     keep: tuple[str, ...] = ()
     volumes: bool = False
+    compose: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Step:
 
     ``expects`` is what has to be still so right before the act: a container's state; the tags beside which an image has
     no others; a volume's creation. ``beside``: one of these tags still has to be the image's, when another goes and it stays.
-    ``users`` are the containers from under which an image is taken by ``force``; with any other it stays.
+    ``users`` are the containers from under which an image is taken by ``force``, with any other it stays; of a container those that
+    use something of it, and have to be gone before.
     ``children``: images that have to be gone before this one, or its names, can go.
     ``waits``: not before all steps of its kind that stand before it (a parent after its children).
     ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it).

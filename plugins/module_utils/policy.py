@@ -33,6 +33,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import 
 from ansible_collections.fleetclean.docker.plugins.module_utils.managers import (
     BUILDER_STATE,
     COMPOSE,
+    is_service,
     manager_of,
     manager_of_container,
     manager_of_host,
@@ -67,6 +68,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import 
     VOLUME,
     CacheRecord,
     Container,
+    Hold,
     Image,
     Network,
     Snapshot,
@@ -89,6 +91,14 @@ class _Draft:
     wishes: Wishes
     steps: dict[str, list[Step]] = field(default_factory=lambda: defaultdict(list))
     kept: list[Kept] = field(default_factory=list)
+    #: What on the host keeps objects, by object.
+    holds: dict[str, list[Hold]] = field(default_factory=dict)
+    #: Ids of the containers that go.
+    going: set[str] = field(default_factory=set)
+    #: Ids of containers that stay because others need them: to start again they need all that they have.
+    needed: set[str] = field(default_factory=set)
+    #: Volumes that containers have which all go.
+    released: set[str] = field(default_factory=set)
 
     @property
     def leaves_managed(self) -> bool:
@@ -103,6 +113,19 @@ class _Draft:
         for pattern in self.wishes.keep_labels:
             if has_label(labels, pattern):
                 return f"labelled {pattern}"
+        return None
+
+    def held(self, kind: str, ident: str) -> str | None:
+        """The reason why a mount or a path of the host keeps an object, or None. What ends with the containers that go keeps nothing."""
+        for hold in self.holds.get(f"{kind}:{ident}", ()):
+            through, _colon, name = hold.via.partition(":")
+            ends = {
+                "container": name in self.going,
+                "volume": name in self.released,
+                "swarm": not self.leaves_managed,
+            }.get(through, False)
+            if not ends:
+                return hold.reason
         return None
 
     def too_young(self, moment: float | None, older_than: int | None) -> str | None:
@@ -135,6 +158,8 @@ def decide(
     :param came_between: by image id when it was first seen, if an earlier run did not see it.
     """
     draft = _Draft(snapshot.now, wishes)
+    for hold in snapshot.holds:
+        draft.holds.setdefault(hold.holder, []).append(hold)
     staying = _decide_containers(draft, snapshot)
     if wishes.networks:
         _decide_networks(draft, snapshot.networks, staying, wishes.networks)
@@ -163,13 +188,21 @@ def _decide_containers(draft: _Draft, snapshot: Snapshot) -> list[Container]:
     wish = draft.wishes.containers
     if wish is None:
         return list(snapshot.containers)
-    staying = []
-    for container in sorted(snapshot.containers, key=lambda c: (c.since or 0, c.id)):
-        reason = _why_container_stays(draft, container, wish)
-        if reason:
-            staying.append(container)
-            draft.keep("container", container.id, container.name, container.bytes, reason)
-            continue
+    ordered = sorted(snapshot.containers, key=lambda c: (c.since or 0, c.id))
+    reasons = {container.id: _why_container_stays(draft, container, wish) for container in ordered}
+    users = _users_of(snapshot.containers)
+    draft.going = {ident for ident, reason in reasons.items() if not reason}
+    _keep_what_is_needed(draft, ordered, reasons, users, wish)
+    staying = [container for container in ordered if container.id not in draft.going]
+    for container in staying:
+        draft.keep("container", container.id, container.name, container.bytes, reasons[container.id] or "")
+    draft.released = {name for container in ordered if container.id in draft.going for name in container.volumes}
+    draft.released.difference_update(name for container in staying for name in container.volumes)
+    gone: set[str] = set()
+    for container in _users_first(ordered, users, draft.going):
+        # In a circle the first one goes before its user: nobody can start either of them without the other.
+        above = tuple(dict.fromkeys(user.id for user, _uses in users[container.id] if user.id in gone))
+        gone.add(container.id)
         draft.steps["container"].append(
             Step(
                 "container",
@@ -179,9 +212,86 @@ def _decide_containers(draft: _Draft, snapshot: Snapshot) -> list[Container]:
                 _why_container_goes(draft, container),
                 force=container.live,
                 expects=_killable(wish) if container.live else condition(container),
+                users=above,
+                waits=bool(above),
             )
         )
     return staying
+
+
+#: By container, who cannot start without it, and what of it that is.
+_UsersOf = t.Mapping[str, t.Sequence[t.Tuple[Container, str]]]
+
+
+def _users_of(containers: t.Sequence[Container]) -> _UsersOf:
+    known = {name: container.id for container in containers for name in (*container.names, container.name)}
+    known.update((container.id, container.id) for container in containers)
+    by_name = {name: container for container in containers for name in (container.name, *container.names)}
+    users: dict[str, list[tuple[Container, str]]] = defaultdict(list)
+    for container in containers:
+        for given, what in container.stands_on:
+            ident = known.get(given) or next((one.id for one in containers if len(given) >= 12 and one.id.startswith(given)), None)
+            if ident and ident != container.id:
+                users[ident].append((container, _USES[what]))
+        for path, owner in ((path, owner) for owner, path in container.reaches):
+            kind, _colon, ident = owner.partition(":")
+            if kind == "container" and ident != container.id:
+                users[ident].append((container, f"binds {path}"))
+        # A container that is linked to has names such as web/database besides its own.
+        for name in container.names:
+            user = by_name.get(name.partition("/")[0]) if "/" in name else None
+            if user and user.id != container.id:
+                users[container.id].append((user, _USES["link"]))
+    return users
+
+
+_USES = {
+    "network namespace": "uses its network namespace",
+    "IPC namespace": "uses its IPC namespace",
+    "PID namespace": "uses its PID namespace",
+    "volumes": "has its volumes (--volumes-from)",
+    "link": "is linked to it",
+}
+
+
+def _keep_what_is_needed(
+    draft: _Draft, containers: t.Sequence[Container], reasons: dict[str, str | None], users: _UsersOf, wish: ContainerWish
+) -> None:
+    """Let containers stay that others which stay need, and those that a mount keeps; until there is nothing more to find."""
+    found = True
+    while found:
+        found = False
+        running = projects_of(
+            container for container in containers if container.id not in draft.going and (container.live or _starts_again(draft, container))
+        )
+        for container in containers:
+            if container.id not in draft.going:
+                continue
+            reason = next((f"container {user.name} {uses}" for user, uses in users[container.id] if user.id not in draft.going), None)
+            if not reason and not wish.compose and is_service(container) and container.labels[COMPOSE] in running:
+                reason = f"of compose project {container.labels[COMPOSE]}, which is running"
+            reason = reason or draft.held("container", container.id)
+            if reason:
+                reasons[container.id], found = reason, True
+                draft.needed.add(container.id)
+                draft.going.discard(container.id)
+
+
+def _users_first(containers: t.Sequence[Container], users: _UsersOf, going: t.Collection[str]) -> list[Container]:
+    """The containers that go, each behind those that use something of it: a run that is cut off leaves none without what it needs."""
+    done: dict[str, Container] = {}
+    begun: set[str] = set()
+    for first in containers:
+        stack = [(first, False)]
+        while stack:
+            container, expanded = stack.pop()
+            if expanded:
+                done[container.id] = container
+            elif container.id in going and container.id not in begun:
+                begun.add(container.id)
+                stack.append((container, True))
+                stack += [(user, False) for user, _uses in reversed(users[container.id])]
+    return list(done.values())
 
 
 def condition(container: Container) -> tuple[str, ...]:
@@ -270,7 +380,7 @@ def _decide_images(
         name = _image_name(image)
         mine = children[image.id]
         reason = f"managed by {manager}" if manager else None
-        reason = reason or users.hold(image, wish.scope) or unsure
+        reason = reason or users.hold(image, wish.scope) or draft.held("image", image.id) or unsure
         if not reason and any(child not in going for child in mine):
             reason = PARENT_STAYS
         reason = reason or _why_image_stays(draft, image, wish, evidence.moment, follows=bool(mine))
@@ -350,7 +460,8 @@ def _wanted_by_name(draft: _Draft, container: Container) -> bool:
     wish = draft.wishes.containers
     named = wish and matches(wish.keep, container.id, container.names or (container.name,))
     managed = draft.leaves_managed and manager_of_container(container)
-    return bool(named or managed or _starts_again(draft, container) or draft.protected(container.labels))
+    needed = container.id in draft.needed
+    return bool(named or managed or needed or _starts_again(draft, container) or draft.protected(container.labels))
 
 
 def _why_image_stays(
@@ -511,28 +622,47 @@ def _decide_volumes(
         seen = (volume.created, volume.changed, uses.get(VOLUME + volume.name), last_seen_used.get(VOLUME + volume.name))
         return max((when for when in seen if when is not None), default=None)
 
-    along: dict[str, Step] = {}
-    for volume in sorted(snapshot.volumes, key=lambda v: (last_use(v) or 0, v.name)):
-        moment = last_use(volume)
+    bound = {owner: f"container {container.name} binds {path}" for container in staying for owner, path in container.reaches}
+    ordered = sorted(snapshot.volumes, key=lambda v: (last_use(v) or 0, v.name))
+    reasons: dict[str, str | None] = {}
+    for volume in ordered:
         goes_along = volume.anonymous and volume.name in of_going
         if wish is None and not goes_along:
             continue
-        reason = "used by a container" if volume.name in used else unsure
+        reason = "used by a container" if volume.name in used else bound.get(VOLUME + volume.name) or unsure
         reason = reason or ("used by a swarm service" if any(name.fullmatch(volume.name) for name in services) else None)
-        reason = reason or _looked_after(draft, volume.labels, projects)
-        reason = reason or _why_volume_stays(draft, volume, wish, goes_along, moment)
-        if reason:
-            draft.keep("volume", volume.name, volume.name, volume.bytes, reason)
+        reason = reason or draft.held("volume", volume.name) or _looked_after(draft, volume.labels, projects)
+        reasons[volume.name] = reason or _why_volume_stays(draft, volume, wish, goes_along, last_use(volume))
+    _keep_what_is_shown(snapshot.volumes, reasons)
+    along: dict[str, Step] = {}
+    for volume in ordered:
+        if volume.name not in reasons:
+            continue
+        if reasons[volume.name]:
+            draft.keep("volume", volume.name, volume.name, volume.bytes, reasons[volume.name] or "")
             continue
         # What a container of this plan still writes to changes until that is gone.
         expects = (repr(volume.created),) if volume.created and volume.name not in written else ()
         step = Step("volume", volume.name, volume.name, volume.bytes, "", expects=expects)
-        if goes_along:
+        if volume.anonymous and volume.name in of_going:
             along[volume.name] = replace(step, reason=f"anonymous, of container {of_going[volume.name]}")
         else:
-            draft.steps["volume"].append(replace(step, reason=_why_volume_goes(draft, volume, moment)))
+            draft.steps["volume"].append(replace(step, reason=_why_volume_goes(draft, volume, last_use(volume))))
     if along:
         _go_along(draft, {container.id: container.volumes for container in snapshot.containers}, along)
+
+
+def _keep_what_is_shown(volumes: t.Sequence[Volume], reasons: dict[str, str | None]) -> None:
+    """Let volumes stay whose data another one shows that stays; volumes without an entry in ``reasons`` were not asked for, and stay."""
+    showing = [volume for volume in volumes if volume.shows]
+    found = bool(showing)
+    while found:
+        found = False
+        for volume in showing:
+            if reasons.get(volume.name, "not asked for"):
+                for shown in (name[len(VOLUME):] for name in volume.shows if name.startswith(VOLUME)):
+                    if not reasons.get(shown, "not asked for"):
+                        reasons[shown], found = f"volume {volume.name} shows its data", True
 
 
 def _why_volume_goes(draft: _Draft, volume: Volume, moment: float | None) -> str:
@@ -668,6 +798,9 @@ def _cache_moment(record: CacheRecord) -> float | None:
 def _why_cache_stays(draft: _Draft, record: CacheRecord, wish: CacheWish) -> str | None:
     if record.in_use:
         return "in use by a build"
+    held = draft.held("build_cache", record.id)
+    if held:
+        return held
     if wish.scope == "unused" and record.shared:
         return "shared with an image (build_cache.scope is unused)"
     if wish.scope == "unused" and record.type in _INNER_CACHE:

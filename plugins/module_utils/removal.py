@@ -32,6 +32,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_look import LastLook
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import known_as, mounted_by
 from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
     NOT_REACHED,
@@ -47,6 +48,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import 
     references,
     take,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
 #: How a step came out.
@@ -62,8 +64,6 @@ _ENDS_WITHIN = 20.0
 _MOMENT = 0.5
 #: Seconds for another cleaner to be done with an image.
 _VANISHES_WITHIN = 5.0
-#: Seconds for which one list of containers says who mounts images: one for each image would double the time.
-_FRESH = 0.2
 _IN_USE = "it came into use"
 _TAGGED = "it has got another tag"
 _LOST = "the engine went away before this was done"
@@ -118,23 +118,26 @@ def carry_out(
     available: t.Callable[[], int | None],
     enough: t.Callable[[], bool] | None,
     outcome: Outcome,
+    storage: Storage | None = None,
 ) -> None:
     """Remove what the plan says, in its order, and put into ``outcome`` what was done as it is done.
 
     :param available: free bytes of the data root's filesystem, None if that is not ours to see.
     :param enough: asked before each step; True ends the work. With it, one step at a time.
+    :param storage: the engine's storage, if it is proven to be this host's: then mounts are looked at again before each removal.
     :raises FleetcleanError: the engine went away and did not come back; ``outcome`` has what was done until then.
     """
     steps: list[Step] = list(plan.steps)
     held: list[Result] = []
     presence = _Presence(engine)
+    look = LastLook(engine, storage, {step.id for step in plan.steps if step.kind == "container"})
     before = available() if steps else None
     desperate = False
     try:
         while steps:
             progress = len(outcome.removed)
             for kind, group in groupby(list(steps), key=_kind_group):
-                act = _Actor(engine, presence, outcome.images)
+                act = _Actor(engine, presence, look, outcome.images)
                 for result in _carry_out_group(act, list(group), parallel, enough):
                     steps.remove(result.step)
                     if result.later:
@@ -241,13 +244,11 @@ def _batches(steps: list[Step]) -> list[list[list[Step]]]:
 class _Actor:
     """Does steps, each after a last look. ``went`` are the ids of images that are gone."""
 
-    def __init__(self, engine: Engine, presence: _Presence, went: t.Collection[str]) -> None:
+    def __init__(self, engine: Engine, presence: _Presence, look: LastLook, went: t.Collection[str]) -> None:
         self._engine = engine
         self._went = went
         self._presence = presence
-        self._looking = threading.Lock()
-        self._looked = float("-inf")
-        self._mounts: t.Callable[[str, t.Collection[str]], bool] = mounted_by(())
+        self._look = look
 
     def remove(self, steps: list[Step]) -> list[Result]:
         """Do steps, if they are still right. Raises nothing: whatever happens is the result."""
@@ -331,6 +332,9 @@ class _Actor:
                 return Result(step, _KEPT, f"it is {now.state} now")
         elif condition(now) != step.expects:
             return Result(step, _KEPT, f"it ran meanwhile, and is {now.state} now")
+        reason = self._look.why_needed(step.id, step.users) or self._look.why_held("container", step.id)
+        if reason:
+            return Result(step, _KEPT, reason)
         self._engine.remove_container(step.id, force=step.force and now.live)
         return Result(step, _DONE)
 
@@ -354,8 +358,13 @@ class _Actor:
             return Result(step, _KEPT, _TAGGED)
         # Without force the engine refuses an image that a container has; with it, it asks nobody. And nobody is asked
         # about what containers mount.
-        if self._mounted(step, tags + digests) or (step.force and self._came_into_use(step, tags + digests)):
+        if self._look.mounts_image(step.id, known_as(step.id, *tags, *digests)) or (
+            step.force and self._came_into_use(step, tags + digests)
+        ):
             return Result(step, _KEPT, _IN_USE)
+        held = self._look.why_held("image", step.id)
+        if held:
+            return Result(step, _KEPT, held)
         try:
             self._engine.remove_image(step.id, force=step.force)
         except EngineError as error:
@@ -375,6 +384,9 @@ class _Actor:
         # A volume has no id: one that was made anew under this name, or used, is another one.
         if step.expects and repr(parse_time(self._engine.volume(step.id).get("CreatedAt"))) not in step.expects:
             return Result(step, _KEPT, "it was made anew or changed meanwhile")
+        held = self._look.why_held("volume", step.id)
+        if held:
+            return Result(step, _KEPT, held)
         self._engine.remove_volume(step.id)
         return Result(step, _DONE)
 
@@ -411,13 +423,6 @@ class _Actor:
             return {str(raw.get("ID")) for raw in self._engine.disk_usage("build-cache").get("BuildCache") or ()}
         except EngineError:
             return None  # on a full disk the builder cannot even tell
-
-    def _mounted(self, step: Step, names: tuple[str, ...]) -> bool:
-        with self._looking:
-            if time.monotonic() - self._looked > _FRESH:
-                self._mounts = mounted_by(container_from(raw) for raw in self._engine.containers())
-                self._looked = time.monotonic()
-        return self._mounts(step.id, known_as(step.id, *names))
 
     def _came_into_use(self, step: Step, names: tuple[str, ...]) -> bool:
         """Whether a container has or mounts the image that the plan did not know of; under force, also one that runs by now."""

@@ -46,6 +46,9 @@ class Container:
     One that did run and whose stop is not known has none: its creation may be long before.
     ``restarts`` is its restart policy, if by that the engine starts it again when it starts itself.
     ``mounted_images`` are those that it mounts, by the names that its user gave them (API 1.48 and newer).
+    ``stands_on`` are the containers without which it cannot start: each by id or name, and what it has of it.
+    ``binds`` are the host's paths that it has, as its user gave them; ``reaches`` the objects whose folders those
+    are or lie in, such as ``volume:data``, each with the path.
     """
 
     id: str
@@ -64,6 +67,9 @@ class Container:
     virtual_bytes: int | None = None
     restarts: str = ""
     mounted_images: tuple[str, ...] = ()
+    stands_on: tuple[tuple[str, str], ...] = ()
+    binds: tuple[str, ...] = ()
+    reaches: tuple[tuple[str, str], ...] = ()
 
     @property
     def live(self) -> bool:
@@ -106,6 +112,8 @@ class Volume:
 
     ``changed`` is the last change of its data's own folder, where that is at hand. ``created`` is the engine's CreatedAt: before 26 the
     last change of that folder, since then its making.
+    ``device`` is the host's path that it shows instead of a folder of its own; ``shows`` are the volumes whose data that is or
+    lies in, such as ``volume:data``.
     """
 
     name: str
@@ -116,6 +124,22 @@ class Volume:
     cluster: bool
     bytes: int | None
     changed: float | None = None
+    device: str = ""
+    shows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A mount, or whatever else on the host, that keeps an object: the engine would delete what is mounted in its folder, or take away
+    what others see of it.
+
+    ``holder`` is the object, such as ``volume:data``, and ``reason`` says why it stays. ``via``: through whom, such as
+    ``container:<id>`` in whose mount namespace it is, or ``volume:<name>`` that the engine has mounted; with that it ends.
+    """
+
+    holder: str
+    reason: str
+    via: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,8 @@ class Snapshot:
     it, and by volume name behind ``VOLUME``; ``came`` is when it saw an image come, in the same way. Seconds since 1970.
     ``service_images`` and ``service_volumes`` are those that swarm's services name, as a manager knows them.
 
+    ``service_binds`` are the host's paths that they name; ``holds`` what on the host keeps objects (see ``path_uses``).
+
     ``unreadable`` says what the engine could not list, with its own words: BuildKit writes down the sizes that it is
     asked for, so on a full disk its list fails; a swarm without a leader cannot tell its services.
     """
@@ -170,6 +196,8 @@ class Snapshot:
     came: dict[str, float] = field(default_factory=dict, hash=False)
     service_images: frozenset[str] = frozenset()
     service_volumes: frozenset[str] = frozenset()
+    service_binds: frozenset[str] = frozenset()
+    holds: tuple[Hold, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -234,7 +262,8 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         seen=seen,
         came=came,
         service_images=frozenset(name for service in services for name in _images_of(service)),
-        service_volumes=frozenset(name for service in services for name in _volumes_of(service)),
+        service_volumes=frozenset(name for service in services for name in _mounted_by(service, "volume")),
+        service_binds=frozenset(name for service in services for name in _mounted_by(service, "bind")),
         unreadable=unreadable,
     )
 
@@ -296,9 +325,9 @@ def _images_of(service: dict[str, t.Any]) -> list[str]:
     return [str(spec["Image"]) for spec in _specs(service) if spec.get("Image")]
 
 
-def _volumes_of(service: dict[str, t.Any]) -> list[str]:
+def _mounted_by(service: dict[str, t.Any], kind: str) -> list[str]:
     mounts = [mount for spec in _specs(service) for mount in spec.get("Mounts") or () if isinstance(mount, dict)]
-    return [str(mount["Source"]) for mount in mounts if mount.get("Type") == "volume" and mount.get("Source")]
+    return [str(mount["Source"]) for mount in mounts if mount.get("Type") == kind and mount.get("Source")]
 
 
 def _usage(
@@ -347,7 +376,8 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
     state = str(summary.get("State") or "") or _state_from_status(str(summary.get("Status") or ""))
     inner = details.get("State")
     moments: dict[str, t.Any] = inner if isinstance(inner, dict) else {}
-    mounts = [mount for mount in summary.get("Mounts") or details.get("Mounts") or [] if isinstance(mount, dict) and mount.get("Name")]
+    every = [mount for mount in summary.get("Mounts") or details.get("Mounts") or [] if isinstance(mount, dict)]
+    mounts = [mount for mount in every if mount.get("Name")]
     return Container(
         id=ident,
         name=own or (names[0] if names else ident[:12]),
@@ -367,13 +397,44 @@ def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None =
         bytes=_size(summary.get("SizeRw", 0 if "SizeRootFs" in summary else None)),
         virtual_bytes=_size(summary.get("SizeRootFs")),
         restarts=_restarts(details),
+        stands_on=tuple(dict.fromkeys(_stands_on(summary) + _stands_on(details))),
+        # Before API 1.20 a mount has no type, and a bind has no name.
+        binds=tuple(
+            str(mount["Source"]) for mount in every if mount.get("Source") and mount.get("Type", "" if mount.get("Name") else "bind") == "bind"
+        ),
     )
 
 
 def _restarts(details: dict[str, t.Any]) -> str:
-    """``unless-stopped`` is as ``always``, but for what was stopped by hand; that, the API does not tell."""
-    policy = str(((details.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name") or "")
+    """``unless-stopped`` is as ``always``, but for what was stopped by hand; that, the API does not tell.
+
+    ``on-failure`` goes by the exit code also of what was stopped by hand, and by the tries that are left (``restartmanager.go``).
+    """
+    given = (details.get("HostConfig") or {}).get("RestartPolicy") or {}
+    policy = str(given.get("Name") or "")
+    if policy == "on-failure":
+        most, made = given.get("MaximumRetryCount") or 0, details.get("RestartCount") or 0
+        return policy if (details.get("State") or {}).get("ExitCode") and (not most or made < most) else ""
     return policy if policy in ("always", "unless-stopped") else ""
+
+
+#: Namespaces that a container may have of another one.
+_NAMESPACES = (("NetworkMode", "network namespace"), ("IpcMode", "IPC namespace"), ("PidMode", "PID namespace"))
+
+
+def _stands_on(raw: dict[str, t.Any]) -> list[tuple[str, str]]:
+    """The containers, by id or name, without which this one cannot start, and what it has of each."""
+    config = raw.get("HostConfig") or {}
+    found = []
+    for name, what in _NAMESPACES:
+        kind, _colon, other = str(config.get(name) or "").partition(":")
+        if kind == "container" and other:
+            found.append((other, what))
+    found += [(str(given).partition(":")[0], "volumes") for given in config.get("VolumesFrom") or ()]
+    ends = ((raw.get("NetworkSettings") or {}).get("Networks") or {}).values()
+    links = [*(config.get("Links") or ()), *(link for end in ends if isinstance(end, dict) for link in end.get("Links") or ())]
+    # `--link db:database`: as it was given, or as an inspection has it, /db:/web/database.
+    return found + [(str(link).partition(":")[0].lstrip("/"), "link") for link in links]
 
 
 def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
@@ -392,21 +453,33 @@ def _containers(
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
     inspect = wanted.ages or wanted.container_ages or not engine.speaks("1.22")
 
+    by_name = from_info(engine.info).image_store == "containerd"
+
+    def with_given_name(found: Container, details: dict[str, t.Any]) -> Container:
+        # Once the tag has moved on the list has the image's id there. On containerd's store a container keeps its name's image (moby 53706).
+        given = str((details.get("Config") or {}).get("Image") or "")
+        return replace(found, image_name=given) if by_name and given else found
+
     def read(summary: dict[str, t.Any]) -> Container | None:
         known = sizes.get(str(summary["Id"])) or {}
         summary = {**{key: known[key] for key in ("SizeRw", "SizeRootFs") if key in known}, **summary}
-        if not inspect or (engine.speaks("1.23") and str(summary.get("State")) in LIVE_STATES):
-            return container_from(summary)  # one that runs is in use now, whenever it was started
+        if not inspect:
+            return container_from(summary)
+        live = engine.speaks("1.23") and str(summary.get("State")) in LIVE_STATES
         record = storage.container_record(str(summary["Id"])) if storage and engine.speaks("1.23") else None
-        if record and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
+        if record and not live and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
             # On a full disk the engine cannot write down that a container ended; then its record is of no use.
             found = container_from(summary, record)
-            return replace(found, restarts="") if found.restarts == "unless-stopped" and record["StoppedByHand"] else found
+            found = replace(found, restarts="") if found.restarts == "unless-stopped" and record["StoppedByHand"] else found
+            return with_given_name(found, record)
         try:
-            return container_from(summary, engine.container(str(summary["Id"])))
+            details = record if record and live else engine.container(str(summary["Id"]))
         except EngineError as error:
             # Gone between the list and the look: it holds nothing any more.
             return None if error.gone else container_from(summary)
+        if live:  # it is in use now, whenever it was started
+            details = {name: details.get(name) for name in ("HostConfig", "Config", "Mounts", "NetworkSettings")}
+        return with_given_name(container_from(summary, details), details)
 
     return tuple(found for found in pool.map(read, engine.containers(size=wanted.sizes and not sizes)) if found)
 
@@ -537,6 +610,7 @@ def _volumes(engine: Engine, usage: dict[str, t.Any], storage: Storage | None) -
                 cluster=bool(raw.get("ClusterVolume")),
                 bytes=sizes.get(name),
                 changed=_changed(storage.volume_data(name)) if storage and raw.get("Driver") == "local" else None,
+                device=_bound(raw),
             )
         )
     return tuple(found)
@@ -548,6 +622,16 @@ def _changed(folder: str | None) -> float | None:
     except (OSError, ValueError):
         return None
     return max(found.st_mtime, found.st_ctime)
+
+
+def _bound(raw: dict[str, t.Any]) -> str:
+    """The host's path that a volume of the local driver shows; empty for one with a folder of its own, or a filesystem from elsewhere."""
+    options = raw.get("Options")
+    if raw.get("Driver") != "local" or not isinstance(options, dict):
+        return ""
+    device = str(options.get("device") or "")
+    flags = str(options.get("o") or "").split(",")
+    return device if device.startswith("/") and ({"bind", "rbind"}.intersection(flags) or options.get("type") in (None, "", "none")) else ""
 
 
 def _volume_driver(raw: dict[str, t.Any]) -> str:

@@ -97,6 +97,9 @@ _PATIENCE = 60
 _DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "p": 1000**5}
 
 
+#: What is taken along of a container's records.
+_STATE = ("Running", "Paused", "Restarting", "StartedAt", "FinishedAt", "ExitCode")
+_HOST_CONFIG = ("RestartPolicy", "NetworkMode", "IpcMode", "PidMode", "VolumesFrom", "Links")
 _ID = re.compile(r"[0-9a-f]{64}")
 #: With user namespaces the data root has a folder for each mapping, named by the user and group that root is.
 _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
@@ -183,8 +186,9 @@ class Storage:
         return sorted(found + ([content] if found and not in_use and os.path.isdir(content) else []))
 
     def container_record(self, container_id: str) -> dict[str, t.Any] | None:
-        """What a container's own records say of its times, its restart policy and whether it was stopped by hand, as its
-        inspection names it; None if they are not there (``container/container.go``, CheckpointTo). Nothing else of them is taken along.
+        """What a container's own records say of its times, its restart policy, on which other containers it stands and whether it
+        was stopped by hand, as its inspection names it; None if they are not there (``container/container.go``, CheckpointTo).
+        Nothing else of them is taken along.
         """
         if not _ID.fullmatch(container_id):
             return None
@@ -193,10 +197,15 @@ class Storage:
             with open(f"{folder}/config.v2.json", encoding="utf-8") as stream:
                 config = json.load(stream)
             with open(f"{folder}/hostconfig.json", encoding="utf-8") as stream:
-                policy = json.load(stream).get("RestartPolicy")
-            state = {name: config["State"].get(name) for name in ("Running", "Paused", "Restarting", "StartedAt", "FinishedAt")}
-            by_hand = config.get("HasBeenManuallyStopped") is True
-            return {"Created": config.get("Created"), "State": state, "HostConfig": {"RestartPolicy": policy}, "StoppedByHand": by_hand}
+                host = json.load(stream)
+            return {
+                "Created": config.get("Created"),
+                "State": {name: config["State"].get(name) for name in _STATE},
+                "RestartCount": config.get("RestartCount"),
+                "Config": {"Image": config["Config"].get("Image")},
+                "HostConfig": {name: host.get(name) for name in _HOST_CONFIG},
+                "StoppedByHand": config.get("HasBeenManuallyStopped") is True,
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

@@ -87,7 +87,8 @@ def policy_lines(wishes: Wishes, marks: Watermarks) -> list[str]:
 def _containers(wish: ContainerWish) -> list[str]:
     states = f"{', '.join(wish.states[:-1])} or {wish.states[-1]}" if len(wish.states) > 1 else "".join(wish.states) or "in no state"
     parts = [states + _for(wish.older_than), *_named(wish.keep)]
-    return [*parts, "their anonymous volumes as well"] if wish.volumes else parts
+    parts += ["their anonymous volumes as well"] if wish.volumes else []
+    return parts + (["also services of running compose projects"] if wish.compose else [])
 
 
 def _images(wish: ImageWish) -> list[str]:

@@ -33,14 +33,18 @@ notes:
   - A section that is not given is not touched. V({}) takes a section's defaults.
 options:
   containers:
-    description: Which containers to remove.
+    description:
+      - Which containers to remove.
+      - One stays whose network, IPC or PID namespace, volumes (C(--volumes-from)) or link a container that stays uses, and so does all
+        that it has; without it that one could not start again.
     type: dict
     suboptions:
       states:
         description:
           - The states that may go. Containers that are V(running), V(paused) or V(restarting) are killed.
           - A stopped container starts again with the engine if its restart policy is C(always), or C(unless-stopped) and nobody stopped
-            it by hand. It counts as one of those that run, and stays unless V(running) is given too, or O(orchestrated=clean).
+            it by hand, or C(on-failure) and it ended with an error (C(docker stop) often makes it one) and tries are left. It counts as one
+            of those that run, and stays unless V(running) is given too, or O(orchestrated=clean).
         type: list
         elements: str
         choices: [created, exited, dead, running, paused, restarting]
@@ -55,6 +59,13 @@ options:
         default: []
       volumes:
         description: Whether the anonymous volumes of removed containers go too, each right behind its container.
+        type: bool
+        default: false
+      compose:
+        description:
+          - Whether stopped containers of a compose project's services may go while the project runs. Compose counts on those that
+            ran once, such as a migration (C(service_completed_successfully)).
+          - What C(docker compose run) left behind is none of them, and goes by state and age as any other.
         type: bool
         default: false
   images:
@@ -100,7 +111,11 @@ options:
         type: bool
         default: false
   volumes:
-    description: Which volumes to remove. A volume that any container has, stopped ones too, stays.
+    description:
+      - Which volumes to remove. A volume that any container has, stopped ones too, stays; also one that a container has by a path, as a
+        bind of its folder or something below it, or through another volume that shows its data. A bind of all volumes keeps none.
+      - A volume stays if anything is mounted at or below its folder, in any mount namespace, or if its data is mounted elsewhere on the
+        host. The engine would empty what is mounted there.
     type: dict
     suboptions:
       scope:

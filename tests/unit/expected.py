@@ -36,7 +36,17 @@ class Expected:
         boxes = list(engine.boxes.values())
         self.leaving = [box for box in boxes if wishes.containers and not self.box_stays(box, wishes.containers)]
         self.staying = [box for box in boxes if box not in self.leaving]
+        #: Containers that stay for others alone.
+        self.needed: list[Box] = []
+        while wishes.containers:
+            more = [box for box in self.leaving if self.box_is_needed(box, wishes.containers)]
+            if not more:
+                break
+            self.needed += more
+            self.staying += more
+            self.leaving = [box for box in self.leaving if box not in more]
         self.projects = {box.labels.get("com.docker.compose.project") for box in self.staying} - {None}
+        self.reached = {name for box in self.staying for name in self.volumes_in(box.binds)}
         self.goes.update(("container", box.id) for box in self.leaving)
         self.asked.update(("container", box.id) for box in boxes if wishes.containers)
         self.judged: dict[str, bool] = {}
@@ -48,6 +58,10 @@ class Expected:
                 self.asked.add(("volume", data.name))
                 if not self.volume_stays(data, along):
                     self.goes.add(("volume", data.name))
+        for _ in engine.data:  # one shows the data of another, which shows that of a third
+            for data in engine.data.values():
+                if ("volume", data.name) not in self.goes:
+                    self.goes -= {("volume", shown) for shown in self.volumes_in([data.options.get("device", "")])}
         for net in engine.nets.values() if wishes.networks else ():
             self.asked.add(("network", net.id))
             if not self.net_stays(net):
@@ -100,9 +114,31 @@ class Expected:
         return (
             box.state not in wish.states
             or self.wanted(box)
-            or (self.keeping and box.restart in ("always", "unless-stopped") and box.state in ("exited", "dead") and "running" not in wish.states)
+            or (self.starts_again(box) and "running" not in wish.states)
             or self.young(box.created if box.live else stopped_at, wish.older_than)
         )
+
+    def starts_again(self, box: Box) -> bool:
+        tries = box.restart == "on-failure" and box.exit_code != 0 and (box.retries == 0 or box.restarted < box.retries)
+        return self.keeping and box.state in ("exited", "dead") and (tries or box.restart in ("always", "unless-stopped"))
+
+    def box_is_needed(self, box: Box, wish: policy.ContainerWish) -> bool:
+        """A container that stays cannot start without it, has its folder by a path, or is of the compose project whose service it is."""
+        project = box.labels.get("com.docker.compose.project")
+        for other in self.staying:
+            if {box.id, box.name} & set(other.needs.values()) or f"/{other.name}/" in "".join(link.rpartition("/")[0] + "/" for link in box.links):
+                return True
+            if any(path.startswith(f"/nowhere/containers/{box.id}") for path in other.binds):
+                return True
+            runs = other.live or self.starts_again(other)
+            if project and runs and not box.live and not wish.compose and other.labels.get("com.docker.compose.project") == project:
+                return box.labels.get("com.docker.compose.oneoff") != "True"
+        return False
+
+    @staticmethod
+    def volumes_in(paths: t.Iterable[str]) -> set[str]:
+        """The volumes whose folders these paths are or lie in."""
+        return {path.split("/")[3] for path in paths if path.startswith("/nowhere/volumes/")}
 
     def wanted(self, box: Box) -> bool:
         """Somebody said that it stays; its state and age are not that."""
@@ -130,6 +166,8 @@ class Expected:
                 continue
             self.judged[picture.id] = self.image_stays(picture, wish, bool(mine)) or any(self.judged[child] for child in mine)
             kept = {tag for tag in picture.tags if self.tag_stays(tag, wish)}
+            if kept and self.has_user(picture):
+                self.judged[picture.id] = True  # it stays anyway, and then with all names by which it would be pulled again
             if not self.judged[picture.id]:
                 self.goes.update(("tag", tag) for tag in picture.tags if tag not in kept)
                 if kept:
@@ -137,10 +175,14 @@ class Expected:
                 else:
                     self.goes.add(("image", picture.id))
 
+    def has_user(self, picture: Picture) -> bool:
+        return any(box.image == picture.id or (self.engine.containerd and box.given in picture.references) for box in self.staying)
+
     def image_stays(self, picture: Picture, wish: policy.ImageWish, parent: bool) -> bool:
-        users = [box for box in self.staying if box.image == picture.id]
+        # On containerd's store a container also keeps the image that has the name by now that it was started by.
+        users = [box for box in self.staying if box.image == picture.id or (self.engine.containerd and box.given in picture.references)]
         if wish.scope == "all":
-            users = [box for box in users if box.live or self.wanted(box)]
+            users = [box for box in users if box.live or self.wanted(box) or box in self.needed]
         users += [box for box in self.staying if {picture.id, *picture.references} & set(box.mounted)]
         hosts = [box for box in self.engine.boxes.values() if self.manager(box.labels, box) == "host"]
         repositories = [] if picture.tags else [digest.partition("@")[0] for digest in picture.digests]
@@ -149,7 +191,9 @@ class Expected:
             users
             or (self.keeping and (hosts or self.served(picture)))
             or self.labelled(picture.labels)
-            or self.named(wish.keep, picture.id, *picture.digests, *repositories)
+            # Beside tags, each of which is judged by itself, a digest counts only where it is named as one.
+            or self.named(wish.keep, picture.id, *([] if picture.tags else picture.digests), *repositories)
+            or self.named([pattern for pattern in wish.keep if "@" in pattern], picture.id, *picture.digests)
             or (picture.tags and (wish.scope == "dangling" or (wish.keep_local and local)))
         ):
             return True
@@ -165,7 +209,8 @@ class Expected:
     def last_use(self, picture: Picture) -> float:
         signs = [self.seen.get(picture.id), picture.tagged, picture.arrived]
         for box in self.engine.boxes.values():
-            if box.image == picture.id or {picture.id, *picture.references} & set(box.mounted):
+            named = self.engine.containerd and box.given in picture.references
+            if box.image == picture.id or named or {picture.id, *picture.references} & set(box.mounted):
                 signs += [self.engine.now] if box.live else [box.created, box.started, box.finished]
         signs += [event["time"] for event in self.engine.events if event["Actor"]["Attributes"]["image"] in picture.tags]
         return max((sign for sign in signs if sign is not None), default=int(picture.created))
@@ -196,6 +241,7 @@ class Expected:
         served = any(data.name == "v1" for _ in self.engine.swarm_services)
         if (
             any(data.name in box.volumes for box in self.staying)
+            or data.name in self.reached
             or data.cluster
             or self.labelled(data.labels)
             or (self.keeping and (served or bool(self.manager(data.labels))))
@@ -209,7 +255,7 @@ class Expected:
         assert wish
         signs = [data.created, self.seen.get(policy.VOLUME + data.name)]
         for box in self.engine.boxes.values():
-            if data.name in box.volumes:
+            if data.name in box.volumes or data.name in self.volumes_in(box.binds):
                 signs += [self.engine.now] if box.live else [box.created, box.started, box.finished]
         last = max((sign for sign in signs if sign is not None), default=None)
         return (wish.scope == "anonymous" and not data.anonymous) or self.young(last, wish.older_than)

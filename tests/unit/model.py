@@ -48,6 +48,13 @@ class Box:
     links: list[str] = field(default_factory=list)
     #: Images that it mounts, as they were named.
     mounted: list[str] = field(default_factory=list)
+    #: What of other containers it cannot start without: by NetworkMode, IpcMode, PidMode (an id), VolumesFrom, Links (names).
+    needs: dict[str, str] = field(default_factory=dict)
+    #: Paths of the host that it binds.
+    binds: list[str] = field(default_factory=list)
+    exit_code: int = 0
+    retries: int = 0
+    restarted: int = 0
 
     @property
     def live(self) -> bool:
@@ -242,7 +249,14 @@ class Model:
                 "Dead": box.state == "dead",
                 "StartedAt": _rfc3339(box.started),
                 "FinishedAt": _rfc3339(box.finished),
+                "ExitCode": box.exit_code,
             }
+            config: dict[str, t.Any] = {
+                "NetworkMode": box.networks[0] if box.networks else "default",
+                "RestartPolicy": {"Name": box.restart, "MaximumRetryCount": box.retries},
+            }
+            for name, other in box.needs.items():
+                config[name] = f"container:{other}" if name.endswith("Mode") else [f"/{other}:/{box.name}/x" if name == "Links" else other]
             return {
                 "Id": box.id,
                 "Created": _rfc3339(box.created),
@@ -250,7 +264,8 @@ class Model:
                 "Image": box.image,
                 "Name": f"/{box.name}",
                 "Config": {"Image": box.given or box.image, "Labels": dict(box.labels)},
-                "HostConfig": {"NetworkMode": box.networks[0] if box.networks else "default", "RestartPolicy": {"Name": box.restart}},
+                "HostConfig": config,
+                "RestartCount": box.restarted,
                 "Mounts": self._mounts(box),
                 "NetworkSettings": {"Networks": self._ends(box)},
             }
@@ -547,12 +562,17 @@ class Model:
             "Status": "",
             "Labels": dict(box.labels),
             "Mounts": self._mounts(box),
-            "HostConfig": {"NetworkMode": box.networks[0] if box.networks else "default"},
+            "HostConfig": {"NetworkMode": self._network_mode(box)},
             "NetworkSettings": {"Networks": self._ends(box)},
         }
 
+    @staticmethod
+    def _network_mode(box: Box) -> str:
+        return f"container:{box.needs['NetworkMode']}" if "NetworkMode" in box.needs else (box.networks[0] if box.networks else "default")
+
     def _mounts(self, box: Box) -> list[dict[str, t.Any]]:
-        return [{"Type": "bind", "Source": "/etc", "Destination": "/etc"}] + [
+        binds = [{"Type": "bind", "Source": path, "Destination": "/etc"} for path in ("/etc", *box.binds)]
+        return binds + [
             {"Type": "volume", "Name": name, "Driver": "local", "Destination": f"/{number}"} for number, name in enumerate(box.volumes)
         ] + [{"Type": "image", "Name": name, "Source": "/x/merged", "Destination": f"/i{number}"} for number, name in enumerate(box.mounted)]
 

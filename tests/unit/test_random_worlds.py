@@ -13,7 +13,7 @@ import threading
 import typing as t
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import path_uses, policy, removal, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from expected import Expected, promised, what
 from model import NOW, Box, Model
@@ -71,7 +71,8 @@ def random_model(dice: random.Random) -> Model:
     for number in range(dice.randint(0, 5)):
         anonymous = dice.random() < 0.5
         marked = {"com.docker.volume.anonymous": ""} if anonymous and engine.containerd else {}
-        elsewhere = ({"type": "nfs", "o": "addr=10.0.0.1", "device": ":/x"}, {"type": "none", "o": "bind", "device": "/x"})
+        shown = dice.choice(("/x", f"/nowhere/volumes/v{dice.randrange(5)}/_data/deep", "/nowhere/volumes"))
+        elsewhere = ({"type": "nfs", "o": "addr=10.0.0.1", "device": ":/x"}, {"type": "none", "o": "bind", "device": shown})
         options = dice.choice(({}, {}, {}, {"size": "1g"}, *elsewhere))
         driver = "local" if anonymous else dice.choice(("local", "local", "local", "rexray"))
         project = {"com.docker.compose.project": dice.choice("pq")} if not anonymous and dice.random() < 0.2 else {}
@@ -130,7 +131,17 @@ def random_box(dice: random.Random, engine: Model, number: int) -> None:
         volumes=[volume for volume in engine.data if dice.random() < 0.35],
         networks=[net.name if dice.random() < 0.7 else net.id for net in engine.nets.values() if net.scope == "local" and dice.random() < 0.3],
         links=[f"/c0/alias{number}"] if dice.random() < 0.1 else [],
+        exit_code=dice.choice((0, 1, 137)), retries=dice.choice((0, 3)), restarted=dice.choice((0, 2, 3)),
     )
+    if marked.get("com.docker.compose.project") and dice.random() < 0.3:
+        marked["com.docker.compose.oneoff"] = "True"
+    others = [other for other in engine.boxes.values() if other.name.startswith("c")]
+    for need in ("NetworkMode", "IpcMode", "PidMode", "VolumesFrom", "Links"):
+        if others and dice.random() < 0.08:
+            other = dice.choice(others)
+            box.needs[need] = other.id if need.endswith("Mode") else other.name
+    places = [f"volumes/{volume}/_data" for volume in engine.data] + [f"containers/{other.id}" for other in others] + ["volumes", "containers"]
+    box.binds = [f"/nowhere/{place}{dice.choice(('', '/deep'))}" if place.count("/") else f"/nowhere/{place}" for place in places if dice.random() < 0.05]
     mountable = [name for picture in engine.pictures.values() for name in (picture.id, *picture.tags)]
     if mountable and dice.random() < 0.15:
         box.mounted.append(dice.choice(mountable))
@@ -154,6 +165,7 @@ def random_wishes(dice: random.Random, engine: Model) -> policy.Wishes:
                 older_than=dice.choice(AGES),
                 keep=some("c1", "c[23]", hexadecimal("container 4"), hexadecimal("container 0")[:12], "*/alias5"),
                 volumes=dice.random() < 0.5,
+                compose=dice.random() < 0.3,
             )
         ),
         images=maybe(
@@ -206,7 +218,7 @@ def wanted_of(wishes: policy.Wishes) -> snapshot.Wanted:
 
 
 def look(engine: Model, wishes: policy.Wishes) -> snapshot.Snapshot:
-    return snapshot.take(t.cast(t.Any, engine), wanted_of(wishes), None)
+    return path_uses.complete(snapshot.take(t.cast(t.Any, engine), wanted_of(wishes), None), None, "/nowhere")
 
 
 def case(dice: random.Random) -> Case:
@@ -365,7 +377,8 @@ class Others:
         picture = self.any_of(self.engine.pictures.values())
         if picture:
             self.made += 1
-            old = [tag for other in self.engine.pictures.values() if other is not picture for tag in other.tags]
+            others = (other for other in self.engine.pictures.values() if other is not picture)
+            old = [tag for other in others for tag in other.tags if ("tag", tag) not in self.wanted]
             name = self.dice.choice(old) if old and self.dice.random() < 0.8 else f"new/name:{self.made}"
             self.engine.tag(picture.id, name)
             self.did.append(("tagged", picture.id[:19], name))
@@ -399,7 +412,8 @@ class Others:
     def makes_anew(self) -> None:
         """A volume goes, and another one gets its name: nobody decided on that one."""
         used = {name for box in self.engine.boxes.values() for name in box.volumes}
-        name = self.any_of(data.name for data in self.engine.data.values() if not data.anonymous and data.name not in used)
+        # Of one without a time of its making (other drivers) nobody could tell.
+        name = self.any_of(data.name for data in self.engine.data.values() if data.created and not data.anonymous and data.name not in used)
         if name:
             self.engine.add_volume(name, NOW, labels=dict(self.engine.data[name].labels))
             self.wanted.add(("volume", name))

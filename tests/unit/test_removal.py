@@ -24,6 +24,7 @@ class FakeEngine:
     def __init__(self, **refusals: list[EngineError]) -> None:
         self.refusals = refusals
         self.asked: list[str] = []
+        self.info = {"DockerRootDir": "/nowhere"}
 
     def speaks(self, _version: str) -> bool:
         return False

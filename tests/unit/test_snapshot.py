@@ -664,10 +664,56 @@ def test_a_record_that_the_engine_could_not_bring_up_to_date_is_not_believed(tmp
 
 
 @pytest.mark.parametrize("state", snapshot.LIVE_STATES)
-def test_one_that_runs_needs_no_look(state: str) -> None:
-    engine = FakeEngine(containers=[{"Id": "c", "State": state, "Created": 1706659200}])
+def test_one_that_runs_is_looked_at_for_what_it_stands_on_alone(state: str) -> None:
+    details = {
+        "Created": "2020-01-01T00:00:00Z", "State": {"Status": "exited", "StartedAt": "2020-01-01T00:00:00Z"}, "RestartCount": 1,
+        "HostConfig": {"IpcMode": "container:d", "RestartPolicy": {"Name": "on-failure"}},
+    }
+    engine = FakeEngine(containers=[{"Id": "c", "State": state, "Created": 1706659200}], container=details)
     (found,) = take(engine, None, ages=True).containers
-    assert (found.live, found.created, "container" in engine.asked) == (True, 1706659200.0, False)
+    assert (found.live, found.created, found.started, found.restarts) == (True, 1706659200.0, None, "")
+    assert found.stands_on == (("d", "IPC namespace"),)
+    assert "container" not in FakeEngine(containers=[{"Id": "c", "State": state}]).asked, "who does not ask for ages asks for none of it"
+
+
+@pytest.mark.parametrize(
+    ("code", "most", "made", "restarts"),
+    [(137, 0, 0, "on-failure"), (1, 3, 2, "on-failure"), (1, 3, 3, ""), (0, 0, 0, ""), (None, 0, None, "")],
+)
+def test_on_failure_starts_again_with_the_engine_as_the_engine_decides_it(code: int | None, most: int, made: int | None, restarts: str) -> None:
+    details = {
+        "State": {"ExitCode": code}, "RestartCount": made, "HostConfig": {"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": most}},
+    }
+    assert snapshot.container_from({"Id": "c"}, details).restarts == restarts
+
+
+def test_who_stands_on_whom_is_told_by_list_and_inspection() -> None:
+    summary = {
+        "Id": "c", "HostConfig": {"NetworkMode": "container:vpn"},
+        "NetworkSettings": {"Networks": {"own": {"Links": ["cache:redis"], "NetworkID": "n"}}},
+        "Mounts": [{"Type": "bind", "Source": "/srv/x"}, {"Type": "volume", "Name": "v", "Source": "/v"}, {"Source": "/old"}, {"Name": "w", "Source": "/w"}],
+    }
+    details = {"HostConfig": {"PidMode": "container:p", "IpcMode": "private", "VolumesFrom": ["data:ro", "more"], "Links": ["/db:/web/database"]}}
+    found = snapshot.container_from(summary, details)
+    assert found.stands_on == (
+        ("vpn", "network namespace"), ("cache", "link"), ("p", "PID namespace"), ("data", "volumes"), ("more", "volumes"), ("db", "link"),
+    )
+    assert (found.binds, found.volumes) == (("/srv/x", "/old"), ("v", "w"))
+
+
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [
+        ({"type": "none", "o": "bind", "device": "/srv/x"}, "/srv/x"),
+        ({"o": "ro,rbind", "type": "tmpfs", "device": "/srv/x"}, "/srv/x"),
+        ({"type": "nfs", "o": "addr=x,password=secret", "device": ":/export"}, ""),
+        ({"type": "ext4", "device": "/dev/sdb1"}, ""),
+        ({"size": "1g"}, ""),
+        (None, ""),
+    ],
+)
+def test_a_volume_may_show_a_path_of_the_host(options: dict[str, str] | None, device: str) -> None:
+    assert snapshot._bound({"Driver": "local", "Options": options}) == device
 
 
 def test_without_its_record_at_hand_it_is_taken_for_one_that_starts_again() -> None:
