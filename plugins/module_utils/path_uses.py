@@ -145,14 +145,16 @@ class PathUses:
                 yield Hold(f"{_CONTAINER}:{name}", self._mounted(mount), via)
         kind, name, rest = self._folders.find(mount.shows)
         if kind == _VOLUME:
-            yield Hold(f"{_VOLUME}:{name}", self._seen(mount), via or self._by_volume(mount, bound))
+            # A volume that shows this one's data keeps it by itself as long as it stays (Volume.shows).
+            if via or not self._is_device(mount, bound):
+                yield Hold(f"{_VOLUME}:{name}", self._seen(mount), via)
         elif kind == _CONTAINER and not mount.containers:
             yield Hold(f"{_CONTAINER}:{name}", self._seen(mount))
 
-    def _by_volume(self, mount: mounts.Mount, bound: t.Collection[str]) -> str:
-        """The volume whose device the engine has mounted here, if it is that."""
+    def _is_device(self, mount: mounts.Mount, bound: t.Collection[str]) -> bool:
+        """Whether it is a volume's device, which the engine has mounted at its folder."""
         kind, name, rest = self._folders.find(mount.at or "")
-        return f"{_VOLUME}:{name}" if kind == _VOLUME and rest == "_data" and name in bound else ""
+        return kind == _VOLUME and rest == "_data" and name in bound
 
     def _mounted(self, mount: mounts.Mount) -> str:
         shown = mount.shows.partition(" ")[2]

@@ -631,8 +631,10 @@ def _decide_volumes(
             continue
         reason = "used by a container" if volume.name in used else bound.get(VOLUME + volume.name) or unsure
         reason = reason or ("used by a swarm service" if any(name.fullmatch(volume.name) for name in services) else None)
-        reason = reason or draft.held("volume", volume.name) or _looked_after(draft, volume.labels, projects)
+        reason = reason or _looked_after(draft, volume.labels, projects)
         reasons[volume.name] = reason or _why_volume_stays(draft, volume, wish, goes_along, last_use(volume))
+    _keep_what_is_shown(snapshot.volumes, reasons)
+    reasons.update({name: draft.held("volume", name) for name, reason in reasons.items() if not reason})
     _keep_what_is_shown(snapshot.volumes, reasons)
     along: dict[str, Step] = {}
     for volume in ordered:

@@ -381,12 +381,12 @@ class _Actor:
         return Result(step, _DONE)
 
     def _volume(self, step: Step) -> Result:
-        # A volume has no id: one that was made anew under this name, or used, is another one.
-        if step.expects and repr(parse_time(self._engine.volume(step.id).get("CreatedAt"))) not in step.expects:
-            return Result(step, _KEPT, "it was made anew or changed meanwhile")
         held = self._look.why_held("volume", step.id)
         if held:
             return Result(step, _KEPT, held)
+        # A volume has no id: one that was made anew under this name, or used, is another one.
+        if step.expects and repr(parse_time(self._engine.volume(step.id).get("CreatedAt"))) not in step.expects:
+            return Result(step, _KEPT, "it was made anew or changed meanwhile")
         self._engine.remove_volume(step.id)
         return Result(step, _DONE)
 

@@ -204,6 +204,7 @@ class Storage:
                 "RestartCount": config.get("RestartCount"),
                 "Config": {"Image": config["Config"].get("Image")},
                 "HostConfig": {name: host.get(name) for name in _HOST_CONFIG},
+                "NetworkSettings": {"Networks": {name: {"Links": end.get("Links")} for name, end in _ends(config).items()}},
                 "StoppedByHand": config.get("HasBeenManuallyStopped") is True,
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -350,6 +351,12 @@ class Storage:
         if self.image_store == "containerd":
             return _SNAPSHOTTERS.get(self.driver, _Driver(("snapshots",)))
         return _DRIVERS.get(self.driver, _Driver((self.driver,)))
+
+
+def _ends(config: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The networks of a container's record, by name."""
+    ends = (config.get("NetworkSettings") or {}).get("Networks") or {}
+    return {name: end for name, end in ends.items() if isinstance(end, dict)}
 
 
 @dataclass(frozen=True)

@@ -293,6 +293,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             volumes.add(volume)
             os.makedirs(place, exist_ok=True)
         elif what == "Remove":
+            os.makedirs(folder, exist_ok=True)
+            open(folder + "/removing", "w").close()
             time.sleep(slow)
             volumes.discard(volume)
         elif what == "List":
