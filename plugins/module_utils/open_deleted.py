@@ -169,10 +169,11 @@ class _Search:
                     lines.append((name, line._replace(upper="")))
         located = self._locate(uppers, own, first.values())
         for name, line in lines:
-            device = located.get(line.device) if line.device in uppers else line.device
+            is_wanted = line.device in self._devices  # which may be an overlay, too
+            device = line.device if is_wanted else located.get(line.device)
             if device is None:
                 continue
-            mount = _Mount(device, line.device in uppers, types.get(device, line.type) in _REFLINKS)
+            mount = _Mount(device, not is_wanted, types.get(device, line.type) in _REFLINKS)
             self._mounts[line.number] = self._by_device.setdefault(line.device, mount)
             if mount.is_overlay and line.point == "/":
                 self._on_overlay.add(name)
