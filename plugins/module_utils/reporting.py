@@ -35,6 +35,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.plan import CacheWish, ContainerWish, ImageWish, VolumeWish, Wishes
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import decide
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, has_layers_elsewhere
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
 Item = t.Dict[str, t.Any]
 
@@ -459,26 +460,24 @@ def _deleted_file(
 def _beside_the_files(filesystem: t.Mapping[str, t.Any], attributed: int | None, deleted: int) -> dict[str, int | None]:
     """What of a filesystem's used bytes is in the engine's files, in deleted ones, and in neither."""
     rest = None if attributed is None else filesystem["used"] - attributed - deleted
-    # Less than nothing: blocks that files share were counted with each of them.
+    # Less than nothing: the filesystem counts late (btrfs), or files share blocks that could not be told apart.
     return {"attributed_bytes": attributed, "deleted_open_bytes": deleted, "unaccounted_bytes": None if rest is None or rest < 0 else rest}
 
 
 def _attributed(survey: attribution.Survey) -> dict[str, int]:
-    """What was found to be in files, by filesystem."""
+    """What was found to be in files, by filesystem. Blocks that files share count once."""
     roots = {root: measure.device(root) for root in survey.roots}
-    sums: dict[str, int] = defaultdict(int)
-    for root, size in survey.roots.items():
-        sums[roots[root]] += size
-    # What lies on another filesystem than its root is counted there.
-    folders = {account: os.path.dirname(path) for path, account in survey.paths.items() if account in survey.elsewhere}
+    first = roots[max(roots, key=lambda root: survey.roots[root])]
+    paths = {account: path for path, account in survey.paths.items()}
+    folders = {account: os.path.dirname(path) for account, path in paths.items() if account in survey.elsewhere}
     devices = {folder: measure.device(folder) for folder in set(folders.values())}
-    for account, folder in folders.items():
-        above = [root for root in roots if f"{folder}/".startswith(f"{root}/")]
-        if above:
-            size = survey.ledger.size(account).disk
-            sums[roots[max(above, key=len)]] -= size
-            sums[devices[folder]] += size
-    return sums
+    sums: dict[str, Sizes] = defaultdict(Sizes)
+    for account in survey.accounts:
+        # What lies on another filesystem than its root is counted there.
+        above = [root for root in roots if f"{paths.get(account, '')}/".startswith(f"{root}/")]
+        device = devices[folders[account]] if account in folders else roots[max(above, key=len)] if above else first
+        sums[device].add(survey.ledger.size(account))
+    return {device: min(sizes.disk, sizes.frees) if sizes.shared else sizes.disk for device, sizes in sums.items()}
 
 
 def _unread(survey: attribution.Survey | None) -> dict[str, t.Any]:

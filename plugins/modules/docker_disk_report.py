@@ -156,11 +156,11 @@ filesystems:
   description: >-
     The filesystems of the data roots. Sizes in bytes; C(headroom) is C(available), but below zero where root has taken of what is
     reserved for it (ext4): so much has to come free before anything is available. Of C(used), C(deleted_open_bytes) are in deleted
-    files that processes hold open (RV(deleted_open)) and, with O(measure=exact), C(attributed_bytes) in what stands in RV(usage);
-    C(unaccounted_bytes) are the rest. If the filesystem has nothing but the data root, that is its own metadata, such as tables of
-    inodes and the journal; if it has other things as well, such as the operating system, they are in it too. Where
-    files share blocks (RV(totals.shared_bytes)) it is at least so much. It is null where this cannot be told, since shared
-    blocks add up to more than is used, or layers lie on devices of their own (zfs, thin pools).
+    files that processes hold open (RV(deleted_open)) and, with O(measure=exact), C(attributed_bytes) in what stands in RV(usage),
+    blocks that files share once; C(unaccounted_bytes) are the rest. If the filesystem has nothing but the data root, that is its
+    own metadata, such as tables of inodes and the journal; if it has other things as well, such as the operating system, they are in
+    it too. Both are null where they are not known: without O(measure=exact), and where layers lie on devices of their own (zfs,
+    thin pools); C(unaccounted_bytes) also where the files add up to more than the filesystem says is used (btrfs counts late).
   returned: when O(include) has V(filesystem) and the data root is proven to be here
   type: list
   elements: dict
