@@ -161,6 +161,8 @@ def hostile_fleet() -> List[Dict[str, Any]]:
         engine["items"]["containers"][0]["state"] = evil
         engine["items"]["leftovers"][0]["reason"] = evil
         engine["reclaimable"][evil] = {"bytes": 5 * GB, "count": 1, "means": evil}
+        holder = {"path": evil, "bytes": 4 * GB, "pid": 4711, "command": evil, "unit": evil, "container": evil, "processes": 1}
+        engine["deleted_open"] = {"count": 1, "bytes": 4 * GB, "unread": 0, "largest": [holder]}
         engine.update(roots=[{"path": evil, "disk_bytes": 1}], mounts=[{"path": evil, "type": evil}], warnings=[evil])
         engine["unread"] = {"count": 2, "vanished": 0, "examples": [{"path": evil, "error": evil}]}
         logs = log_result(GB)

@@ -9,6 +9,7 @@ allocated blocks. A figure that nobody has is None.
 
 from __future__ import annotations
 
+import os
 import typing as t
 from collections import Counter, defaultdict
 
@@ -17,7 +18,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     attribution,
     history,
     last_use,
+    log_holders,
     measure,
+    open_deleted,
     session,
     snapshot,
     words,
@@ -31,7 +34,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.plan import CacheWish, ContainerWish, ImageWish, VolumeWish, Wishes
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import decide
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, has_layers_elsewhere
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
 Item = t.Dict[str, t.Any]
 
@@ -56,6 +60,7 @@ _WAYS: tuple[tuple[str, Wishes, str], ...] = (
         "docker_clean: containers: {}, images: {scope: unused}, volumes: {scope: unused}, build_cache: {scope: unused}",
     ),
 )
+_FREES_DELETED_LOGS = "docker_log_truncate: deleted: true"
 _WAY_OF = {
     "containers": "stopped_containers", "images": "unused_images", "volumes": "unused_volumes",
     "build_cache": "unused_build_cache", "logs": "logs", "leftovers": "leftovers",
@@ -76,12 +81,17 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         result["filesystems"] = [vars(measure.filesystem(root)) for root in own.roots]
     result.update(usage={}, items={}, reclaimable={}, roots=[], mounts=[], unread=_unread(None))
     result["totals"] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes", "reclaimable_bytes"))
+    result["deleted_open"] = {}
     if not set(include) - {"filesystem"}:
+        if own and include:
+            result["deleted_open"] = _deleted_open(result, own, params["top"])
         return
     exact = params["measure"] == "exact" and own is not None
     how = attribution.How(exact, params["gentle"], params["state_dir"] or "", site.engine_id)
     survey = attribution.survey(site.engine, own, how)
     _Report(survey, own, exact, params["top"], history.recall(how.state_dir, how.engine_id, survey.snapshot.now)).fill(result, include)
+    if own:
+        result["deleted_open"] = _deleted_open(result, own, params["top"], survey, exact)
     if not module.check_mode:
         history.note(how.state_dir, how.engine_id, survey.snapshot, volumes=True)
     for what, answer in survey.snapshot.unreadable.items():
@@ -392,6 +402,82 @@ class _Report:
             for name, account in self._survey.accounts.items()
             if account.category == category and self._ledger.size(name).inodes
         ]
+
+
+# -- deleted files ---------------------------------------------------------------------------------
+
+
+def _deleted_open(
+    result: dict[str, t.Any], storage: Storage, top: int, survey: attribution.Survey | None = None, exact: bool = False
+) -> dict[str, t.Any]:
+    """Return ``deleted_open``; add to filesystems, totals and ways what follows from it.
+
+    Every filesystem that has something of the engine's is looked at.
+    """
+    places = [*storage.roots, *(path for paths in storage.paths().values() for path in paths)]
+    devices = {measure.device(place): place for place in reversed(places)}
+    found = open_deleted.find(devices, storage.layer_folders(), top)
+    # What docker_log_truncate would empty: the logs that the engine still writes.
+    held = log_holders.Holders(storage.root).logs() if found.counts else []
+    logs = {log.inode: log.bytes for log in held if log.deleted and log.bytes}
+    attributed = _attributed(survey) if survey and exact and not has_layers_elsewhere(storage) else {}
+    for row in result["filesystems"]:
+        device = measure.device(row["mount_point"])
+        row.update(_beside_the_files(row, attributed.get(device), found.bytes.get(device, 0)))
+    if survey:
+        result["reclaimable"]["deleted_logs"] = {"bytes": sum(logs.values()), "count": len(logs), "means": _FREES_DELETED_LOGS}
+        result["totals"]["reclaimable_bytes"] += sum(logs.values())
+    names = {container.id: container.name for container in survey.snapshot.containers} if survey else {}
+    mount_points = {device: measure.filesystem(place).mount_point for device, place in devices.items()}
+    return {
+        "count": sum(found.counts.values()),
+        "bytes": sum(found.bytes.values()),
+        "unread": found.unread,
+        "largest": [_deleted_file(entry, names, mount_points, entry.inode in logs) for entry in found.largest],
+    }
+
+
+def _deleted_file(
+    entry: open_deleted.DeletedFile, names: t.Mapping[str, str], mount_points: t.Mapping[str, str], is_log: bool
+) -> Item:
+    holder = entry.holder
+    return {
+        "path": words.printable(entry.path),
+        "bytes": entry.bytes,
+        "pid": holder.pid,
+        "command": words.printable(holder.command),
+        "user_id": holder.user,
+        "unit": words.printable(holder.unit) or None,
+        "container": words.printable(names.get(holder.container, "")) or None,
+        "container_id": holder.container or None,
+        "mount_point": words.printable(mount_points[entry.device]),
+        "how": "mapped" if entry.is_mapped else "descriptor",
+        "processes": entry.processes,
+        "means": _FREES_DELETED_LOGS if is_log else None,
+    }
+
+
+def _beside_the_files(filesystem: t.Mapping[str, t.Any], attributed: int | None, deleted: int) -> dict[str, int | None]:
+    """What of a filesystem's used bytes is in the engine's files, in deleted ones, and in neither."""
+    rest = None if attributed is None else filesystem["used"] - attributed - deleted
+    # Less than nothing: the filesystem counts late (btrfs), or files share blocks that could not be told apart.
+    return {"attributed_bytes": attributed, "deleted_open_bytes": deleted, "unaccounted_bytes": None if rest is None or rest < 0 else rest}
+
+
+def _attributed(survey: attribution.Survey) -> dict[str, int]:
+    """What was found to be in files, by filesystem. Blocks that files share count once."""
+    roots = {root: measure.device(root) for root in survey.roots}
+    first = roots[max(roots, key=lambda root: survey.roots[root])]
+    paths = {account: path for path, account in survey.paths.items()}
+    folders = {account: os.path.dirname(path) for account, path in paths.items() if account in survey.elsewhere}
+    devices = {folder: measure.device(folder) for folder in set(folders.values())}
+    sums: dict[str, Sizes] = defaultdict(Sizes)
+    for account in survey.accounts:
+        # What lies on another filesystem than its root is counted there.
+        above = [root for root in roots if f"{paths.get(account, '')}/".startswith(f"{root}/")]
+        device = devices[folders[account]] if account in folders else roots[max(above, key=len)] if above else first
+        sums[device].add(survey.ledger.size(account))
+    return {device: min(sizes.disk, sizes.frees) if sizes.shared else sizes.disk for device, sizes in sums.items()}
 
 
 def _unread(survey: attribution.Survey | None) -> dict[str, t.Any]:

@@ -553,6 +553,12 @@ def pool(storage: Storage) -> Pool:
     return Pool()
 
 
+def has_layers_elsewhere(storage: Storage) -> bool:
+    """Whether layers lie where the data root's own filesystem does not count them."""
+    status = storage.driver_status
+    return bool(status.get("Parent Dataset") or (status.get("Pool Name") and not status.get("Data loop file")))
+
+
 def _datasets(parent: str) -> dict[str, int] | None:
     """Bytes that each dataset below ``parent`` has of its own, with its snapshots; None if nobody can be asked."""
     tool = shutil.which("zfs", path=_TOOL_PLACES)

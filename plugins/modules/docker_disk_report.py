@@ -155,13 +155,48 @@ paths:
 filesystems:
   description: >-
     The filesystems of the data roots. Sizes in bytes; C(headroom) is C(available), but below zero where root has taken of what is
-    reserved for it (ext4): so much has to come free before anything is available.
+    reserved for it (ext4): so much has to come free before anything is available. Of C(used), C(deleted_open_bytes) are in deleted
+    files that processes hold open (RV(deleted_open)) and, with O(measure=exact), C(attributed_bytes) in what stands in RV(usage),
+    blocks that files share once; C(unaccounted_bytes) are the rest. If the filesystem has nothing but the data root, that is its
+    own metadata, such as tables of inodes and the journal; if it has other things as well, such as the operating system, they are in
+    it too. Both are null where they are not known: without O(measure=exact), and where layers lie on devices of their own (zfs,
+    thin pools); C(unaccounted_bytes) also where the files add up to more than the filesystem says is used (btrfs counts late).
   returned: when O(include) has V(filesystem) and the data root is proven to be here
   type: list
   elements: dict
   sample:
     - {mount_point: /var/lib/docker, type: ext4, size: 53660876800, used: 53660876800, free: 0, available: 0,
-       inodes: 3276800, inodes_available: 3010000, headroom: 0, read_only: false}
+       inodes: 3276800, inodes_available: 3010000, headroom: 0, read_only: false, attributed_bytes: 53011480576,
+       deleted_open_bytes: 150994944, unaccounted_bytes: 498401280}
+deleted_open:
+  description: >-
+    Files that were deleted while a process held them open, or mapped into its memory, on any filesystem that has something of the
+    engine's: C(df) counts them, C(du) does not. Their bytes come free when the last process that has them ends or lets go of
+    them. Only processes that this module sees count: those of its own process namespace and, without root, of its own user.
+    Files that only the kernel holds, such as that of a loop device, are not seen.
+  returned: when O(include) is not empty and the data root is proven to be here; else empty
+  type: dict
+  sample:
+    count: 1
+    bytes: 150994944
+    unread: 0
+    largest:
+      - {path: /srv/builds/cache.tar, bytes: 150994944, pid: 4711, command: gitlab-runner, user_id: 999, unit: gitlab-runner.service,
+         container: null, container_id: null, mount_point: /, how: descriptor, processes: 1, means: null}
+  contains:
+    count: {description: How many such files take space. Each counts once., type: int, returned: when looked for}
+    bytes: {description: 'What they take, without blocks that other files have as well.', type: int, returned: when looked for}
+    unread: {description: How many processes could not be looked into., type: int, returned: when looked for}
+    largest:
+      description: >-
+        The largest O(top) of them, with C(path) (the one that the process had it by; in a container that is a path in it), C(bytes),
+        C(pid), C(command) and C(user_id) (the effective user) of a process that has it, C(processes) (how many have it), the
+        process's systemd C(unit) or its C(container) (the name, if it is known) and C(container_id), C(mount_point) of the filesystem
+        that has the blocks, C(how) (V(descriptor), or V(mapped) without one) and C(means) (how this collection can free
+        it, which is so for the engine's logs alone; else null).
+      type: list
+      elements: dict
+      returned: when looked for
 usage:
   description: >-
     By category. C(images) (layers, each once), C(containers) (writable layers), C(volumes) (of the driver C(local)),
@@ -220,8 +255,8 @@ reclaimable:
     What could be had back, way by way: C(bytes), C(count) of objects and C(means). The ways are C(stopped_containers),
     C(dangling_images), C(unused_images), C(anonymous_volumes), C(unused_volumes), C(unused_build_cache), C(everything_unused)
     (all of these in one run), C(logs) (the files that can be cut in place: not rotated ones, which go with their container, nor
-    those of the driver C(local)), C(tmp) and C(leftovers). All are without any age; what a label or an orchestrator keeps is
-    not counted.
+    those of the driver C(local)), C(deleted_logs) (logs that were deleted and that the engine still writes), C(tmp) and
+    C(leftovers). All are without any age; what a label or an orchestrator keeps is not counted.
   returned: when something but the filesystem was asked for
   type: dict
   sample:

@@ -45,6 +45,8 @@ _ITEM_WORDS = {
     "build_cache": "cache",
     "leftovers": "leftover",
 }
+#: From here on, or from a hundredth of the filesystem on, deleted files that are held open are worth a line.
+_MANY_DELETED_BYTES = 100 * 1024**2
 #: The widest column of names: with it a line has a hundred columns.
 _LONGEST = 15
 _OURS = tuple(f"cleanup_{section}_" for section in (*options.SECTIONS, "logs", "keep", "free", "only_below"))
@@ -154,7 +156,7 @@ def host_record(hostvars: t.Mapping[str, t.Any]) -> Record:
         "error": "" if engine else "was not asked: its variables were refused, or its turn is later",
         "engine": engine.get("engine"),
         "filesystem": next(iter(engine.get("filesystems") or []), None),
-        **{name: engine.get(name) or {} for name in ("usage", "items", "totals", "reclaimable", "measured", "unread")},
+        **{name: engine.get(name) or {} for name in ("usage", "items", "totals", "reclaimable", "deleted_open", "measured", "unread")},
         **{name: engine.get(name) or [] for name in ("filesystems", "roots", "mounts", "warnings")},
         "logs": _without_noise(logs),
         "clean": _without_noise(clean),
@@ -191,7 +193,8 @@ def _believable(engine: dict[str, t.Any], logs: dict[str, t.Any], clean: dict[st
     """
     usage, items, totals = (engine.get(name) or {} for name in ("usage", "items", "totals"))
     unread, by_kind = engine.get("unread") or {}, clean.get("reclaimed_by_kind") or {}
-    if not all(isinstance(part, t.Mapping) for part in (usage, items, totals, unread, by_kind, engine.get("engine") or {})):
+    deleted, logs_gone = engine.get("deleted_open") or {}, _deleted_logs(engine)
+    if not all(isinstance(part, t.Mapping) for part in (usage, items, totals, unread, deleted, by_kind, engine.get("engine") or {})):
         return False
     return (
         _counted(engine.get("filesystems") or [], "size", "used", "available", needed=True)
@@ -199,6 +202,8 @@ def _believable(engine: dict[str, t.Any], logs: dict[str, t.Any], clean: dict[st
         and all(_counted(listed, "size", "age") for listed in items.values())
         and _counted([totals], "disk_bytes", "unattributed_bytes", "reclaimable_bytes")
         and _counted([unread], "count")
+        and _counted([deleted, logs_gone], "count", "bytes")
+        and _counted(deleted.get("largest") or [], "bytes", "pid", "processes")
         and _counted(unread.get("examples") or [])
         and _counted([by_kind], *by_kind)
         and _counted([clean], "planned_bytes", "reclaimed_bytes", "free_after")
@@ -206,6 +211,12 @@ def _believable(engine: dict[str, t.Any], logs: dict[str, t.Any], clean: dict[st
         and _counted([logs], "reclaimed_bytes")
         and _counted(logs.get("logs") or [], "bytes_before", "bytes_after", "reclaimed_bytes")
     )
+
+
+def _deleted_logs(answer: t.Mapping[str, t.Any]) -> t.Any:
+    """The way to free logs that were deleted while the engine held them open; empty if there is none."""
+    ways = answer.get("reclaimable")
+    return ways.get("deleted_logs") or {} if isinstance(ways, t.Mapping) else {}
 
 
 def _counted(entries: object, *names: str, needed: bool = False) -> bool:
@@ -438,12 +449,36 @@ def notes(record: Record) -> list[str]:
     nobodys, disk = totals.get("unattributed_bytes"), totals.get("disk_bytes")
     if nobodys and disk and nobodys * 100 > disk:
         found.append(f"{say_size(nobodys)} ({100 * nobodys // disk} %) below the data root is nobody's that is known here")
+    deleted = _deleted_words(record)
+    if deleted:
+        found.append(deleted)
     if unread.get("count"):
         first = next(iter(unread.get("examples") or []), None)
         example = f", such as {printable(first.get('path'), 100)}: {printable(first.get('error'), 100)}" if first else ""
         count = unread["count"]
         found.append(f"{count} file{'' if count == 1 else 's'} could not be read and {'is' if count == 1 else 'are'} missing here{example}")
     return found
+
+
+def _deleted_words(record: Record) -> str:
+    """Deleted files that are held open, if they are worth a line: ``144.0 MB are deleted files that pid 4711 (gitlab-runner) holds open``."""
+    deleted, filesystem = record["deleted_open"], record["filesystem"] or {}
+    size = deleted.get("bytes") or 0
+    if size < min(_MANY_DELETED_BYTES, (filesystem.get("size") or 0) // 100 or _MANY_DELETED_BYTES):
+        return ""
+    by_pid: dict[int, int] = {}
+    for entry in deleted.get("largest") or []:
+        by_pid[entry.get("pid") or 0] = by_pid.get(entry.get("pid") or 0, 0) + (entry.get("bytes") or 0)
+    if not by_pid:
+        return f"{say_size(size)} are deleted files that processes hold open"
+    pid = max(by_pid, key=lambda number: by_pid[number])
+    entry = next(entry for entry in deleted["largest"] if (entry.get("pid") or 0) == pid)
+    place = f" in container {printable(entry['container'], 40)}" if entry.get("container") else ""
+    who = f"pid {pid} ({printable(entry.get('command') or '?', 40)}{place})"
+    alone = by_pid[pid] == size and (entry.get("processes") or 1) == 1
+    words = f"{who} holds open" if alone else f"processes hold open, {say_size(by_pid[pid])} of it {who}"
+    logs = _deleted_logs(record).get("bytes")
+    return f"{say_size(size)} are deleted files that {words}" + (f"; docker_log_truncate frees {say_size(logs)} of it" if logs else "")
 
 
 def kind_words(category: str) -> str:

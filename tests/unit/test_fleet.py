@@ -460,6 +460,50 @@ def test_more_than_a_hundredth_that_is_nobodys_has_a_line(nobodys: int, said: bo
     assert any(line.startswith("build1: 3.0 GB (10 %) below the data root is nobody's") for line in lines) is said
 
 
+def deleted(*files: tuple[int, int, int], more: int = 0, container: str | None = None) -> dict[str, t.Any]:
+    """Deleted files that are open: the pid and the bytes of each, and how many processes have it."""
+    largest = [{"bytes": size, "pid": pid, "command": "gitlab-runner", "container": container, "processes": count} for pid, size, count in files]
+    return {"count": len(files) + bool(more), "bytes": sum(size for _pid, size, _count in files) + more, "unread": 0, "largest": largest}
+
+
+MB = 1024**2
+
+
+@pytest.mark.parametrize(
+    ("found", "ways", "said"),
+    [
+        (deleted((4711, 144 * MB, 1)), {}, "144.0 MB are deleted files that pid 4711 (gitlab-runner) holds open"),
+        (deleted((4711, 100 * MB, 1), (4711, 44 * MB, 1)), {}, "144.0 MB are deleted files that pid 4711 (gitlab-runner) holds open"),
+        (
+            deleted((4711, 144 * MB, 1), container="ci"), {},
+            "144.0 MB are deleted files that pid 4711 (gitlab-runner in container ci) holds open",
+        ),
+        (
+            deleted((3, 144 * MB, 1), (4711, 100 * MB, 1), (4711, 100 * MB, 1)), {},
+            "344.0 MB are deleted files that processes hold open, 200.0 MB of it pid 4711 (gitlab-runner)",
+        ),
+        # One that several have does not come free with the first.
+        (deleted((3, 144 * MB, 2)), {}, "144.0 MB are deleted files that processes hold open, 144.0 MB of it pid 3 (gitlab-runner)"),
+        (deleted(more=144 * MB), {}, "144.0 MB are deleted files that processes hold open"),
+        (
+            deleted((7, 144 * MB, 1)), {"deleted_logs": {"bytes": 44 * MB, "count": 1, "means": "x"}},
+            "144.0 MB are deleted files that pid 7 (gitlab-runner) holds open; docker_log_truncate frees 44.0 MB of it",
+        ),
+        (deleted((4711, 99 * MB, 1)), {}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_deleted_files_that_are_open_have_a_line_if_they_are_worth_it(found: dict[str, t.Any], ways: dict[str, t.Any], said: str) -> None:
+    words = " ".join(" ".join(report_of(deleted_open=found, reclaimable=ways)).split())
+    assert words.partition("build1: ")[2] == said
+    assert bool(said) == ("deleted files" in words)
+
+
+def test_a_hundredth_of_a_small_filesystem_is_worth_a_line() -> None:
+    small = [{"mount_point": "/", "size": 3 * GB, "used": GB, "free": 0, "available": 0}]
+    assert any("40.0 MB are deleted files" in line for line in report_of(filesystems=small, deleted_open=deleted((7, 40 * MB, 1))))
+
+
 def test_files_that_could_not_be_read_have_a_line() -> None:
     unread = {"count": 2, "vanished": 0, "examples": [{"path": "/var/lib/docker/x", "error": "Input/output error"}]}
     lines = report_of(unread=unread)

@@ -265,6 +265,12 @@ def test_the_policy_allows_this_style_and_this_script_and_nothing_else() -> None
         {"totals": {"reclaimable_bytes": "lots"}},
         {"engine": 7},
         {"unread": {"count": 1, "examples": ["x"]}},
+        {"deleted_open": [1]},
+        {"deleted_open": {"bytes": "many"}},
+        {"deleted_open": {"bytes": GB, "largest": [7]}},
+        {"deleted_open": {"bytes": GB, "largest": {"pid": 1}}},
+        {"deleted_open": {"bytes": GB, "largest": [{"bytes": GB, "pid": []}]}},
+        {"deleted_open": {"bytes": GB}, "reclaimable": {"deleted_logs": 7}},
     ],
 )
 def test_one_host_that_answers_nonsense_does_not_take_the_report_of_all(answer: dict[str, t.Any]) -> None:

@@ -10,14 +10,16 @@ import os
 import shutil
 import subprocess
 import typing as t
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import history, reporting, session, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import history, measure, reporting, session, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import chain_ids
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage
 from dataroots import GraphRoot
+from holder import Holder
 from worlds import hexadecimal, sha
 
 EVERYTHING = ("filesystem", "images", "containers", "volumes", "build_cache", "logs", "leftovers")
@@ -562,6 +564,108 @@ def test_fast_frees_by_the_engines_figures(host: Host) -> None:
     assert ways["unused_volumes"] == 0
 
 
+# -- deleted, and still open ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(host: Host) -> t.Iterator[t.Callable[..., int]]:
+    """Starts a process that has files of the data root open, and deletes them; its pid."""
+    running: list[Holder] = []
+
+    def start(*names: str, size: int = 3_000_000) -> int:
+        for name in names:
+            put(host.root / name, size)
+        running.append(Holder(*(f"append:{host.root / name}" for name in names)))
+        for name in names:
+            (host.root / name).unlink()
+        host.age()
+        return running[-1].pid
+
+    yield start
+    for process in running:
+        process.end()
+
+
+def deleted_in(result: dict[str, t.Any], host: Host) -> list[dict[str, t.Any]]:
+    """Of all deleted files on this filesystem, those of the test."""
+    return [entry for entry in result["deleted_open"]["largest"] if entry["path"].startswith(str(host.root))]
+
+
+@pytest.mark.parametrize("params", [{}, {"measure": "fast"}, {"include": ["filesystem"]}, {"include": ["volumes"]}])
+def test_deleted_files_that_are_open_are_in_every_report(host: Host, held: t.Callable[..., int], params: dict[str, t.Any]) -> None:
+    pid = held("volumes/data/_data/gone \x1b[31m")
+    result = host.report(**params)
+    (entry,) = deleted_in(result, host)
+    assert (entry["path"], entry["pid"], entry["user_id"]) == (f"{host.root}/volumes/data/_data/gone ?[31m", pid, os.geteuid())
+    assert (entry["how"], entry["processes"], entry["container"], entry["means"]) == ("descriptor", 1, None, None)
+    assert entry["mount_point"] == measure.filesystem(str(host.root)).mount_point
+    assert 3_000_000 <= entry["bytes"] <= result["deleted_open"]["bytes"]
+    assert result["deleted_open"]["count"] == len(result["deleted_open"]["largest"])
+    assert host.report(include=[])["deleted_open"] == {}
+
+
+def test_what_is_used_is_in_files_in_deleted_ones_or_said_to_be_in_neither(host: Host, held: t.Callable[..., int]) -> None:
+    held("gone")
+    result = host.report()
+    (row,) = result["filesystems"]
+    assert row["attributed_bytes"] == result["totals"]["disk_bytes"]
+    assert row["deleted_open_bytes"] == result["deleted_open"]["bytes"]
+    assert row["attributed_bytes"] + row["deleted_open_bytes"] + row["unaccounted_bytes"] == row["used"]
+    # What was not measured cannot be told apart.
+    for params in ({"measure": "fast"}, {"include": ["filesystem"]}):
+        (row,) = host.report(**params)["filesystems"]
+        assert (row["attributed_bytes"], row["unaccounted_bytes"]) == (None, None)
+        assert row["deleted_open_bytes"] >= 3_000_000
+
+
+def test_blocks_that_files_share_make_no_figure_less_than_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = measure.filesystem
+    monkeypatch.setattr(measure, "filesystem", lambda path: replace(real(path), used=100_000))
+    (row,) = host.report()["filesystems"]
+    assert row["unaccounted_bytes"] is None and row["attributed_bytes"] > 100_000
+
+
+@pytest.mark.parametrize(
+    "status", [{"Parent Dataset": "tank/docker", "Space Used By Parent": "1"}, {"Pool Name": "thin", "Data Space Used": "2GB"}]
+)
+def test_layers_on_devices_of_their_own_are_not_taken_from_what_the_filesystem_has(host: Host, status: dict[str, str]) -> None:
+    host.storage = Storage(str(host.root), "overlay2", "graphdriver", status)
+    (row,) = host.report()["filesystems"]
+    assert (row["attributed_bytes"], row["unaccounted_bytes"]) == (None, None)
+
+
+def test_what_lies_on_another_filesystem_is_not_taken_from_the_data_roots(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = measure.device
+    monkeypatch.setattr(measure, "device", lambda path: "0:4711" if path.startswith(f"{host.root}/volumes") else real(path))
+    result = host.report()
+    (row,) = result["filesystems"]
+    volumes = du(*(host.root / "volumes" / name for name in ("data", "old", ANONYMOUS)))
+    assert row["attributed_bytes"] == result["totals"]["disk_bytes"] - volumes
+
+
+def test_a_deleted_log_that_the_engine_writes_can_be_had_back_and_others_cannot(host: Host, held: t.Callable[..., int]) -> None:
+    before = host.report()
+    log = f"containers/{WEB}/container-cached.log"
+    held(log, "volumes/data/_data/gone")
+    result = host.report()
+    means = {os.path.basename(entry["path"]): entry["means"] for entry in deleted_in(result, host)}
+    assert means == {"container-cached.log": "docker_log_truncate: deleted: true", "gone": None}
+    freed = next(entry["bytes"] for entry in deleted_in(result, host) if entry["means"])
+    assert result["reclaimable"]["deleted_logs"] == {"bytes": freed, "count": 1, "means": "docker_log_truncate: deleted: true"}
+    assert before["reclaimable"]["deleted_logs"]["bytes"] == 0
+    assert result["totals"]["reclaimable_bytes"] - before["totals"]["reclaimable_bytes"] == freed
+    # In usage there are files that have a name.
+    assert result["totals"]["disk_bytes"] == du(host.root)
+
+
+@pytest.mark.parametrize("top", [0, 1])
+def test_no_more_deleted_files_are_named_than_were_asked_for(host: Host, held: t.Callable[..., int], top: int) -> None:
+    held("one", "two", f"containers/{WEB}/{WEB}-json.log")
+    result = host.report(top=top)
+    assert len(result["deleted_open"]["largest"]) == top
+    assert result["deleted_open"]["count"] >= 3 and result["reclaimable"]["deleted_logs"]["count"] == 1
+
+
 # -- another machine's engine -----------------------------------------------------------------------------------
 
 
@@ -573,6 +677,7 @@ def test_of_an_engine_elsewhere_there_are_its_own_figures_and_no_others(host: Ho
         assert (use["disk_bytes"], use["apparent_bytes"], use["shared_bytes"]) == (None, None, None)
     assert [result["totals"][name] for name in ("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes")] == [None] * 4
     assert (result["paths"], result["filesystems"], result["roots"], result["mounts"]) == ({}, [], [], [])
+    assert result["deleted_open"] == {} and "deleted_logs" not in result["reclaimable"]
     assert result["warnings"] == ["nothing proves it; figures are the engine's own."]
     assert result["measured"]["mode"] == "fast"
     assert result["measured"]["files"] == 0
