@@ -27,7 +27,8 @@ def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bo
         pattern = given.lstrip("/")  # as `docker inspect` names containers
         if ID_PREFIX.fullmatch(pattern) and plain.startswith(pattern.rsplit(":", 1)[-1]):
             return True
-        if any(_fits(spelled, name) for name in names for spelled in {given, pattern}):
+        written = (pattern,) if pattern == given else (pattern, given)
+        if any(_fits(spelled, name) for name in names for spelled in written):
             return True
     return False
 

@@ -85,7 +85,9 @@ class _Module(AnsibleModule):
         try:
             self.params = patterns.split_lists(self.params, self.argument_spec)
         except FleetcleanError as error:
-            self.list_error = error  # to be told once the module can tell anything
+            # To be told once the module can tell anything, and before Ansible says less of the same.
+            self.list_error = error
+            self.params = {name: value for name, value in self.params.items() if name not in self.argument_spec}
 
 
 def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.Any]], None]) -> None:

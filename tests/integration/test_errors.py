@@ -61,6 +61,7 @@ BAD_INPUT: Tuple[Tuple[str, Dict[str, Any], str], ...] = (
     ("docker_clean", {"leftovers": {}}, "docker_clean: leftovers: not there yet in this release; leave the section out."),
     ("docker_clean", {"images": {}, "parallel": 0}, "parallel: 0 is out of range; use 1 to 32."),
     ("docker_clean", {"images": {"keep": "postgres:16, redis:.*"}}, 'docker_clean: images.keep: "redis:.*" cannot match any image. Use repository:tag, repository, digests or IDs'),
+    ("docker_clean", {"images": {"keep": {"app": 1}}}, "docker_clean: images.keep: an entry is a mapping and not a text. Use repository:tag"),
     ("docker_clean", {"images": {}, "keep_labels": ["team=a", ""]}, "docker_clean: keep_labels: an entry is empty. Use key or key=value"),
     ("docker_log_truncate", {"containers": "web db"}, 'docker_log_truncate: containers: "web db" cannot match any container. Use names or IDs of containers'),
     ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
