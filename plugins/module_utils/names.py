@@ -9,9 +9,15 @@ import re
 import typing as t
 from fnmatch import fnmatchcase
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Container, Image
+if t.TYPE_CHECKING:
+    from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Container, Image
 
-_ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{4,64}")
+#: How Docker Hub is called in names of images; it has two names and mostly none.
+_HUB = "docker.io"
+_OFFICIAL = "library/"
+#: The host of a registry that has an IPv6 address for a name, at the beginning of a pattern.
+_IPV6_HOST = re.compile(r"\[(?=[0-9A-Fa-f.*?]*:[0-9A-Fa-f:.*?]*\](?:[:/*?]|$))")
+ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{4,64}")
 
 
 def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bool:
@@ -19,10 +25,10 @@ def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bo
     plain = ident.rsplit(":", 1)[-1]
     for given in patterns:
         pattern = given.lstrip("/")  # as `docker inspect` names containers
-        if _ID_PREFIX.fullmatch(pattern) and plain.startswith(pattern.rsplit(":", 1)[-1]):
+        if ID_PREFIX.fullmatch(pattern) and plain.startswith(pattern.rsplit(":", 1)[-1]):
             return True
-        # A name that is itself full of brackets fits as it is written, too.
-        if any(name == pattern or fnmatchcase(name, pattern) for name in names):
+        written = (pattern,) if pattern == given else (pattern, given)
+        if any(_fits(spelled, name) for name in names for spelled in written):
             return True
     return False
 
@@ -30,10 +36,21 @@ def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bo
 def has_label(labels: dict[str, str], pattern: str) -> bool:
     """Whether one of the labels fits ``key`` or ``key=value``; globs in both."""
     key, equals, value = pattern.partition("=")
-    return any(
-        (k == key or fnmatchcase(k, key)) and (not equals or v == value or fnmatchcase(v, value))
-        for k, v in labels.items()
-    )
+    return any(_fits(key, k) and (not equals or _fits(value, v)) for k, v in labels.items())
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Whether a glob fits a name. One that is itself full of brackets fits as it is written, too; white space at its ends is no matter."""
+    plain = name.strip()  # a pattern that a user gave has none
+    return pattern in (name, plain) or glob_fits(pattern, name) or (plain != name and glob_fits(pattern, plain))
+
+
+def glob_fits(pattern: str, name: str) -> bool:
+    """Whether a glob fits a name; one that is none, such as ``[z-a]`` to Python before 3.11, fits nothing."""
+    try:
+        return fnmatchcase(name, pattern)
+    except re.error:
+        return False
 
 
 def known_as(ident: str, *names: str) -> set[str]:
@@ -71,7 +88,7 @@ def mounted_by(containers: t.Iterable[Container]) -> t.Callable[[str, t.Collecti
     """Return what tells, of an image's id and names, whether one of the containers mounts it."""
     given = {name for container in containers for name in container.mounted_images}
     names = {name for mounted in given for name in spellings(mounted)}
-    parts = [mounted.rpartition(":")[2] for mounted in given if _ID_PREFIX.fullmatch(mounted)]
+    parts = [mounted.rpartition(":")[2] for mounted in given if ID_PREFIX.fullmatch(mounted)]
 
     def mounted(ident: str, known_as: t.Collection[str]) -> bool:
         plain = ident.rpartition(":")[2]
@@ -80,11 +97,40 @@ def mounted_by(containers: t.Iterable[Container]) -> t.Callable[[str, t.Collecti
     return mounted
 
 
+def fits_image(pattern: str, name: str) -> bool:
+    """Whether a glob fits an image's name: ``repository:tag`` or ``repository``.
+
+    Docker Hub's names are the same with and without its address. A pattern that has it fits Hub's images and no others.
+    """
+    domain, path = _split_domain(pattern)
+    plain = plain_name(name)
+    if domain == _HUB and (path != pattern or path.startswith(_OFFICIAL)):
+        full = plain if "/" in plain else _OFFICIAL + plain
+        return _split_domain(name)[0] == _HUB and (glob_fits(path, plain) or glob_fits(path, full))
+    glob = escape_host(pattern)
+    return pattern == name or glob_fits(glob, plain) or glob_fits(glob, name)
+
+
+def escape_host(pattern: str) -> str:
+    """``[2001:db8::1]:5000/*`` with brackets that fnmatch does not take for a class of characters."""
+    return _IPV6_HOST.sub("[[]", pattern, count=1) if _IPV6_HOST.match(pattern) else pattern
+
+
 def plain_name(name: str) -> str:
     """An image's name without what stands for Docker Hub, as lists have it."""
-    for prefix in ("index.docker.io/", "docker.io/", "library/"):
-        name = name[len(prefix):] if name.startswith(prefix) else name
-    return name
+    domain, path = _split_domain(name)
+    if domain != _HUB:
+        return name
+    official = path.startswith(_OFFICIAL) and path.count("/") == 1
+    return path[len(_OFFICIAL):] if official else path
+
+
+def _split_domain(name: str) -> tuple[str, str]:
+    """A name's registry and the rest (github.com/distribution/reference, normalize.go, splitDockerDomain)."""
+    first, slash, rest = name.partition("/")
+    if not slash or not (first == "localhost" or "." in first or ":" in first or first != first.lower()):
+        return _HUB, name
+    return (_HUB if first == "index.docker.io" else first), rest
 
 
 def repository(tag: str) -> str:

@@ -13,7 +13,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible.module_utils.basic import env_fallback
-from ansible_collections.fleetclean.docker.plugins.module_utils import plan
+from ansible_collections.fleetclean.docker.plugins.module_utils import patterns, plan
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
     not_yet,
@@ -201,7 +201,7 @@ def read_clean(params: dict[str, t.Any]) -> tuple[plan.Wishes, Watermarks]:
         if params.get(name) is not None:
             sections[name] = kind(**_values(name, params[name]))
     wishes = plan.Wishes(
-        keep_labels=tuple(params["keep_labels"] or ()),
+        keep_labels=patterns.read_list("keep_labels", params["keep_labels"] or ()),
         orchestrated=params["orchestrated"],
         cheapest_first=any(params.get(name) not in (None, "") for name in ("free_target", "free_target_inodes")),
         **sections,
@@ -220,8 +220,8 @@ def read_truncate(params: dict[str, t.Any]) -> LogWish:
     keep = parse_size(params["keep"], "keep")
     larger_than = params.get("larger_than")
     return LogWish(
-        containers=tuple(params["containers"] or ()),
-        keep_labels=tuple(params["keep_labels"] or ()),
+        containers=patterns.read_list("containers", params["containers"] or ()),
+        keep_labels=patterns.read_list("keep_labels", params["keep_labels"] or ()),
         larger_than=max(keep, parse_size(larger_than, "larger_than") if larger_than is not None else 0),
         keep=keep,
         deleted=params["deleted"],
@@ -244,7 +244,8 @@ def _values(section: str, given: dict[str, t.Any]) -> dict[str, t.Any]:
                 raise FleetcleanError(f"{option}: {value} is less than nothing; use 0 or more.", "bad_input")
             values[name] = value
         elif isinstance(value, list):
-            values[name] = tuple(value)
+            drivers = given.get("drivers") if option == "volumes.keep" else None
+            values[name] = patterns.read_list(option, value, drivers)
         else:
             values[name] = value
     return values

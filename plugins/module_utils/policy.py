@@ -18,10 +18,10 @@ Rules that hold whatever is wished:
 
 from __future__ import annotations
 
+import re
 import typing as t
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from heapq import heapify, heappop, heappush
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import (
@@ -42,11 +42,12 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.managers import 
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import (
     container_names,
+    fits_image,
+    glob_fits,
     has_label,
     image_names,
     matches,
     mounted_by,
-    plain_name,
     repository,
     spellings,
 )
@@ -81,6 +82,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
 
 #: Records of the build cache that the engine's own plain prune leaves alone.
 _INNER_CACHE = ("internal", "frontend")
+#: So much of a digest is enough, as of an id.
+_DIGEST_PREFIX = re.compile("[^:]+:[0-9a-f]{4,}")
 
 
 @dataclass
@@ -469,7 +472,8 @@ def _why_image_stays(
 ) -> str | None:
     # Without a tag, the digests say whose image it is; with tags, each is judged by itself, and a digest only by its own name.
     repositories = [] if image.tags else [digest.partition("@")[0] for digest in image.digests]
-    if matches(wish.keep, image.id, repositories) or _kept_by_digest(image, wish.keep):
+    named = any(fits_image(pattern, name) for pattern in wish.keep for name in repositories)
+    if named or matches(wish.keep, image.id, ()) or _kept_by_digest(image, wish.keep):
         return "named in images.keep"
     if image.tags and wish.scope == "dangling":
         return "tagged (images.scope is dangling)"
@@ -489,13 +493,16 @@ def _why_image_stays(
 
 def _kept_by_digest(image: Image, patterns: t.Sequence[str]) -> bool:
     """Whether a pattern names one of the image's digests: as ``name@digest``, with a tag before it, or the digest alone."""
-    names = {plain_name(digest) for digest in image.digests}
     for given in patterns:
-        if "@" in given:
-            if any(fnmatchcase(name, spelled) for name in names for spelled in spellings(given) if "@" in spelled):
-                return True
-        elif any(matches([given], digest.partition("@")[2], ()) for digest in image.digests):
-            return True
+        named, at, wanted = given.partition("@")
+        for own in image.digests:
+            name, _at, digest = own.partition("@")
+            if not at:
+                if matches([given], digest, ()):
+                    return True
+            elif fits_image(named, name) or fits_image(repository(named), name):
+                if glob_fits(wanted, digest) or (_DIGEST_PREFIX.fullmatch(wanted) and digest.startswith(wanted)):
+                    return True
     return False
 
 
@@ -504,16 +511,11 @@ def _why_tags_stay(image: Image, wish: ImageWish, newest: set[str]) -> dict[str,
     kept = {}
     for tag in image.tags:
         family = repository(tag)
-        if any(_fits_image(pattern, tag) or _fits_image(pattern, family) for pattern in wish.keep):
+        if any(fits_image(pattern, tag) or fits_image(pattern, family) for pattern in wish.keep):
             kept[tag] = "named in images.keep"
         elif tag in newest:
             kept[tag] = f"the newest {wish.keep_latest} of {family}"
     return kept
-
-
-def _fits_image(pattern: str, name: str) -> bool:
-    """Whether a glob fits an image's name; Docker Hub's names are the same with and without its address."""
-    return fnmatchcase(plain_name(name), plain_name(pattern)) or fnmatchcase(name, pattern)
 
 
 def _why_image_goes(draft: _Draft, image: Image, evidence: Evidence, follows: bool) -> str:
@@ -696,7 +698,7 @@ def _why_volume_stays(
         return "a cluster volume"
     reason = draft.protected(volume.labels)
     drivers = wish.drivers if wish else VolumeWish.drivers
-    if not reason and not any(fnmatchcase(volume.driver or "local", pattern) for pattern in drivers):
+    if not reason and not any(glob_fits(pattern, volume.driver or "local") for pattern in drivers):
         # Its data is elsewhere, so nothing comes free here, and others may have it.
         return f"of volume driver {volume.driver}"
     if reason or wish is None:

@@ -11,7 +11,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, sdk
+from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns, sdk
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -74,6 +74,22 @@ class Site(t.NamedTuple):
         }
 
 
+class _Module(AnsibleModule):
+    """A module whose lists may be texts: they are split before Ansible does it, which knows commas only."""
+
+    params: dict[str, t.Any]
+    list_error: FleetcleanError | None = None
+
+    def _load_params(self) -> None:
+        super()._load_params()
+        try:
+            self.params = patterns.split_lists(self.params, self.argument_spec)
+        except FleetcleanError as error:
+            # To be told once the module can tell anything, and before Ansible says less of the same.
+            self.list_error = error
+            self.params = {name: value for name, value in self.params.items() if name not in self.argument_spec}
+
+
 def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.Any]], None]) -> None:
     """Let ``work`` fill a result and end the module with it.
 
@@ -82,10 +98,12 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
     Whatever ends the work early, the result has all that was done until then. Work that came to its
     end with something to complain of says so in ``failure`` and ``msg``.
     """
-    module = AnsibleModule(argument_spec={**options.shared_spec(), **spec}, supports_check_mode=True)
+    module = _Module(argument_spec={**options.shared_spec(), **spec}, supports_check_mode=True)
     result: dict[str, t.Any] = {"changed": False}
     name = module._name.rsplit(".", 1)[-1]
     try:
+        if module.list_error:
+            raise module.list_error
         try:
             work(module, result)
         finally:

@@ -31,6 +31,9 @@ notes:
   - Sizes are bytes, or a number with a unit (powers of 1024), such as V(500MB) or V(10GiB).
   - Durations are a number with V(s), V(m), V(h), V(d) or V(w), such as V(7d). Ages are counted by the engine's clock.
   - A section that is not given is not touched. V({}) takes a section's defaults.
+  - Lists may also be text with commas or lines between the entries, as surveys give them; white space at the ends of entries is dropped.
+    Patterns are globs (V(*), V(?), V([abc]), V([!abc])). What no name of that kind can match, such as a regular expression or an empty entry, is
+    an error before anything is touched.
 options:
   containers:
     description:
@@ -94,8 +97,10 @@ options:
           - A build by the classic builder that is under way holds images without a tag, so keep this above some minutes.
         type: str
       keep:
-        description: >-
-          Images that stay, as C(repository:tag) or C(repository) (globs), digests or ids.
+        description:
+          - Images that stay, as C(repository:tag) or C(repository) (globs), digests (also C(repository@digest)) or ids, or their beginnings.
+          - V(docker.io/*) are the images of Docker Hub, V(docker.io/library/*) its official ones, V(registry.example:5000/*) those of another
+            registry, also of one with an IPv6 address such as V([2001:db8::1]:5000/*).
         type: list
         elements: str
         default: []
@@ -133,7 +138,7 @@ options:
           - An engine does not know when a volume was used last; O(state_dir) remembers what earlier runs saw.
         type: str
       keep:
-        description: Names (globs) of volumes that stay.
+        description: Names (globs) of volumes that stay. Those of other drivers than V(local) may have any name, see O(volumes.drivers).
         type: list
         elements: str
         default: []
@@ -189,7 +194,9 @@ options:
         type: bool
         default: false
   keep_labels:
-    description: Objects with one of these labels stay. C(key) or C(key=value), globs allowed in both.
+    description:
+      - Objects with one of these labels stay. C(key) or C(key=value), globs allowed in both.
+      - Values may have blanks in them. Keys have none, nor quotes or characters of regular expressions; V(?) stands for one where it has to.
     type: list
     elements: str
     default: [fleetclean.keep]

@@ -35,7 +35,8 @@ attributes:
 options:
   include:
     description:
-      - What to report. An empty list gives the engine's facts and paths alone, from one question to the engine.
+      - What to report, as a list or as text with commas or lines between the entries. An empty list gives the engine's facts and paths alone,
+        from one question to the engine.
       - >-
         V(containers) has the category C(container_metadata) with it; V(leftovers) has C(tmp), C(engine_metadata), C(other_users)
         and, with O(measure=exact), C(unattributed).

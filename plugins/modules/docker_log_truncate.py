@@ -76,6 +76,9 @@ options:
     choices: [never, engine, containers]
     default: never
 notes:
+  - Lists may also be text with commas or lines between the entries, as surveys give them; white space at the ends of entries is dropped.
+    Patterns are globs (V(*), V(?), V([abc]), V([!abc])). What no name of that kind can match, such as a regular expression or an empty entry, is
+    an error before anything is touched.
   - Who follows a log by an offset of his own (fluent-bit, filebeat, promtail) takes a file that became shorter for a new one and
     reads what stayed once more, see RV(logs[].repeats).
   - C(docker logs --follow) of an engine before 23 reads what stayed once more as well. A follower that was further behind than

@@ -14,7 +14,7 @@ import re
 import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.fleetclean.docker.plugins.module_utils import options
+from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_size
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import COLUMNS, printable, wrapped
@@ -107,7 +107,8 @@ def asks_for_something(clean: dict[str, t.Any]) -> bool:
 
 
 def _validated(spec: dict[str, t.Any], values: dict[str, t.Any]) -> dict[str, t.Any]:
-    result = ArgumentSpecValidator(spec).validate({name: _plain(value) for name, value in values.items() if value is not None})
+    given = patterns.split_lists({name: _plain(value) for name, value in values.items() if value is not None}, spec)
+    result = ArgumentSpecValidator(spec).validate(given)
     if result.error_messages:
         raise FleetcleanError("; ".join(result.error_messages), "bad_input")
     return dict(result.validated_parameters)
@@ -126,11 +127,12 @@ def _plain(value: t.Any) -> t.Any:
 
 def _read_logs(values: dict[str, t.Any]) -> None:
     """Read the wishes for logs as the module does; its options are the role's variables cleanup_logs_*."""
-    given = _validated(options.truncate_spec(), values)
     try:
-        options.read_truncate(given)
+        options.read_truncate(_validated(options.truncate_spec(), values))
     except FleetcleanError as error:
-        raise FleetcleanError(f"logs.{error}", error.code) from None
+        # Labels are one variable for all of the role; what Ansible itself refuses has no name in front.
+        ours = re.match("(?!keep_labels)[a-z_]+: ", str(error))
+        raise FleetcleanError(f"logs.{error}" if ours else str(error), error.code) from None
 
 
 def _variable_name(match: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterator, Optional
+from urllib.parse import quote
 
 import pytest
 
@@ -326,6 +327,40 @@ def test_names_are_names_and_nothing_else(host: Host, ansible: Ansible) -> None:
     assert result["removed"] == []
     clean(host, ansible, keep_labels=["fleetclean.keep"])
     assert (state(host)["containers"], state(host)["volumes"]) == ({}, set())
+
+
+@pytest.mark.parametrize("host", ["ctd"], indirect=True)
+def test_lists_as_surveys_give_them_keep_what_they_name_and_nothing_else(host: Host, ansible: Ansible) -> None:
+    """AWX gives a text, with blanks, or one a line (awx 13554). Images have registries' names that look like globs, and Docker Hub's."""
+    labels = {"blue": {"team": "a b"}, "green": {"fleetclean.keep": ""}, "red": {"team": "c"}}
+    for name in ("web-1", "web-2", "db", "cache", *labels):
+        container(host, name, "base/app:1", ["/bin/true"], labels=labels.get(name, {}))
+        host.must("POST", "/volumes/create", {"Name": name, "Labels": labels.get(name, {})})
+        host.must("POST", "/networks/create", {"Name": f"{name} net", "Driver": "bridge", "Internal": True, "Labels": labels.get(name, {})})
+    wanted = {"postgres:16", "redis:7", "registry.example:5000/team/app:1"}
+    others = {"team/app:1", "registry.example/library/x:1", "localhost/x:1"}
+    ipv6 = {"[2001:db8::1]:5000/app:1": True, "[2001:db8::1]:5000/team/app:2": True, "[2001:db8::2]:5000/app:1": False}
+    for tag in sorted(wanted | others):
+        load_image(host, tag, {"a": tag.encode()})
+    for tag, stays in ipv6.items():
+        repository, _colon, version = tag.rpartition(":")
+        load_image(host, "app/tagged:1", {"a": tag.encode()})
+        host.must("POST", f"/images/app/tagged:1/tag?repo={quote(repository)}&tag={version}")
+        host.must("DELETE", "/images/app/tagged:1")
+        (wanted if stays else others).add(tag)
+    run = ansible.play(
+        "clean", hosts=host.name, cleanup_profile="full", cleanup_full_confirmed=True, cleanup_logs=False,
+        cleanup_keep_labels="team=a b, fleetclean.keep", cleanup_containers_keep="web-*, db,", cleanup_volumes_keep="web-*\ndb\n",
+        cleanup_networks_keep=["web-1 net\ndb net\n"], cleanup_images_keep="docker.io/library/*,\n[2001:db8::1]:5000/*,\r\n registry.example:5000/team/*\r\n",
+    )
+    assert run.code == 0, run.text
+    now = state(host)
+    assert set(now["containers"]) == {"web-1", "web-2", "db", "blue", "green"}
+    assert now["volumes"] == set(now["containers"])
+    assert {name for name in now["networks"] if name.endswith(" net")} == {"web-1 net", "db net", "blue net", "green net"}
+    assert now["tags"] == {*wanted, "base/app:1"}
+    policy = run.task("Remove what the profile allows")[host.name]["policy"]
+    assert any(words.endswith("keep those named docker.io/library/*, [2001:db8::1]:5000/*, registry.example:5000/team/*") for words in policy)
 
 
 def test_a_driver_may_call_its_volumes_what_it_likes(host: Host) -> None:

@@ -192,7 +192,7 @@ class Expected:
             or (self.keeping and (hosts or self.served(picture)))
             or self.labelled(picture.labels)
             # Beside tags, each of which is judged by itself, a digest counts only where it is named as one.
-            or self.named(wish.keep, picture.id, *([] if picture.tags else picture.digests), *repositories)
+            or self.named(self.plain(wish.keep), picture.id, *([] if picture.tags else picture.digests), *repositories)
             or self.named([pattern for pattern in wish.keep if "@" in pattern], picture.id, *picture.digests)
             or (picture.tags and (wish.scope == "dangling" or (wish.keep_local and local)))
         ):
@@ -215,10 +215,13 @@ class Expected:
         signs += [event["time"] for event in self.engine.events if event["Actor"]["Attributes"]["image"] in picture.tags]
         return max((sign for sign in signs if sign is not None), default=int(picture.created))
 
+    @staticmethod
+    def plain(patterns: t.Iterable[str]) -> list[str]:
+        return [pattern.replace("docker.io/library/", "") for pattern in patterns]
+
     def tag_stays(self, tag: str, wish: policy.ImageWish) -> bool:
         repository = tag.rpartition(":")[0]
-        plain = [pattern.replace("docker.io/library/", "") for pattern in wish.keep]
-        if any(fnmatchcase(name, pattern) for pattern in plain for name in (tag, repository)):
+        if any(fnmatchcase(name, pattern) for pattern in self.plain(wish.keep) for name in (tag, repository)):
             return True
         alike = [
             (int(picture.created), picture.tagged or 0, max(picture.tags), tuple(picture.tags))

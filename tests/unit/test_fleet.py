@@ -124,6 +124,11 @@ def test_nothing_asked_for_at_all_is_refused() -> None:
         ({"only_below": "little"}, 'cleanup_only_below: "little" is neither a size nor a share'),
         ({"free_target_inodes": "5GB"}, 'cleanup_free_target_inodes: "5GB" is not a number of inodes'),
         ({"parallel": 99}, "cleanup_parallel: 99 is out of range"),
+        ({"images": {"keep": "postgres:16, redis:.*"}}, 'cleanup_images_keep: "redis:.*" cannot match any image. Use repository:tag'),
+        ({"images": {"keep": ["app", ""]}}, "cleanup_images_keep: an entry is empty."),
+        ({"containers": {"keep": [{"web": 1}]}}, "cleanup_containers_keep: an entry is a mapping and not a text."),
+        ({"volumes": {"drivers": "local|nfs"}}, 'cleanup_volumes_drivers: "local|nfs" cannot match any volume driver.'),
+        ({"keep_labels": "team a"}, 'cleanup_keep_labels: "team a" cannot match any label. Use key or key=value'),
     ],
 )
 def test_a_wrong_wish_is_refused_by_the_name_of_its_variable(clean: dict[str, t.Any], start: str) -> None:
@@ -135,6 +140,10 @@ def test_a_wrong_wish_is_refused_by_the_name_of_its_variable(clean: dict[str, t.
     [
         ({"keep": "all"}, 'cleanup_logs_keep: "all" is not a size'),
         ({"larger_than": "20%"}, 'cleanup_logs_larger_than: "20%" is not a size'),
+        ({"containers": "web, ^db"}, 'cleanup_logs_containers: "^db" cannot match any container.'),
+        ({"containers": ["web", ""]}, "cleanup_logs_containers: an entry is empty."),
+        ({"keep_labels": "team a"}, 'cleanup_keep_labels: "team a" cannot match any label.'),
+        ({"rotated": "perhaps"}, "value of rotated must be one of: keep, remove"),
     ],
 )
 def test_a_wrong_wish_for_logs_is_refused_by_the_name_of_its_variable(logs: dict[str, t.Any], start: str) -> None:
@@ -148,6 +157,11 @@ def test_what_is_no_choice_is_refused(clean: dict[str, t.Any]) -> None:
     words = problem({**CLEAN, **clean})
     assert "must be one" in words
     assert "\n" not in words
+
+
+def test_the_texts_of_surveys_are_no_problem() -> None:
+    clean = {"images": {"keep": "postgres:16, app/*\n"}, "containers": {"states": "created, exited", "keep": ""}, "keep_labels": "team=a, fleetclean.keep"}
+    assert problem({**CLEAN, **clean}, {**LOGS, "containers": "web-*\ndb\n", "keep_labels": "team=a, fleetclean.keep"}) == ""
 
 
 def test_leftovers_are_refused_before_anything_is_touched() -> None:

@@ -9,7 +9,7 @@ import typing as t
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, policy
+from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns, policy
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import Share
 
@@ -19,7 +19,8 @@ GIB = 1024**3
 
 def validated(spec: dict[str, t.Any], **given: t.Any) -> dict[str, t.Any]:
     """What a module gets as its parameters."""
-    result = ArgumentSpecValidator({**options.shared_spec(), **spec}).validate(given)
+    spec = {**options.shared_spec(), **spec}
+    result = ArgumentSpecValidator(spec).validate(patterns.split_lists(given, spec))
     assert not result.error_messages, result.error_messages
     return result.validated_parameters
 
@@ -137,6 +138,51 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_option(given: dict[str, t.A
     assert caught.value.code == "bad_input"
 
 
+def test_lists_that_are_texts_as_surveys_give_them_arrive_as_what_is_meant() -> None:
+    wishes, _marks = clean(
+        containers={"states": "created, exited", "keep": "web-*,\ndb\n"},
+        images={"keep": "postgres:16, app/*,"},
+        volumes={"keep": "a\r\n\r\nb\r\n", "drivers": " local, local/nfs "},
+        networks={"keep": " front "},
+        keep_labels="team = a, fleetclean.keep",
+    )
+    assert wishes == policy.Wishes(
+        containers=policy.ContainerWish(states=("created", "exited"), keep=("web-*", "db")),
+        images=policy.ImageWish(keep=("postgres:16", "app/*")),
+        volumes=policy.VolumeWish(keep=("a", "b"), drivers=("local", "local/nfs")),
+        networks=policy.NetworkWish(keep=("front",)),
+        keep_labels=("team=a", "fleetclean.keep"),
+    )
+    logs = truncate(containers="web-1\nweb-2", keep_labels="")
+    assert (logs.containers, logs.keep_labels) == (("web-1", "web-2"), ())
+    assert validated(options.report_spec(), include="logs, images\n")["include"] == ["logs", "images"]
+
+
+@pytest.mark.parametrize(
+    ("given", "start"),
+    [
+        ({"containers": {"keep": "web, redis:.*"}}, 'containers.keep: "redis:.*" cannot match any container. Use names or IDs'),
+        ({"images": {"keep": ["postgres 16"]}}, 'images.keep: "postgres 16" cannot match any image. Use repository:tag'),
+        ({"images": {"keep": "a,,b"}}, "images.keep: an entry is empty. Use repository:tag"),
+        ({"volumes": {"keep": ["^db"]}}, 'volumes.keep: "^db" cannot match any volume of the driver local. Use names'),
+        ({"volumes": {"drivers": "local|nfs"}}, 'volumes.drivers: "local|nfs" cannot match any volume driver. Use names'),
+        ({"networks": {"keep": ["front", " "]}}, "networks.keep: an entry is empty. Use names or IDs of networks"),
+        ({"images": {}, "keep_labels": ["fleetclean.keep", "my team=a"]}, 'keep_labels: "my team=a" cannot match any label. Use key or key=value'),
+        ({"containers": {"states": ["exited", ""]}}, "containers.states: an entry is empty. Use created, exited, dead"),
+    ],
+)
+def test_an_entry_that_can_protect_nothing_is_refused_by_the_name_of_its_option(given: dict[str, t.Any], start: str) -> None:
+    with pytest.raises(FleetcleanError) as caught:
+        clean(**given)
+    assert str(caught.value).startswith(start)
+    assert caught.value.code == "bad_input"
+
+
+def test_the_drivers_say_which_names_of_volumes_there_are() -> None:
+    wishes, _marks = clean(volumes={"drivers": ["local", "elsewhere"], "keep": ["a b"]})
+    assert wishes.volumes == policy.VolumeWish(keep=("a b",), drivers=("local", "elsewhere"))
+
+
 @pytest.mark.parametrize("parallel", [1, 32])
 def test_the_bounds_of_parallel_are_allowed(parallel: int) -> None:
     assert clean(images={}, parallel=parallel)[0].images is not None
@@ -198,9 +244,11 @@ def test_only_logs_larger_than_asked_are_cut_and_never_one_that_is_smaller_than_
         ({"keep": "all"}, 'keep: "all" is not a size'),
         ({"keep": "20%"}, 'keep: "20%" is not a size'),
         ({"larger_than": "huge"}, 'larger_than: "huge" is not a size'),
+        ({"containers": "web db"}, 'containers: "web db" cannot match any container. Use names or IDs'),
+        ({"keep_labels": "a,,b"}, "keep_labels: an entry is empty. Use key or key=value"),
     ],
 )
-def test_a_wrong_size_for_logs_is_refused(given: dict[str, str], start: str) -> None:
+def test_a_wrong_value_for_logs_is_refused(given: dict[str, str], start: str) -> None:
     with pytest.raises(FleetcleanError) as caught:
         truncate(**given)
     assert str(caught.value).startswith(start)

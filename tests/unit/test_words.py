@@ -131,14 +131,15 @@ def test_free_space_is_said_before_and_after() -> None:
         ({"images": {}}, ["images: dangling"]),
         ({"images": {"scope": "dangling", "older_than": "7d", "dangling_older_than": "1h"}}, ["images: dangling for 1 hour"]),
         (
-            {"images": {"scope": "all", "dangling_older_than": "0", "keep_local": True, "keep": ["app", "x\x1b[2J"]}},
-            ["images: used by no running container, dangling ones at once, keep what was never pushed or pulled, keep those named app, x?[2J"],
+            {"images": {"scope": "all", "dangling_older_than": "0", "keep_local": True, "keep": ["app", "team/*"]}},
+            ["images: used by no running container, dangling ones at once, keep what was never pushed or pulled, keep those named app, team/*"],
         ),
         ({"containers": {"older_than": "36h", "volumes": True}}, ["containers: created, exited or dead for 36 hours, their anonymous volumes as well"]),
         ({"containers": {"states": ["exited"]}}, ["containers: exited"]),
         ({"volumes": {"older_than": "90m", "drivers": ["*"]}}, ["volumes: anonymous, unused for 90 minutes, of the drivers *"]),
         ({"volumes": {"scope": "unused", "keep": ["db*"]}}, ["volumes: unused, keep those named db*"]),
         ({"networks": {"older_than": "2w"}}, ["networks: used by no container, created more than 14 days ago"]),
+        ({"networks": {"keep": ["x\x1b[2J"]}}, ["networks: used by no container, keep those named x?[2J"]),
         ({"build_cache": {"scope": "all", "keep_storage": "10GB"}}, ["build cache: unused, also what is shared and the builder's own, keep the 10.0 GB used most recently"]),
         (
             {"networks": {}, "only_below": "15%", "free_target": "20GB", "only_below_inodes": "5%", "free_target_inodes": "1000"},
