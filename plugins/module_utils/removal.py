@@ -42,8 +42,11 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import condition
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
+    NETWORK,
     Wanted,
     container_from,
+    engine_clock,
+    read_events,
     references,
     take,
 )
@@ -62,9 +65,10 @@ _ENDS_WITHIN = 20.0
 _MOMENT = 0.5
 #: Seconds for another cleaner to be done with an image.
 _VANISHES_WITHIN = 5.0
-#: Seconds for which one list of containers says who mounts images: one for each image would double the time.
+#: Seconds for which one answer tells who mounts images, or which events there were: one for each object would double the time.
 _FRESH = 0.2
 _IN_USE = "it came into use"
+_WAS_USED = "it was used meanwhile"
 _TAGGED = "it has got another tag"
 _LOST = "the engine went away before this was done"
 
@@ -247,6 +251,8 @@ class _Actor:
         self._presence = presence
         self._looking = threading.Lock()
         self._looked = float("-inf")
+        self._events_read = float("-inf")
+        self._seen: dict[str, float] = {}
         self._mounts: t.Callable[[str, t.Collection[str]], bool] = mounted_by(())
 
     def remove(self, steps: list[Step]) -> list[Result]:
@@ -383,6 +389,8 @@ class _Actor:
         containers = take(self._engine, Wanted(), None).containers
         if any({step.id, step.name}.intersection(container.networks) for container in containers):
             return Result(step, _KEPT, _IN_USE)
+        if step.unused_for and self._network_used_at(step.id) > engine_clock(self._engine.info) - step.unused_for:
+            return Result(step, _KEPT, _WAS_USED)
         try:
             self._engine.remove_network(step.id)
         except EngineError as error:
@@ -390,6 +398,14 @@ class _Actor:
                 return Result(step, _KEPT, _IN_USE)
             raise
         return Result(step, _DONE)
+
+    def _network_used_at(self, ident: str) -> float:
+        """When a container had a network last, by the engine's events: 0 if they tell of none."""
+        with self._looking:
+            if time.monotonic() - self._events_read > _FRESH:
+                self._seen = read_events(self._engine.past_events(), self._engine.events_kept).seen
+                self._events_read = time.monotonic()
+            return self._seen.get(NETWORK + ident, 0.0)
 
     def _build_cache(self, steps: list[Step]) -> list[Result]:
         try:
