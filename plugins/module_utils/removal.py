@@ -251,7 +251,7 @@ class _Actor:
         self._presence = presence
         self._looking = threading.Lock()
         self._looked = float("-inf")
-        self._events_read = float("-inf")
+        self._events_read, self._events_took = float("-inf"), 0.0
         self._seen: dict[str, float] = {}
         self._mounts: t.Callable[[str, t.Collection[str]], bool] = mounted_by(())
 
@@ -402,9 +402,12 @@ class _Actor:
     def _network_used_at(self, ident: str) -> float:
         """When a container had a network last, by the engine's events: 0 if they tell of none."""
         with self._looking:
-            if time.monotonic() - self._events_read > _FRESH:
+            began = time.monotonic()
+            # Never waiting for more of the time than working: an engine that tells its clock slowly is waited for as long.
+            if began - self._events_read > max(_FRESH, self._events_took):
                 self._seen = read_events(self._engine.past_events(), self._engine.events_kept).seen
                 self._events_read = time.monotonic()
+                self._events_took = self._events_read - began
             return self._seen.get(NETWORK + ident, 0.0)
 
     def _build_cache(self, steps: list[Step]) -> list[Result]:
