@@ -146,8 +146,8 @@ options:
             the engine's events of containers that were connected or disconnected, and what earlier runs of any of the modules
             saw, see O(state_dir). The plan says which it was.
           - An engine holds its last 256 events only, which ten containers with health checks fill in some minutes. If there were more, and
-            those that it holds do not reach back as far as this, a network stays, since its last use is not known. With O(state_dir)
-            the events of several runs count together, as long as each run finds some that the one before it saw.
+            those that it holds do not reach back as far as this, or if it tells none, a network stays, since its last use is not known.
+            With O(state_dir) the events of several runs count together, as long as each run finds some that the one before it saw.
           - An engine that was started anew has forgotten its events, and does not tell since when.
         type: str
       keep:
