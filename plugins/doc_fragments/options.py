@@ -72,9 +72,10 @@ options:
     default: auto
   state_dir:
     description:
-      - Folder on the host where M(fleetclean.docker.docker_clean) remembers when images and volumes were last in use; empty for none.
-      - An engine forgets that with their last container. What is remembered only ever makes things look younger, and losing
-        it is no harm. On a full or read-only disk nothing is written.
+      - Folder on the host where M(fleetclean.docker.docker_clean) remembers when images, volumes and networks were last in use; empty
+        for none.
+      - An engine forgets that with their last container. What is remembered makes things look younger, or tells since when a network
+        was not used. Losing it is no harm. On a full or read-only disk nothing is written.
     type: path
     default: /var/lib/fleetclean
 requirements:

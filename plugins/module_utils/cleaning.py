@@ -125,7 +125,7 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         result["target_met"] = True if marks.target and space.enough() else None
         if not module.check_mode:
             # The night on which space is low has to know what was used on all nights before.
-            wanted = snapshot.Wanted(images=True, volumes=True, ages=True, parallel=module.params["parallel"])
+            wanted = snapshot.Wanted(images=True, volumes=True, networks=True, ages=True, parallel=module.params["parallel"])
             _note(module, site, wanted, snapshot.take(site.engine, wanted, own))
         return
     _Run(module, site, wishes, marks, space, result).run()
@@ -187,7 +187,7 @@ class _Run:
         memory = history.recall(self._module.params["state_dir"] or "", site.engine_id, looked.now)
         if not self._module.check_mode:
             _note(self._module, site, wanted, looked)
-        plan = decide(looked, self._wishes, memory.used, sharers, memory.came)
+        plan = decide(looked, self._wishes, memory.used, sharers, memory.came, memory.watched)
         return looked, _sized(plan, survey.ledger.without(survey.elsewhere)) if survey else plan
 
     def _foretell(self, plan: Plan) -> None:
@@ -225,7 +225,7 @@ class _Run:
 def _note(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted, looked: snapshot.Snapshot) -> None:
     """Note what this run sees, before containers go; without images nobody could tell which of them are gone."""
     if wanted.images:
-        history.note(module.params["state_dir"] or "", site.engine_id, looked, wanted.volumes)
+        history.note(module.params["state_dir"] or "", site.engine_id, looked, wanted.volumes, wanted.networks)
 
 
 def _survey(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted) -> attribution.Survey:
@@ -266,7 +266,7 @@ def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) ->
         # Also where none are to go: what containers use has to be noted before the containers go.
         images=wishes.images is not None or bool(module.params["state_dir"]),
         volumes=wishes.volumes is not None or bool(wishes.containers and wishes.containers.volumes),
-        networks=wishes.networks is not None,
+        networks=wishes.networks is not None or bool(module.params["state_dir"]),
         build_cache=wishes.build_cache is not None,
         # Also where no age was asked for: the order and the reasons go by it.
         ages=wishes.images is not None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import ssl
@@ -23,6 +24,7 @@ from urllib.parse import quote
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
 #: The engine's oldest API that this collection speaks: Docker 1.9.
 OLDEST_API = "1.21"
@@ -43,6 +45,11 @@ _ENDING = (
     "client connection is closing", "transport is closing", "error reading from server", "context canceled", "containerd.sock",
     "shutting down", "server closed", "database not open",
 )
+#: Seconds beyond the latest that the engine's clock can show: an end that has passed when the question arrives leaves out the newest events.
+_EVENTS_MARGIN_S = 0.05
+#: So many events an engine holds in memory (moby, daemon/events/events.go, eventsLimit): 64 in 1.13 (moby 30502), 256 in 18.09 (moby
+#: 38812). Where it changed between them is not known, so the smaller number is taken there.
+_EVENTS_KEPT, _EVENTS_KEPT_ONCE, _EVENTS_KEPT_SINCE = 256, 64, (1, 39)
 _USUAL_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _USUAL_ROOT = "/var/lib/docker"
 
@@ -94,7 +101,10 @@ class Engine:
         self.host = host
         self.version: dict[str, t.Any] = self._ask("GET", "/version")
         self._refuse_others()
+        asked = time.monotonic()
         self.info: dict[str, t.Any] = self._object("/info")
+        # Counted from before it was asked, the engine's clock is at most this far ahead of the monotonic one.
+        self._clock_offset = (parse_time(self.info.get("SystemTime")) or time.time()) - asked
 
     @property
     def api_version(self) -> str:
@@ -140,12 +150,21 @@ class Engine:
             return []
         return self._list("/services")
 
-    def past_events(self, until: float) -> list[dict[str, t.Any]]:
-        """The events that the engine still holds in memory, a few hundred since its start; oldest first.
+    @property
+    def events_kept(self) -> int:
+        """How many events the engine holds in memory; each further one takes the place of the oldest."""
+        return _EVENTS_KEPT if _numbers(str(self.version.get("ApiVersion") or "")) >= _EVENTS_KEPT_SINCE else _EVENTS_KEPT_ONCE
 
-        :param until: not later than the engine's clock, seconds since 1970: so the answer has an end.
+    def past_events(self) -> list[dict[str, t.Any]]:
+        """The events that the engine still holds in memory, up to those of this moment; oldest first.
+
+        The answer ends at the moment that is given as its end, by the engine's clock: what happened later is left out, and for a later
+        one the engine waits. So it is given the latest that its clock can show by now.
         """
-        call, answer = self._answer("GET", "/events", {"since": 1, "until": int(until)})
+        until = self._clock_offset + time.monotonic() + _EVENTS_MARGIN_S
+        # Before API 1.22 it takes whole seconds only.
+        end = f"{until:.9f}" if self.speaks("1.22") else str(math.ceil(until))
+        call, answer = self._answer("GET", "/events", {"since": 1, "until": end})
         found, decoder, at = [], json.JSONDecoder(), 0
         text = answer.content.decode("utf-8", "replace").strip()
         while at < len(text):  # one object after the other, on old engines without a line's end between them

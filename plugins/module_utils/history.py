@@ -1,12 +1,13 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What earlier runs saw: when images and volumes were last in use, what layers take, in a small SQLite file on the host.
+"""What earlier runs saw: when images, volumes and networks were last in use, what layers take, in a small SQLite file on the host.
 
-An engine forgets when an image or a volume was used last: once its last container is removed, nothing
+An engine forgets when an image, a volume or a network was used last: once its last container is removed, nothing
 tells. So each run notes what it saw in use, and the next one takes that for a sign of life. An image that an earlier
 run did not see came after it: where nothing else tells when, that is its arrival. The record
-only ever makes things look younger. And a layer that is registered never changes again, so what it was found to take
+only ever makes things look younger. Since when runs have seen the engine's events without a gap is noted, too: an engine
+holds few of them, and what happened between is not known. And a layer that is registered never changes again, so what it was found to take
 holds as long as its folder is the same one. The record may be lost at any time (then they are judged by what the
 engine knows), and it is never in the way: a disk that is full or read-only, a file that is torn,
 locked or of a later release, a Python without SQLite are all no error. It holds no more than
@@ -22,8 +23,8 @@ import time
 import typing as t
 import zlib
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
-from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import VOLUME, Snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import Watched, uses_seen
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import NETWORK, VOLUME, Snapshot
 
 try:
     import sqlite3
@@ -39,6 +40,8 @@ _MIGRATIONS = (
     " PRIMARY KEY (engine, account)) WITHOUT ROWID",
     "CREATE TABLE first_seen (engine TEXT NOT NULL, object TEXT NOT NULL, seen REAL NOT NULL,"
     " PRIMARY KEY (engine, object)) WITHOUT ROWID",
+    "CREATE TABLE watched (engine TEXT NOT NULL PRIMARY KEY, since REAL NOT NULL, until REAL NOT NULL, sum INTEGER NOT NULL)"
+    " WITHOUT ROWID",
 )
 #: Instead of an image's id: the first run on this engine. What it saw was there before, nobody knows since when.
 _BEGINNING = ""
@@ -53,30 +56,39 @@ _ROOM = 4 << 20
 class Memory(t.NamedTuple):
     """``used``: when earlier runs saw objects in use; ``came``: when they first saw images that came between two runs.
 
-    Seconds since 1970, by an image's id, or the name of a volume behind ``VOLUME``.
+    Seconds since 1970, by an image's id, the name of a volume behind ``VOLUME`` or the id of a network behind ``NETWORK``.
+    ``watched``: when they saw the engine's events without a gap, None if they never did.
     """
 
     used: dict[str, float]
     came: dict[str, float]
+    watched: Watched | None = None
 
 
 def recall(state_dir: str, engine_id: str, now: float) -> Memory:
     """Return what earlier runs saw of this engine's objects; but nothing that is still to come, by its clock of today."""
-    found = (last_uses(state_dir, engine_id), came_between(state_dir, engine_id))
-    return Memory(*({key: moment for key, moment in seen.items() if moment <= now + _AHEAD} for seen in found))
+    used, came = (
+        {key: moment for key, moment in seen.items() if moment <= now + _AHEAD}
+        for seen in (last_uses(state_dir, engine_id), came_between(state_dir, engine_id))
+    )
+    seen = watched(state_dir, engine_id)
+    return Memory(used, came, seen if seen and seen.until <= now + _AHEAD else None)
 
 
-def note(state_dir: str, engine_id: str, looked: Snapshot, volumes: bool) -> bool:
-    """Note what this run saw, before anything goes. ``volumes``: whether it asked for them."""
+def note(state_dir: str, engine_id: str, looked: Snapshot, volumes: bool, networks: bool = False) -> bool:
+    """Note what this run saw, before anything goes. ``volumes``, ``networks``: whether it asked for them."""
     present = {VOLUME + volume.name for volume in looked.volumes} if volumes else None
+    nets = {NETWORK + network.id for network in looked.networks} if networks else None
     images = {image.id for image in looked.images}
-    return note_uses(state_dir, engine_id, uses_seen(looked), images, present, looked.now)
+    # Of networks that were not asked for, no use is noted, whatever the events tell.
+    since = looked.events_since if networks else None
+    return note_uses(state_dir, engine_id, uses_seen(looked), images, present, looked.now, nets, since)
 
 
 def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
     """Return when earlier runs saw objects in use: key -> seconds since 1970; empty if nothing is known.
 
-    A key is an image's id, or the name of a volume behind ``VOLUME``.
+    A key is an image's id, the name of a volume behind ``VOLUME``, or the id of a network behind ``NETWORK``.
     """
     rows = _rows(state_dir, "SELECT object, used FROM last_use WHERE engine = ?", engine_id)
     try:
@@ -96,6 +108,12 @@ def came_between(state_dir: str, engine_id: str) -> dict[str, float]:
     return {ident: moment for ident, moment in seen.items() if moment > begun}
 
 
+def watched(state_dir: str, engine_id: str) -> Watched | None:
+    """Return from when to when earlier runs saw the engine's events without a gap; None if nothing is known."""
+    rows = _rows(state_dir, "SELECT since, until, sum FROM watched WHERE engine = ?", engine_id)
+    return next((Watched(since, until) for since, until, sum_ in rows if sum_ == _sum(since, until)), None)
+
+
 def note_uses(
     state_dir: str,
     engine_id: str,
@@ -103,6 +121,8 @@ def note_uses(
     images: t.Collection[str],
     volumes: t.Collection[str] | None = None,
     now: float | None = None,
+    networks: t.Collection[str] | None = None,
+    since: float | None = None,
 ) -> bool:
     """Note when objects were seen in use, and images for the first time; forget those that the engine has no more.
 
@@ -110,6 +130,8 @@ def note_uses(
     :param images: ids of all images that the engine has.
     :param volumes: keys of all its volumes, None if this run did not ask for them.
     :param now: the engine's clock; this machine's if not given.
+    :param networks: keys of all its networks, None if this run did not ask for them.
+    :param since: since when none of its events is missing, None if that is not known.
     :returns: whether it could be noted.
     """
 
@@ -118,6 +140,8 @@ def note_uses(
     def here(key: str) -> bool:
         if key.startswith(VOLUME):
             return volumes is None or key in volumes
+        if key.startswith(NETWORK):
+            return networks is None or key in networks
         return key in images
 
     def write(connection: sqlite3.Connection) -> None:
@@ -141,6 +165,13 @@ def note_uses(
             "INSERT INTO first_seen VALUES (?, ?, ?)",
             [(engine_id, ident, moment) for ident in {_BEGINNING, *images} - seen],
         )
+        if since is not None and since <= moment:
+            rows = connection.execute("SELECT since, until, sum FROM watched WHERE engine = ?", (engine_id,))
+            before = next((Watched(*row[:2]) for row in rows if row[2] == _sum(*row[:2])), None)
+            begun, until = float(since), float(moment)
+            if before and before.until <= moment + _AHEAD and since <= before.until:
+                begun, until = min(begun, before.since), max(until, before.until)
+            connection.execute("INSERT OR REPLACE INTO watched VALUES (?, ?, ?, ?)", (engine_id, begun, until, _sum(begun, until)))
 
     return _note(state_dir, engine_id, write)
 

@@ -17,10 +17,12 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import path_uses
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import mounted_by
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
+    NETWORK,
     Container,
     Hold,
     Wanted,
     container_from,
+    read_events,
     take,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, from_info
@@ -46,6 +48,8 @@ class LastLook:
         self._storage = storage
         self._lock = threading.Lock()
         self._seen: _Seen | None = None
+        self._used: dict[str, float] = {}
+        self._events_at, self._events_took = float("-inf"), 0.0
         self._at = float("-inf")
         self._of_layers: dict[tuple[tuple[str, str], ...], list[Hold]] = {(): []}
 
@@ -60,6 +64,17 @@ class LastLook:
             return ""
 
         return self._find(find)
+
+    def network_used_at(self, ident: str) -> float:
+        """When a container had a network last, by the engine's events, seconds since 1970; 0 if they tell of none."""
+        with self._lock:
+            began = time.monotonic()
+            # Never waiting for more of the time than working: an engine that tells its clock slowly is waited for as long.
+            if began - self._events_at > max(_FRESH, self._events_took):
+                self._used = read_events(self._engine.past_events(), self._engine.events_kept).seen
+                self._events_at = time.monotonic()
+                self._events_took = self._events_at - began
+            return self._used.get(NETWORK + ident, 0.0)
 
     def mounts_image(self, image_id: str, names: t.Collection[str]) -> bool:
         """Whether a container mounts an image, by its id or one of its names."""

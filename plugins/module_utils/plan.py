@@ -89,7 +89,7 @@ class Step:
     use something of it, and have to be gone before.
     ``children``: images that have to be gone before this one, or its names, can go.
     ``waits``: not before all steps of its kind that stand before it (a parent after its children).
-    ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it).
+    ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it; networks, by the engine's events).
     ``of``: the container right behind which a volume goes, as a part of it.
     ``frees``: whether anything of it is on the data root's filesystem, so that its going can help to meet a target.
     """

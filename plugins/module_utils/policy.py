@@ -26,8 +26,12 @@ from heapq import heapify, heappop, heappush
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import (
     Evidence,
+    Watched,
+    arrivals,
     evidence_of,
+    known_since,
     last_uses,
+    network_uses,
     volume_uses,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.managers import (
@@ -84,6 +88,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
 _INNER_CACHE = ("internal", "frontend")
 #: So much of a digest is enough, as of an id.
 _DIGEST_PREFIX = re.compile("[^:]+:[0-9a-f]{4,}")
+#: With graph drivers the engine keeps no more than that of either: then the longer of two ages counts.
+_DIGESTS_ALONE = "known by its digest alone (pulled by it, or its tag moved on)"
 
 
 @dataclass
@@ -151,23 +157,26 @@ def decide(
     last_seen_used: t.Mapping[str, float] | None = None,
     sharers: t.Mapping[str, t.Collection[str]] | None = None,
     came_between: t.Mapping[str, float] | None = None,
+    watched: Watched | None = None,
 ) -> Plan:
     """Return what goes, in which order and why, and what stays and why.
 
-    :param last_seen_used: when earlier runs saw things in use, seconds since 1970: by image id, and by
-        volume name behind ``VOLUME``.
+    :param last_seen_used: when earlier runs saw things in use, seconds since 1970: by image id, by
+        volume name behind ``VOLUME``, and by network id behind ``NETWORK``.
     :param sharers: by build cache record the images that have its layer: once they are gone it is shared no more. Without
         it such a record stays, and goes when it is looked at again.
     :param came_between: by image id when it was first seen, if an earlier run did not see it.
+    :param watched: when earlier runs saw the engine's events without a gap.
     """
     draft = _Draft(snapshot.now, wishes)
     for hold in snapshot.holds:
         draft.holds.setdefault(hold.holder, []).append(hold)
     staying = _decide_containers(draft, snapshot)
+    since = known_since(snapshot, watched)
     if wishes.networks:
-        _decide_networks(draft, snapshot.networks, staying, wishes.networks)
+        _decide_networks(draft, snapshot, staying, wishes.networks, last_seen_used or {}, since)
     if wishes.images:
-        _decide_images(draft, snapshot, staying, wishes.images, last_seen_used or {}, came_between or {})
+        _decide_images(draft, snapshot, staying, wishes.images, last_seen_used or {}, came_between or {}, since)
     _decide_volumes(draft, snapshot, staying, last_seen_used or {})
     if wishes.build_cache:
         going = {step.id for group in ("dangling", "image") for step in draft.steps[group] if step.kind == "image"}
@@ -364,10 +373,11 @@ def _decide_images(
     wish: ImageWish,
     last_seen_used: t.Mapping[str, float],
     came_between: t.Mapping[str, float],
+    since: float | None,
 ) -> None:
     services = snapshot.service_images if draft.leaves_managed else ()
     users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)], services)
-    used_at = last_uses(snapshot, last_seen_used)
+    used_at, came = last_uses(snapshot, last_seen_used), arrivals(snapshot)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
     manager = manager_of_host(snapshot.containers) if draft.leaves_managed else None
     unsure = _services_unknown(draft, snapshot)
@@ -379,7 +389,7 @@ def _decide_images(
     dangling, tagged = [], []
     with_tagged: set[str] = set()
     for image in _children_first(snapshot.images, children):
-        evidence = evidence_of(image, used_at, snapshot.came, came_between)
+        evidence = evidence_of(image, used_at, came, came_between, since)
         name = _image_name(image)
         mine = children[image.id]
         reason = f"managed by {manager}" if manager else None
@@ -420,7 +430,7 @@ def _decide_images(
         if mine:
             steps = [replace(step, waits=True, children=tuple(mine)) for step in steps]
         # An untagged parent of a tagged image goes after it, so among the tagged ones.
-        if image.tags or any(child in with_tagged for child in mine):
+        if not image.dangling or any(child in with_tagged for child in mine):
             with_tagged.add(image.id)
             tagged.append((evidence.moment or 0, image, steps))
         else:
@@ -481,14 +491,24 @@ def _why_image_stays(
         return "never pushed or pulled (images.keep_local)"
     if image.tags and wish.keep_local and not image.origin_known:
         return "perhaps never pushed: this image store does not tell (images.keep_local)"
+    if image.has_digests_alone and not image.dangling and wish.scope == "dangling":
+        return "known by its digest, not dangling (images.scope is dangling)"
     reason = draft.protected(image.labels)
-    if reason or (follows and not image.tags):
-        # An untagged parent has no life of its own: it goes with the last of its children.
+    if reason or (follows and _is_step(image)):
+        # A step of a build has no life of its own: it goes with the last of its children.
         return reason
+    if image.has_digests_alone and image.dangling:
+        reason = draft.too_young(moment, max(wish.older_than or 0, wish.dangling_older_than or 0))
+        return f"{_DIGESTS_ALONE}: {reason}" if reason else None
     older_than = wish.older_than
-    if not image.tags and wish.dangling_older_than is not None:
+    if image.dangling and wish.dangling_older_than is not None:
         older_than = wish.dangling_older_than
     return draft.too_young(moment, older_than)
+
+
+def _is_step(image: Image) -> bool:
+    """Whether an image that has children may be no more than a step of their build: those never had a name."""
+    return not image.tags and not image.digests
 
 
 def _kept_by_digest(image: Image, patterns: t.Sequence[str]) -> bool:
@@ -519,9 +539,11 @@ def _why_tags_stay(image: Image, wish: ImageWish, newest: set[str]) -> dict[str,
 
 
 def _why_image_goes(draft: _Draft, image: Image, evidence: Evidence, follows: bool) -> str:
-    if not image.tags and follows:
+    if follows and _is_step(image):
         return "parent of images that go"
     unused = f"unused for {draft.ago(evidence.moment)} ({evidence.words})"
+    if image.has_digests_alone:
+        return f"{_DIGESTS_ALONE if image.dangling else 'known by its digest'}, {unused}"
     return unused if image.tags else f"dangling, {unused}"
 
 
@@ -715,11 +737,18 @@ def _why_volume_stays(
 
 
 def _decide_networks(
-    draft: _Draft, networks: t.Sequence[Network], staying: list[Container], wish: NetworkWish
+    draft: _Draft,
+    snapshot: Snapshot,
+    staying: list[Container],
+    wish: NetworkWish,
+    last_seen_used: t.Mapping[str, float],
+    since: float | None,
 ) -> None:
     used = {name for container in staying for name in container.networks}
     projects = projects_of(staying)
-    for network in sorted(networks, key=lambda n: (n.created or 0, n.id)):
+    uses = network_uses(snapshot, last_seen_used)
+    for network in sorted(snapshot.networks, key=lambda n: (n.created or 0, n.id)):
+        use = uses.get(network.id)
         reason: str | None
         if network.predefined:
             reason = "predefined"
@@ -732,12 +761,43 @@ def _decide_networks(
             reason = "named in networks.keep"
         else:
             reason = _looked_after(draft, network.labels, projects)
-            reason = reason or draft.protected(network.labels) or draft.too_young(network.created, wish.older_than)
+            reason = reason or draft.protected(network.labels)
+            if not reason and wish.older_than:
+                reason = _why_age_keeps_network(draft, network, use, wish.older_than)
+                reason = reason or _why_uses_are_unknown(draft, snapshot.events_lost, since, wish.older_than)
         if reason:
             draft.keep("network", network.id, network.name, 0, reason)
         else:
-            why = f"used by no container, created {draft.ago(network.created)} ago"
-            draft.steps["network"].append(Step("network", network.id, network.name, 0, why))
+            why = f"used by no container, {_network_age(draft, network, use, since)}"
+            step = Step("network", network.id, network.name, 0, why, unused_for=wish.older_than or 0)
+            draft.steps["network"].append(step)
+
+
+def _why_age_keeps_network(draft: _Draft, network: Network, use: Evidence | None, older_than: int) -> str | None:
+    """The reason why a network's creation or its last use keeps it, or None."""
+    if use and use.moment and draft.too_young(use.moment, older_than):
+        return f"last used less than {say_limit(older_than)} ago ({use.words})"
+    signs = (network.created, use.moment if use else None)
+    return draft.too_young(max((sign for sign in signs if sign is not None), default=None), older_than)
+
+
+def _why_uses_are_unknown(draft: _Draft, events_lost: bool, since: float | None, older_than: int) -> str | None:
+    """The reason why no network can be said to be unused for that long, or None.
+
+    Events alone tell when a network was used last, and no network has bytes: where they are lost, it stays.
+    """
+    if not events_lost or (since is not None and draft.now - since >= older_than):
+        return None
+    told = "told none of its events" if since is None else f"holds its events of the last {draft.ago(since)} only"
+    return f"its last use is not known: the engine {told}"
+
+
+def _network_age(draft: _Draft, network: Network, use: Evidence | None, since: float | None) -> str:
+    """When a network that goes was used last, and by which sign."""
+    if use and (use.moment or 0) >= (network.created or 0):
+        return f"last used {draft.ago(use.moment)} ago ({use.words})"
+    never = since is not None and network.created is not None and since <= network.created
+    return f"created {draft.ago(network.created)} ago{', never used' if never else '; no later use is known'}"
 
 
 def _decide_cache(draft: _Draft, records: t.Sequence[CacheRecord], wish: CacheWish) -> None:

@@ -45,6 +45,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.policy import co
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     Wanted,
     container_from,
+    engine_clock,
     references,
     take,
 )
@@ -65,6 +66,7 @@ _MOMENT = 0.5
 #: Seconds for another cleaner to be done with an image.
 _VANISHES_WITHIN = 5.0
 _IN_USE = "it came into use"
+_WAS_USED = "it was used meanwhile"
 _TAGGED = "it has got another tag"
 _LOST = "the engine went away before this was done"
 
@@ -395,6 +397,8 @@ class _Actor:
         containers = take(self._engine, Wanted(), None).containers
         if any({step.id, step.name}.intersection(container.networks) for container in containers):
             return Result(step, _KEPT, _IN_USE)
+        if step.unused_for and self._look.network_used_at(step.id) > engine_clock(self._engine.info) - step.unused_for:
+            return Result(step, _KEPT, _WAS_USED)
         try:
             self._engine.remove_network(step.id)
         except EngineError as error:

@@ -88,12 +88,12 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         return
     exact = params["measure"] == "exact" and own is not None
     how = attribution.How(exact, params["gentle"], params["state_dir"] or "", site.engine_id)
-    survey = attribution.survey(site.engine, own, how)
+    survey = attribution.survey(site.engine, own, how, snapshot.Wanted(networks=True))
     _Report(survey, own, exact, params["top"], history.recall(how.state_dir, how.engine_id, survey.snapshot.now)).fill(result, include)
     if own:
         result["deleted_open"] = _deleted_open(result, own, params["top"], survey, exact)
     if not module.check_mode:
-        history.note(how.state_dir, how.engine_id, survey.snapshot, volumes=True)
+        history.note(how.state_dir, how.engine_id, survey.snapshot, volumes=True, networks=True)
     for what, answer in survey.snapshot.unreadable.items():
         result["warnings"].append(f'{what} could not be listed: the engine says "{answer}".')
     result["warnings"] += [words.printable(doubt) for doubt in survey.doubts]
@@ -119,7 +119,8 @@ class _Report:
     ) -> None:
         self._survey = survey
         self._used_at = last_use.last_uses(survey.snapshot, memory.used)
-        self._came_between = memory.came
+        self._came, self._came_between = last_use.arrivals(survey.snapshot), memory.came
+        self._known_since = last_use.known_since(survey.snapshot, memory.watched)
         self._storage = storage
         self._exact = exact
         self._top = top
@@ -281,7 +282,7 @@ class _Report:
             if not image.tags and image.id in parents:
                 continue  # a step of a build, with its image's layers
             used_by = self._used_by.get(IMAGE + image.id, [])
-            evidence = last_use.evidence_of(image, self._used_at, self._survey.snapshot.came, self._came_between)
+            evidence = last_use.evidence_of(image, self._used_at, self._came, self._came_between, self._known_since)
             last_used = None if evidence.moment is None else max(0, int(self._now - evidence.moment))
             found.append(
                 self._item(
@@ -290,7 +291,7 @@ class _Report:
                     along=self._steps_below(image, by_id, parents),
                     tags=[words.printable(tag) for tag in image.tags],
                     digests=[words.printable(digest) for digest in image.digests],
-                    dangling=not image.tags, layers=len(image.layers),
+                    dangling=image.dangling, layers=len(image.layers),
                     last_used=last_used if self._exact else None, evidence=evidence.words if self._exact else None,
                 )
             )

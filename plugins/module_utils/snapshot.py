@@ -34,6 +34,8 @@ LIVE_STATES = ("running", "paused", "restarting")
 PREDEFINED_NETWORKS = ("bridge", "host", "none", "ingress", "docker_gwbridge", "default", "nat")
 #: Stands before a volume's name where names of images and volumes are keys of one mapping.
 VOLUME = "volume:"
+#: The same before a network's id.
+NETWORK = "network:"
 #: What could not be listed, if it is swarm's services: then nobody knows what they use.
 SERVICES = "swarm's services and what they use"
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
@@ -105,6 +107,18 @@ class Image:
     layers: tuple[str, ...] = ()
     origin_known: bool = True
 
+    @property
+    def has_digests_alone(self) -> bool:
+        return bool(self.digests) and not self.tags
+
+    @property
+    def dangling(self) -> bool:
+        """Whether the engine itself calls it dangling: graph drivers those without a tag, containerd's store those without any name.
+
+        Source: moby, daemon/images/image_prune.go (graph drivers), daemon/containerd/image_prune.go (isDanglingImage).
+        """
+        return not self.tags and (self.origin_known or not self.digests)
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -174,7 +188,9 @@ class Snapshot:
     store's are not at hand.
 
     ``seen`` is when the engine saw something in use, by its events: by the name or id of an image as its user gave
-    it, and by volume name behind ``VOLUME``; ``came`` is when it saw an image come, in the same way. Seconds since 1970.
+    it, by volume name behind ``VOLUME`` and by network id behind ``NETWORK``; ``came`` is when it saw an image come, in the same way.
+    Seconds since 1970. Of these events none is missing since ``events_since`` (None if it told none); ``events_lost`` says that
+    there were earlier ones that it does not hold any more, or that it did not tell them.
     ``service_images`` and ``service_volumes`` are those that swarm's services name, as a manager knows them.
 
     ``service_binds`` are the host's paths that they name; ``holds`` what on the host keeps objects (see ``path_uses``).
@@ -194,6 +210,8 @@ class Snapshot:
     layers_bytes: int | None = None
     seen: dict[str, float] = field(default_factory=dict, hash=False)
     came: dict[str, float] = field(default_factory=dict, hash=False)
+    events_since: float | None = None
+    events_lost: bool = False
     service_images: frozenset[str] = frozenset()
     service_volumes: frozenset[str] = frozenset()
     service_binds: frozenset[str] = frozenset()
@@ -240,7 +258,8 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
         layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
         networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
-        seen, came = past_uses(engine) if (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes) else ({}, {})
+        with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
+        past = past_uses(engine) if with_events else PastUses({}, {})
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
@@ -259,8 +278,10 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
             str(raw.get("Id")): max(0, raw.get("SharedSize") or 0) for raw in usage.get("Images") or () if wanted.sizes
         },
         layers_bytes=_size(usage.get("LayersSize")) if wanted.sizes else None,
-        seen=seen,
-        came=came,
+        seen=past.seen,
+        came=past.came,
+        events_since=past.since,
+        events_lost=past.lost,
         service_images=frozenset(name for service in services for name in _images_of(service)),
         service_volumes=frozenset(name for service in services for name in _mounted_by(service, "volume")),
         service_binds=frozenset(name for service in services for name in _mounted_by(service, "bind")),
@@ -271,20 +292,36 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
 #: A container's removal is no sign of use: our own would make its image look young.
 _SIGNS_OF_USE = ("create", "start", "restart", "unpause", "die", "stop", "exec_start", "attach", "commit")
 _SIGNS_OF_ARRIVAL = ("pull", "load", "import")
+#: The engine's memory of events counts as full a few before it is: meanwhile others may come, and an event may have no time.
+_NEARLY_FULL = 16
 
 
-def past_uses(engine: Engine) -> tuple[dict[str, float], dict[str, float]]:
-    """What the engine's past events tell: when it saw what in use, and when images came; nothing if it does not tell.
+class PastUses(t.NamedTuple):
+    """What past events tell, see ``Snapshot``."""
+
+    seen: dict[str, float]
+    came: dict[str, float]
+    since: float | None = None
+    lost: bool = False
+
+
+def past_uses(engine: Engine) -> PastUses:
+    """Return what the engine's past events tell; that they are lost if it does not tell them."""
+    try:
+        return read_events(engine.past_events(), engine.events_kept)
+    except FleetcleanError:
+        return PastUses({}, {}, lost=True)  # a sign of life more or less; what is not known is judged by all else
+
+
+def read_events(events: t.Sequence[dict[str, t.Any]], kept: int) -> PastUses:
+    """Read events: what was seen in use and when, which images came, and since when none is missing.
 
     Source: https://docs.docker.com/reference/api/engine/version/v1.41/#tag/System/operation/SystemEvents
+
+    :param kept: how many events the engine holds.
     """
     seen: dict[str, float] = {}
     came: dict[str, float] = {}
-    try:
-        # One second less: the clock that was read may be ahead of the engine's by the time of the call.
-        events = engine.past_events(engine_clock(engine.info) - 1)
-    except FleetcleanError:
-        return {}, {}  # a sign of life more or less; what is not known is judged by all else
     for event in events:
         actor = event.get("Actor") if isinstance(event.get("Actor"), dict) else {}
         of, name = str((actor or {}).get("ID") or event.get("id") or ""), str(event.get("from") or "")
@@ -300,9 +337,21 @@ def past_uses(engine: Engine) -> tuple[dict[str, float], dict[str, float]]:
             seen[given] = max(seen.get(given, 0.0), moment)
         elif kind == "volume" and action in ("mount", "unmount"):
             seen[VOLUME + of] = max(seen.get(VOLUME + of, 0.0), moment)
+        elif kind == "network" and action in ("connect", "disconnect"):
+            seen[NETWORK + of] = max(seen.get(NETWORK + of, 0.0), moment)
         elif kind == "image" and action in _SIGNS_OF_ARRIVAL:
             came[of] = max(came.get(of, 0.0), moment)
-    return seen, came
+    since = next((moment for moment in map(_complete_after, events) if moment is not None), None)
+    return PastUses(seen, came, since, len(events) >= kept - _NEARLY_FULL)
+
+
+def _complete_after(event: dict[str, t.Any]) -> float | None:
+    """When an event was, for what is known since then: without nanoseconds others of its second may be missing."""
+    nanoseconds = event.get("timeNano")
+    if isinstance(nanoseconds, int) and nanoseconds > 0:
+        return nanoseconds / 1e9
+    moment = parse_time(event.get("time"))
+    return None if moment is None else moment + 1
 
 
 def _services(engine: Engine, unreadable: dict[str, str]) -> list[dict[str, t.Any]]:

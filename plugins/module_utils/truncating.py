@@ -63,7 +63,7 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             "restart: engine: this engine would stop its containers, since live-restore is off; nothing was touched. Use restart: containers "
             'or never, or set "live-restore": true in its daemon.json.', "bad_input",
         )
-    looked = snapshot.take(site.engine, snapshot.Wanted(images=True), None)
+    looked = snapshot.take(site.engine, snapshot.Wanted(images=True, networks=True), None)
     work = _Work(module, wish, site, site.own_storage.root, looked.containers)
     try:
         work.cut()
@@ -74,7 +74,7 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         result["restarted"] = work.restarted
         result["changed"] = bool(work.restarted) or any(cut.changed for cut in work.cuts)
     if not module.check_mode:
-        history.note(module.params["state_dir"] or "", site.engine_id, looked, volumes=False)
+        history.note(module.params["state_dir"] or "", site.engine_id, looked, volumes=False, networks=True)
     if module._diff:
         lines = [_line(cut, wish) for cut in sorted(work.cuts, key=lambda cut: -cut.reclaimed_bytes)]
         result["diff"] = {"prepared": "".join(f"{line}\n" for line in lines)}

@@ -116,7 +116,7 @@ def _volumes(wish: VolumeWish) -> list[str]:
 
 
 def _networks(wish: NetworkWish) -> list[str]:
-    return ["used by no container" + (f", created more than {say_span(wish.older_than)} ago" if wish.older_than else ""), *_named(wish.keep)]
+    return [f"used by no container{_for(wish.older_than)}", *_named(wish.keep)]
 
 
 def _cache(wish: CacheWish) -> list[str]:

@@ -78,6 +78,8 @@ options:
       scope:
         description:
           - V(dangling) are those without a tag; V(unused) those that no container has, tagged or not.
+          - On containerd's image store an image that is known by its digest, as one that was pulled by it is, is not dangling.
+            With a graph driver a tag that moved on leaves an image in the same state, and the engine cannot tell them apart.
           - V(all) also takes images of containers that are stopped and stay for their state or age alone; nobody can make those
             containers again. Images of running containers, of those that a label or O(containers.keep) keeps, and of those that start
             again with the engine stay always, and so does what a container mounts, by the name by which it does.
@@ -88,12 +90,15 @@ options:
         description:
           - Only those not used for longer. The latest sign of use counts, a container's start or stop, the last tagging,
             the arrival on the host; where none is known, the image's creation. The plan says which it was.
-          - Uses are known from the containers that are there, from the events that the engine still holds in memory (a few hundred,
-            gone when it starts anew), and from what earlier runs of any of the modules saw, see O(state_dir).
+          - Uses are known from the containers that are there, from the events that the engine still holds in memory (the last 256,
+            gone when it starts anew), and from what earlier runs of any of the modules saw, see O(state_dir). It is called never used
+            only if those events reach back to when it came.
         type: str
       dangling_older_than:
         description:
           - The same for images without a tag; O(images.older_than) if not given.
+          - For an image that is known by its digest alone the longer of the two counts with a graph driver, and O(images.older_than)
+            on containerd's image store.
           - A build by the classic builder that is under way holds images without a tag, so keep this above some minutes.
         type: str
       keep:
@@ -156,7 +161,14 @@ options:
     type: dict
     suboptions:
       older_than:
-        description: Only those created longer ago.
+        description:
+          - Only those not used for longer. The latest counts of its creation, the last use of a container that is there and attached to it,
+            the engine's events of containers that were connected or disconnected, and what earlier runs of any of the modules
+            saw, see O(state_dir). The plan says which it was.
+          - An engine holds its last 256 events only, which ten containers with health checks fill in some minutes. If there were more, and
+            those that it holds do not reach back as far as this, or if it tells none, a network stays, since its last use is not known.
+            With O(state_dir) the events of several runs count together, as long as each run finds some that the one before it saw.
+          - An engine that was started anew has forgotten its events, and does not tell since when.
         type: str
       keep:
         description: Names (globs) and ids of networks that stay.

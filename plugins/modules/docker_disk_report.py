@@ -240,7 +240,7 @@ items:
   description: >-
     By category the largest items, with C(id), C(name), C(size), C(logical_bytes), C(disk_bytes), C(shared_bytes),
     C(reclaimable_bytes) (removing it alone; an image takes the unnamed steps of its build along), C(age) in seconds, C(active)
-    and C(used_by). Images have C(tags), C(digests), C(dangling), C(layers) and, with O(measure=exact), C(last_used) (seconds ago)
+    and C(used_by). Images have C(tags), C(digests), C(dangling) (what the engine calls so), C(layers) and, with O(measure=exact), C(last_used) (seconds ago)
     and C(evidence) (how that is known) besides, and one item stands for all layers that no image names (in the making, held by
     the engine, a pool); containers have C(state), C(image) and C(virtual_bytes); volumes C(driver), C(anonymous), C(dangling)
     and C(path); build cache C(type), C(in_use), C(shared) and C(last_used) (seconds ago); logs C(path) and C(files); leftovers

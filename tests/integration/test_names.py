@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Dict, Iterator, Optional
 from urllib.parse import quote
 
@@ -14,8 +17,14 @@ import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image
-from tests.integration.support import CONTAINERD, Ansible, start, state
+from tests.integration.support import CONTAINERD, REPOSITORY, Ansible, start, state
+from tests.integration.test_clean import connect
 from tests.integration.things import base, both_stores, by_itself, clear, container, kept, removed, until, volume_driver
+
+sys.path.insert(0, str(REPOSITORY / "playbooks/collections"))
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import policy as policies
+from ansible_collections.fleetclean.docker.plugins.module_utils import snapshot
 
 #: As much as can be asked for without a word about what others look after.
 EVERYTHING: Dict[str, Any] = {
@@ -163,6 +172,45 @@ def test_a_compose_project_that_is_stopped_keeps_its_networks_and_volumes(host: 
     now = state(host)
     assert (now["containers"], now["volumes"]) == ({}, set())
     assert not {"shop_default", "shop_idle"} & now["networks"]
+
+
+# -- networks ----------------------------------------------------------------------------------
+
+
+@both_stores
+def test_a_network_ages_by_its_last_use_and_stays_where_that_is_forgotten(host: Host) -> None:
+    """docker/compose 7556: an external network, made long ago, and a nightly job whose container is gone; moby 49725, 30502: 256 events."""
+    for name in ("proxy", "idle"):
+        host.must("POST", "/networks/create", {"Name": name, "Driver": "bridge"})
+    time.sleep(2.1)
+    job = container(host, "nightly", "base/app:1", ["/bin/true"], run="done", network="proxy")
+    host.must("DELETE", f"/containers/{job}")
+    engine = connect(host)
+
+    def plan(older_than: Optional[int] = 3600) -> Dict[str, str]:
+        """What an hour and a second after the networks were made would be said of them. (Nobody can make a network older than it is.)"""
+        looked = snapshot.take(engine, snapshot.Wanted(networks=True, container_ages=True), None)
+        looked = replace(looked, now=max(net.created or 0 for net in looked.networks if not net.predefined) + 3601)
+        found = policies.decide(looked, policies.Wishes(networks=policies.NetworkWish(older_than=older_than)))
+        return {entry.name: entry.reason for entry in (*found.steps, *found.kept)}
+
+    told = plan()
+    assert told["idle"] == "used by no container, created 1 hour ago, never used"
+    assert told["proxy"] == "last used less than 1h ago (the engine's events)"
+    only: Dict[str, Any] = {"images": None, "volumes": None, "build_cache": None, "containers": None, "state_dir": "/run/notes"}
+    result = clean(host, **{**only, "networks": {"older_than": "1h"}})
+    assert kept(result, "network")["last used less than 1h ago (the engine's events)"] == 1
+    # Its events are flushed; what a run has seen of it is noted, and of what comes in between nobody knows.
+    ident = container(host, "renamed", "base/app:1")
+    for number in range(256):
+        host.must("POST", f"/containers/{ident}/rename?name=renamed-{number}")
+    told = plan()
+    for name in ("idle", "proxy"):
+        assert told[name].startswith("its last use is not known: the engine holds its events of the last "), told[name]
+    assert plan(None)["idle"] == "used by no container, created 1 hour ago; no later use is known"
+    result = clean(host, **{**only, "networks": {"older_than": "1h"}})
+    assert kept(result, "network")["last used less than 1h ago (seen in use by an earlier run)"] == 1
+    assert set(removed(clean(host, **{**only, "networks": {}}))) == {"proxy", "idle"}
 
 
 # -- volumes -----------------------------------------------------------------------------------

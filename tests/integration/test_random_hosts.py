@@ -223,9 +223,7 @@ def read(host: Host, arrived: Dict[str, float]) -> Model:
             entry["ID"], entry.get("Parents") or [parent for parent in (entry.get("Parent"),) if parent], entry["Type"], entry["InUse"], entry["Size"],
             parse_time(entry["CreatedAt"]) or 0, parse_time(entry["LastUsedAt"]), frozenset({"some"} if entry["Shared"] else ()),
         )
-    for event in host.must("GET", f"/events?since=1&until={int(now)}") or []:
-        if event["Type"] == "container" and event["Action"] in ("create", "start", "die") and event["time"] < now - 1:
-            found.events.append(event)
+    found.events += host.must("GET", f"/events?since=1&until={now + 0.1:.9f}") or []
     return found
 
 

@@ -197,9 +197,16 @@ class Expected:
             or (picture.tags and (wish.scope == "dangling" or (wish.keep_local and local)))
         ):
             return True
-        if parent and not picture.tags:
+        by_digest = bool(picture.digests) and not picture.tags
+        if by_digest and self.engine.containerd and wish.scope == "dangling":
+            return True
+        if parent and not picture.tags and not by_digest:
             return False
-        limit = wish.dangling_older_than if not picture.tags and wish.dangling_older_than is not None else wish.older_than
+        limit = wish.older_than
+        if by_digest and not self.engine.containerd:
+            limit = max(wish.older_than or 0, wish.dangling_older_than or 0)
+        elif not picture.tags and not by_digest and wish.dangling_older_than is not None:
+            limit = wish.dangling_older_than
         return self.young(self.last_use(picture), limit)
 
     def served(self, picture: Picture) -> bool:
@@ -212,7 +219,11 @@ class Expected:
             named = self.engine.containerd and box.given in picture.references
             if box.image == picture.id or named or {picture.id, *picture.references} & set(box.mounted):
                 signs += [self.engine.now] if box.live else [box.created, box.started, box.finished]
-        signs += [event["time"] for event in self.engine.events if event["Actor"]["Attributes"]["image"] in picture.tags]
+        signs += [
+            event["time"] for event in self.engine.events
+            if event["Type"] == "container" and event["Action"] in ("create", "start", "die")
+            and event["Actor"]["Attributes"]["image"] in picture.references
+        ]
         return max((sign for sign in signs if sign is not None), default=int(picture.created))
 
     @staticmethod
@@ -274,8 +285,27 @@ class Expected:
             or self.labelled(net.labels)
             or (self.keeping and bool(self.manager(net.labels)))
             or net.labels.get("com.docker.compose.project") in self.projects
-            or self.young(net.created, wish.older_than)
+            or self.young(self.last_use_of(net), wish.older_than)
+            or (bool(wish.older_than) and self.forgotten(wish.older_than or 0))
         )
+
+    def last_use_of(self, net: Net) -> float | None:
+        signs = [net.created, self.seen.get(f"network:{net.id}")]
+        for box in self.engine.boxes.values():
+            if {net.name, net.id} & set(box.networks):
+                signs += [self.engine.now] if box.live else [box.created, box.started, box.finished]
+        signs += [
+            event["time"] for event in self.engine.events
+            if event["Type"] == "network" and event["Action"] in ("connect", "disconnect") and event["Actor"]["ID"] == net.id
+        ]
+        return max((sign for sign in signs if sign is not None), default=None)
+
+    def forgotten(self, older_than: int) -> bool:
+        """The engine's memory of events is full, or nearly, and its oldest one is not that old."""
+        full = len(self.engine.events) >= self.engine.events_kept - 16
+        # An event without nanoseconds was at some time of its second.
+        oldest = min((event.get("timeNano", (event["time"] + 1) * 1e9) / 1e9 for event in self.engine.events), default=None)
+        return full and (oldest is None or self.engine.now - oldest < older_than)
 
     # Build cache.
 

@@ -139,6 +139,7 @@ class Model:
         self.records: dict[str, Record] = {}
         self.swarm_services: list[dict[str, t.Any]] = []
         self.events: list[dict[str, t.Any]] = []
+        self.events_kept = 256
         self.log: list[tuple[str, str]] = []
         #: Networks whose containers lost them: an engine lets it happen to stopped ones.
         self.robbed: list[str] = []
@@ -312,9 +313,9 @@ class Model:
         with self._call("services", ""):
             return list(self.swarm_services)
 
-    def past_events(self, until: float) -> list[dict[str, t.Any]]:
+    def past_events(self) -> list[dict[str, t.Any]]:
         with self._call("events", ""):
-            return [event for event in self.events if event["time"] <= until]
+            return list(self.events)
 
     def disk_usage(self, *kinds: str) -> dict[str, t.Any]:
         with self._call("disk_usage", ""):

@@ -153,6 +153,42 @@ def test_what_was_used_is_noted_on_the_nights_without_anything_to_do_too(make: t
     assert set(history.recall(world.state_dir, "MODEL", NOW).used) == (set() if check else {used})
 
 
+@pytest.mark.parametrize("wishes", [{"networks": {}, "only_below": "1%"}, {"images": {"keep": ["*"]}}, {"containers": {}}])
+def test_networks_that_were_used_are_noted_whatever_was_asked_for(make: t.Callable[..., World], wishes: dict[str, t.Any]) -> None:
+    """A job's container is gone when the next run comes, and so may be the engine's events."""
+    world = make()
+    one = next(net for net in world.engine.nets.values() if net.name == "one")
+    job = {"Type": "network", "Action": "connect", "Actor": {"ID": one.id, "Attributes": {"container": "gone"}}, "time": int(NOW - 3600)}
+    world.engine.events += [job]
+    world.run(**wishes)
+    memory = history.recall(world.state_dir, "MODEL", NOW)
+    assert memory.used == {f"network:{one.id}": NOW - 3600}
+    assert memory.watched == (NOW - 3599, NOW)
+    world.engine.events.clear()
+    kept = world.run(networks={"older_than": "1d"})["kept"]
+    assert {"kind": "network", "reason": "last used less than 1d ago (seen in use by an earlier run)", "count": 1, "bytes": 0} in kept
+
+
+def test_runs_that_come_often_enough_know_of_a_network_what_the_engine_has_forgotten(make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    world, start = make(), NOW - 20 * DAY
+    world.engine.events_kept = 16
+    one = next(net for net in world.engine.nets.values() if net.name == "one")
+    one.created = start
+    wish = {"networks": {"older_than": "7d"}}
+
+    def night(number: int, oldest: float) -> list[str]:
+        now = start + number * DAY
+        monkeypatch.setattr("model.NOW", now)
+        world.engine.events[:] = [{"Type": "container", "Action": "health_status", "Actor": {}, "time": int(now - oldest)}]
+        result = world.run(**wish)
+        world.engine.nets.setdefault(one.id, one)
+        return names(result)
+
+    assert [night(number, 25 * 3600) for number in range(1, 8)] == [[]] * 6 + [["one"]]
+    assert night(8, 300) == [], "the engine held less than a night's events"
+    assert [night(number, 25 * 3600) for number in range(9, 16)] == [[]] * 6 + [["one"]]
+
+
 def test_a_filesystem_without_a_number_of_inodes_never_lacks_any(make: t.Callable[..., World]) -> None:
     world = make()
     world.inodes = 0

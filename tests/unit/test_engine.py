@@ -16,11 +16,12 @@ import socket
 import socketserver
 import tempfile
 import threading
+import time
 import typing as t
 from collections.abc import Iterator
 from http import server as http_server
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
@@ -458,8 +459,31 @@ def test_an_id_of_the_build_cache_is_no_expression(site: Site) -> None:
 def test_past_events_are_read_one_by_one_and_have_an_end(site: Site) -> None:
     text = b'{"Type":"container","time":1}\n{"status":"pull","time":2}{"Type":"volume"}\n 7'
     server = site.serve(engine_that(lambda method, path: http(text)))
-    assert site.connect().past_events(1700000000.9) == [{"Type": "container", "time": 1}, {"status": "pull", "time": 2}, {"Type": "volume"}]
-    assert server.requests[-1] == ("GET", "/v1.45/events?since=1&until=1700000000")
+    assert site.connect().past_events() == [{"Type": "container", "time": 1}, {"status": "pull", "time": 2}, {"Type": "volume"}]
+    assert server.requests[-1][1].startswith("/v1.45/events?since=1&until=")
+
+
+@pytest.mark.parametrize(("api", "decimals"), [("1.45", True), ("1.22", True), ("1.21", False)])
+def test_events_are_asked_for_up_to_this_moment_of_the_engines_clock(site: Site, api: str, decimals: bool) -> None:
+    """However long ago it told its clock, and however long it took for that: an end before now would leave out the newest events."""
+    told, slow = 1_700_000_000.5, 0.2
+
+    def answer(_method: str, path: str) -> bytes:
+        if path.endswith("/info"):
+            time.sleep(slow)
+            return http({**INFO, "SystemTime": "2023-11-14T22:13:20.5Z"})
+        return http(VERSION) if path.endswith("/version") else http(b"")
+
+    server = site.serve(answer)
+    engine = site.connect(api_version=api)
+    asked = time.monotonic()
+    time.sleep(0.3)
+    engine.past_events()
+    elapsed = time.monotonic() - asked
+    until = parse_qs(urlsplit(server.requests[-1][1]).query)["until"][0]
+    # It had told its clock before it answered, and at the earliest when it was asked.
+    assert told + 0.3 < float(until) < told + slow + elapsed + 0.2 + (not decimals)
+    assert ("." in until) == decimals
 
 
 def test_services_are_asked_of_managers_alone(site: Site) -> None:

@@ -9,12 +9,16 @@ import os
 import random
 import sqlite3
 import tempfile
+import typing as t
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import history
 from ansible_collections.fleetclean.docker.plugins.module_utils.history import Measured
+from worlds import NOW, container, network, world
 
 ENGINE, IMAGE, OTHER = "ENGINE:ID", "sha256:aa", "sha256:bb"
 
@@ -293,14 +297,73 @@ def test_a_file_of_an_earlier_release_takes_all_it_has_for_there_before(tmp_path
             connection.execute(step)
             connection.execute(f"PRAGMA user_version = {number}")
         connection.execute("INSERT INTO last_use VALUES ('E', 'i', 500.0)")
-    assert history.recall(str(tmp_path), "E", 2000.0) == ({"i": 500.0}, {})
+    assert history.recall(str(tmp_path), "E", 2000.0) == ({"i": 500.0}, {}, None)
     assert history.note_uses(str(tmp_path), "E", {}, {"i"}, now=1000.0)
-    assert history.recall(str(tmp_path), "E", 2000.0) == ({"i": 500.0}, {})
+    assert history.recall(str(tmp_path), "E", 2000.0) == ({"i": 500.0}, {}, None)
 
 
 def test_what_was_noted_while_the_clock_was_wrong_is_not_believed_and_put_right(tmp_path: Path) -> None:
     folder, now = str(tmp_path), 1_700_000_000.0
     assert history.note_uses(folder, "E", {"i": now * 2}, {"i", "j"}, now=now * 2)
-    assert history.recall(folder, "E", now) == ({}, {})
+    assert history.recall(folder, "E", now) == ({}, {}, None)
     assert history.note_uses(folder, "E", {"i": now - 5}, {"i", "j"}, now=now)
     assert history.recall(folder, "E", now).used == {"i": now - 5}
+
+
+# -- networks, and since when events were seen without a gap ------------------------------------------
+
+
+NETWORK = "network:" + "n" * 64
+
+
+def test_uses_of_networks_are_remembered_and_forgotten_with_them(folder: str) -> None:
+    note = partial(history.note_uses, folder, ENGINE)
+    assert note({NETWORK: 100.0, IMAGE: 1.0}, [IMAGE], networks=[NETWORK])
+    assert note({NETWORK: 200.0}, [IMAGE]), "a run that did not ask for them"
+    assert history.last_uses(folder, ENGINE) == {NETWORK: 200.0, IMAGE: 1.0}
+    assert note({NETWORK: 300.0, "network:gone": 1.0}, [IMAGE], networks=[])
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("runs", "known"),
+    [
+        ([(1000.0, 500.0)], (500.0, 1000.0)),
+        # The second one's events reach back to the first one's, and not quite.
+        ([(1000.0, 500.0), (2000.0, 1000.0)], (500.0, 2000.0)),
+        ([(1000.0, 500.0), (2000.0, 700.0)], (500.0, 2000.0)),
+        ([(1000.0, 500.0), (2000.0, 300.0)], (300.0, 2000.0)),
+        ([(1000.0, 500.0), (2000.0, 1000.5)], (1000.5, 2000.0)),
+        ([(1000.0, 500.0), (2000.0, 1900.0), (3000.0, 1900.0)], (1900.0, 3000.0)),
+        # A run that was told none, or did not ask, and one whose events are all later than its clock.
+        ([(1000.0, 500.0), (2000.0, None)], (500.0, 1000.0)),
+        ([(1000.0, 500.0), (2000.0, 2000.1)], (500.0, 1000.0)),
+        # Two at once: the one that looked first writes last.
+        ([(1001.0, 500.0), (1000.0, 500.0)], (500.0, 1001.0)),
+        # What was noted while the clock was wrong.
+        ([(9e9, 8e9), (1000.0, 500.0)], (500.0, 1000.0)),
+    ],
+)
+def test_events_that_runs_saw_one_after_the_other_are_one_without_a_gap(folder: str, runs: list[t.Any], known: tuple[float, float]) -> None:
+    for now, since in runs:
+        assert history.note_uses(folder, ENGINE, {}, [], now=now, since=since)
+    assert history.recall(folder, ENGINE, runs[-1][0]).watched == known
+    assert history.recall(folder, "ANOTHER", runs[-1][0]).watched is None
+    assert history.recall(folder, ENGINE, 1000.0 - 2 * 86400).watched is None, "it is still to come"
+
+
+def test_a_figure_that_was_spoilt_says_nothing_of_what_was_seen(folder: str) -> None:
+    """It could let a network go: unlike all else that is remembered of uses."""
+    history.note_uses(folder, ENGINE, {}, [], now=1000.0, since=900.0)
+    edit(folder, "UPDATE watched SET since = 1.0")
+    assert history.watched(folder, ENGINE) is None
+    history.note_uses(folder, ENGINE, {}, [], now=1100.0, since=950.0)
+    assert history.watched(folder, ENGINE) == (950.0, 1100.0)
+
+
+def test_only_a_run_that_asked_for_networks_notes_what_events_it_saw(folder: str) -> None:
+    here = world(network("n"), container("c", state="running", networks=("n",)), events_since=NOW - 60)
+    assert history.note(folder, ENGINE, replace(here, networks=()), volumes=False)
+    assert history.recall(folder, ENGINE, NOW) == ({}, {}, None)
+    assert history.note(folder, ENGINE, here, volumes=False, networks=True)
+    assert history.recall(folder, ENGINE, NOW) == ({f"network:{network('n').id}": NOW}, {}, (NOW - 60, NOW))

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import evidence_of, last_uses, uses_seen
+from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import Watched, evidence_of, last_uses, uses_seen
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import has_label, matches
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     CacheWish,
@@ -441,7 +441,7 @@ def test_of_signs_at_the_same_moment_the_strongest_is_named_whatever_the_order_i
 
     def words(here: Snapshot, earlier: dict[str, float]) -> set[str]:
         used_at = last_uses(here, earlier)
-        return {evidence_of(each, used_at, here.came).words for each in here.images}
+        return {evidence_of(each, used_at, since=here.events_since).words for each in here.images}
 
     assert words(world(*images), {}) == {"tagged, never used"}
     assert words(world(*images), by_id) == {"seen in use by an earlier run"}
@@ -839,7 +839,7 @@ def test_unused_networks_go() -> None:
     plan = plan_of(world(network("n")), networks=NetworkWish())
     (step,) = plan.steps
     assert (step.kind, step.name, step.bytes) == ("network", "n", 0)
-    assert step.reason == "used by no container, created 10 days ago"
+    assert step.reason == "used by no container, created 10 days ago, never used"
 
 
 def test_predefined_networks_and_swarms_own_always_stay() -> None:
@@ -871,6 +871,149 @@ def test_networks_have_ages_and_unknown_ones_stay() -> None:
     assert goes(plan) == ["old"]
     assert stays(plan, "new") == "younger than 7d"
     assert stays(plan, "unknown") == "its age is unknown"
+
+
+WEEK = NetworkWish(older_than=7 * DAY)
+NET = f"network:{hexadecimal('network n')}"
+
+
+@pytest.mark.parametrize(
+    ("uses", "earlier", "containers", "words"),
+    [
+        ({}, {}, (), "used by no container, created 100 days ago, never used"),
+        ({NET: NOW - 9 * DAY}, {}, (), "used by no container, last used 9 days ago (the engine's events)"),
+        ({}, {NET: NOW - 8 * DAY}, (), "used by no container, last used 8 days ago (seen in use by an earlier run)"),
+        ({NET: NOW - 9 * DAY}, {NET: NOW - 8 * DAY}, (), "used by no container, last used 8 days ago (seen in use by an earlier run)"),
+        ({NET: NOW - 9 * DAY}, {NET: NOW - 9 * DAY}, (), "used by no container, last used 9 days ago (the engine's events)"),
+        ({}, {}, ("n",), "used by no container, last used 10 days ago (last container)"),
+        ({}, {}, (hexadecimal("network n"),), "used by no container, last used 10 days ago (last container)"),
+        ({NET: NOW - HOUR}, {}, (), "last used less than 7d ago (the engine's events)"),
+        ({}, {NET: NOW - HOUR}, (), "last used less than 7d ago (seen in use by an earlier run)"),
+        # Another's use, and one from before it was made anew, say nothing.
+        ({"network:other": NOW - HOUR, "n": NOW - HOUR, "volume:n": NOW - HOUR}, {}, (), "used by no container, created 100 days ago, never used"),
+    ],
+)
+def test_a_networks_age_is_its_last_use_and_the_plan_says_by_which_sign(
+    uses: dict[str, float], earlier: dict[str, float], containers: tuple[str, ...], words: str
+) -> None:
+    """Trap 60: an external network that was made long ago goes a minute after the nightly job that used it."""
+    here = world(network("n", 100 * DAY), *(container("c", networks=(name,)) for name in containers), seen=uses)
+    plan = plan_of(here, earlier, containers=ContainerWish(), networks=WEEK)
+    assert (why(plan, "n") or stays(plan, "n")) == words
+
+
+def test_a_network_that_only_a_killed_container_has_was_used_a_moment_ago() -> None:
+    here = world(network("n"), container("c", state="running", networks=("n",)))
+    plan = plan_of(here, containers=ContainerWish(states=KILLING), networks=WEEK)
+    assert (goes(plan), stays(plan, "n")) == (["c"], "last used less than 7d ago (last container)")
+    assert goes(plan_of(here, containers=ContainerWish(states=KILLING), networks=NetworkWish())) == ["c", "n"]
+
+
+@pytest.mark.parametrize(
+    ("since", "watched", "words"),
+    [
+        (NOW - 4 * MINUTE, None, "its last use is not known: the engine holds its events of the last 4 minutes only"),
+        (None, None, "its last use is not known: the engine told none of its events"),
+        (NOW - 7 * DAY, None, ""),
+        # Earlier runs saw what was before, without a gap; or with one.
+        (NOW - DAY, Watched(NOW - 30 * DAY, NOW - DAY), ""),
+        (NOW - DAY, Watched(NOW - 3 * DAY, NOW - HOUR), "its last use is not known: the engine holds its events of the last 3 days only"),
+        (NOW - DAY, Watched(NOW - 30 * DAY, NOW - DAY - 1), "its last use is not known: the engine holds its events of the last 24 hours only"),
+        (None, Watched(NOW - 30 * DAY, NOW), "its last use is not known: the engine told none of its events"),
+    ],
+)
+@pytest.mark.parametrize("seen", [{}, {NET: NOW - 8 * DAY}])
+def test_a_network_whose_last_use_may_have_been_forgotten_stays(
+    since: float | None, watched: Watched | None, words: str, seen: dict[str, float]
+) -> None:
+    """Trap 61: ten containers with health checks flush the engine's events in minutes (moby 49725, 30502)."""
+    here = world(network("n", 100 * DAY), events_since=since, events_lost=True)
+
+    def plan(wish: NetworkWish, here: Snapshot = here) -> Plan:
+        return decide(here, Wishes(networks=wish), seen, watched=watched)
+
+    assert stays(plan(WEEK), "n") == words
+    assert goes(plan(NetworkWish())) == goes(plan(NetworkWish(older_than=0))) == ["n"], "what was asked for without an age"
+    assert goes(plan(WEEK, replace(here, events_lost=False))) == ["n"]
+
+
+@pytest.mark.parametrize(
+    ("since", "watched", "known"),
+    [
+        (0.0, None, ", never used"),
+        (NOW - 20 * DAY, None, ", never used"),
+        (NOW - 20 * DAY + 1, None, "; no later use is known"),
+        (None, None, "; no later use is known"),
+        (NOW - DAY, Watched(NOW - 21 * DAY, NOW - HOUR), ", never used"),
+        (NOW - DAY, Watched(NOW - 21 * DAY, NOW - 2 * DAY), "; no later use is known"),
+    ],
+)
+@pytest.mark.parametrize("sign", ["arrived", "tagged"])
+def test_only_what_the_events_reach_back_to_is_called_never_used(since: float | None, watched: Watched | None, known: str, sign: str) -> None:
+    here = world(image("i", "i:1", **{sign: ago(20 * DAY)}), events_since=since)
+    plan = decide(here, Wishes(images=ImageWish("unused")), watched=watched)
+    assert why(plan, "i:1") == f"unused for 20 days ({sign}{known})"
+
+
+def test_an_image_whose_arrival_the_events_still_tell_is_known_to_be_never_used() -> None:
+    """Its record is written a moment before the event, which may be the oldest that the engine holds."""
+    here = world(image("i", "i:1", arrived=ago(DAY)), came={"i:1": NOW - DAY - 0.5}, events_since=ago(DAY - 1))
+    assert why(plan_of(here, images=ImageWish("unused")), "i:1") == "unused for 24 hours (arrived, never used)"
+
+
+# -- images that are known by digests alone ----------------------------------------------------
+
+
+BY_DIGEST = {"digests": (f"repo@{sha('d')}",)}
+
+
+@pytest.mark.parametrize(
+    ("older_than", "dangling_older_than", "age", "stays_for"),
+    [
+        (7 * DAY, HOUR, 2 * DAY, "7d"),
+        (HOUR, 7 * DAY, 2 * DAY, "7d"),
+        (None, 7 * DAY, 2 * DAY, "7d"),
+        (7 * DAY, 0, 2 * DAY, "7d"),
+        (7 * DAY, None, 2 * DAY, "7d"),
+        (7 * DAY, HOUR, 8 * DAY, ""),
+        (0, None, MINUTE, ""),
+        (0, 0, MINUTE, ""),
+    ],
+)
+@pytest.mark.parametrize("scope", ["dangling", "unused", "all"])
+def test_a_graph_driver_cannot_tell_a_pull_by_digest_from_a_tag_that_moved_so_the_longer_age_counts(
+    scope: str, older_than: int | None, dangling_older_than: int | None, age: float, stays_for: str
+) -> None:
+    """Trap 41 (moby 30307, 31252)."""
+    here = world(image("i", created=age, **BY_DIGEST))
+    plan = plan_of(here, images=ImageWish(scope, older_than=older_than, dangling_older_than=dangling_older_than))
+    known = "known by its digest alone (pulled by it, or its tag moved on)"
+    if stays_for:
+        assert stays(plan, sha("i")) == f"{known}: younger than {stays_for}"
+    else:
+        assert why(plan, sha("i")).startswith(f"{known}, unused for ")
+
+
+def test_on_containerds_store_an_image_that_is_known_by_its_digest_is_not_dangling() -> None:
+    mine = image("i", created=2 * DAY, origin_known=False, digests=(f"repo:1@{sha('d')}", f"repo@{sha('d')}"))
+    nameless = image("none", created=2 * DAY, origin_known=False)
+    here = world(mine, nameless)
+    plan = plan_of(here, images=ImageWish())
+    assert goes(plan) == [sha("none")]
+    assert stays(plan, sha("i")) == "known by its digest, not dangling (images.scope is dangling)"
+    plan = plan_of(here, images=ImageWish("unused", older_than=7 * DAY, dangling_older_than=HOUR))
+    assert (goes(plan), stays(plan, sha("i"))) == ([sha("none")], "younger than 7d")
+    plan = plan_of(here, images=ImageWish("unused", older_than=DAY, dangling_older_than=7 * DAY))
+    assert (goes(plan), why(plan, sha("i"))) == ([mine.digests[0]], "known by its digest, unused for 2 days (created; no later use is known)")
+
+
+def test_an_image_with_a_digest_is_no_mere_step_of_its_childrens_build() -> None:
+    """A base image that was pulled by digest has an age of its own."""
+    here = world(image("base", created=2 * DAY, **BY_DIGEST), image("child", "child:1", created=9 * DAY, parent="base"))
+    plan = plan_of(here, images=ImageWish("unused", older_than=7 * DAY))
+    assert goes(plan) == ["child:1"]
+    assert stays(plan, sha("base")).endswith(": younger than 7d")
+    assert goes(plan_of(here, images=ImageWish("unused"))) == ["child:1", f"repo@{sha('d')}"]
 
 
 # -- build cache -------------------------------------------------------------------------------

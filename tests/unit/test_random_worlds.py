@@ -13,7 +13,7 @@ import threading
 import typing as t
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import path_uses, policy, removal, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import last_look, path_uses, policy, removal, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from expected import Expected, promised, what
 from model import NOW, Box, Model
@@ -107,7 +107,25 @@ def random_model(dice: random.Random) -> Model:
             actor = {"ID": "gone", "Attributes": {"image": dice.choice(picture.tags)}}
             action, time = dice.choice(("create", "start", "die")), int(min(when(dice), NOW - 2))
             engine.events.append({"Type": "container", "Action": action, "Actor": actor, "time": time})
+    network_events(beside(dice), engine)
     return engine
+
+
+def beside(dice: random.Random) -> random.Random:
+    """Dice of their own, for what is not to change what is thrown after it."""
+    return random.Random(str(dice.getstate()))
+
+
+def network_events(dice: random.Random, engine: Model) -> None:
+    """Networks that containers had which are gone; and an engine that has forgotten what was before."""
+    for net in engine.nets.values():
+        if dice.random() < 0.4:
+            actor = {"ID": net.id, "Attributes": {"container": "gone", "name": net.name, "type": "bridge"}}
+            action, time = dice.choice(("create", "connect", "disconnect")), int(min(when(dice), NOW - 2))
+            engine.events.append({"Type": "network", "Action": action, "Actor": actor, "time": time})
+    engine.events.sort(key=lambda event: event["time"])
+    if dice.random() < 0.3:
+        engine.events_kept = len(engine.events)
 
 
 def random_box(dice: random.Random, engine: Model, number: int) -> None:
@@ -226,6 +244,8 @@ def case(dice: random.Random) -> Case:
     wishes = random_wishes(dice, engine)
     seen = {ident: when(dice) for ident in engine.pictures if dice.random() < 0.2}
     seen.update({policy.VOLUME + name: when(dice) for name in engine.data if dice.random() < 0.2})
+    others = beside(dice)
+    seen.update({snapshot.NETWORK + ident: when(others) for ident in engine.nets if others.random() < 0.2})
     looked = look(engine, wishes)
     sharers = {record.id: record.images for record in engine.records.values()}
     plan = policy.decide(looked, wishes, seen, sharers)
@@ -518,6 +538,26 @@ def test_a_network_that_came_into_use_while_others_were_removed_stays() -> None:
     assert [step.name for step in outcome.removed] == ["n1", "n2"]
     assert [(kept.name, kept.reason) for kept in outcome.kept] == [("n3", "it came into use")]
     assert engine.robbed == []
+
+
+def test_a_network_that_a_job_had_while_others_were_removed_stays() -> None:
+    """It is used by nobody again, but its last use is not as long ago as was asked for."""
+    engine = Model()
+    for days, name in ((3, "n1"), (2, "n2"), (1, "n3")):
+        engine.add_net(name, NOW - days * DAY)
+
+    def meddle(call: str, about: str) -> None:
+        if call == "remove_network" and not engine.events:
+            actor = {"ID": hexadecimal("network n3"), "Attributes": {"container": "gone", "name": "n3"}}
+            engine.events.append({"Type": "network", "Action": "disconnect", "Actor": actor, "time": int(NOW) + 1})
+
+    made = planned(engine, policy.Wishes(networks=policy.NetworkWish(older_than=HOUR)), "n1", "n2", "n3")
+    engine.before = meddle
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(last_look, "_FRESH", -1.0)
+        outcome = act(made, 1)
+    assert [step.name for step in outcome.removed] == ["n1", "n2"]
+    assert [(kept.name, kept.reason) for kept in outcome.kept] == [("n3", "it was used meanwhile")]
 
 
 both_stores = pytest.mark.parametrize("store", ["graphdriver", "containerd"])

@@ -52,7 +52,9 @@ class FakeEngine:
     def speaks(self, version: str) -> bool:
         return self.api >= tuple(int(part) for part in version.split("."))
 
-    def past_events(self, until: float) -> list[dict[str, t.Any]]:
+    events_kept = 256
+
+    def past_events(self) -> list[dict[str, t.Any]]:
         return []
 
     def services(self) -> list[dict[str, t.Any]]:

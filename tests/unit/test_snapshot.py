@@ -76,6 +76,7 @@ class FakeEngine:
         self.info = {"SystemTime": "2024-03-01T12:00:00.000000000Z"}
         self.answers = answers
         self.asked: list[str] = []
+        self.events_kept = 256
         self._api = tuple(int(part) for part in api.split("."))
 
     def speaks(self, version: str) -> bool:
@@ -553,7 +554,10 @@ EVENTS = [
     {"Type": "image", "Action": "load", "Actor": {"ID": "sha256:loaded"}, "time": 1709290400},
     {"Type": "volume", "Action": "mount", "Actor": {"ID": "data", "Attributes": {"driver": "local"}}, "time": 1709290500},
     {"Type": "volume", "Action": "destroy", "Actor": {"ID": "other"}, "time": 1709290600},
-    {"Type": "network", "Action": "connect", "Actor": {"ID": "n"}, "time": 1709290700},
+    {"Type": "network", "Action": "connect", "Actor": {"ID": "n", "Attributes": {"container": "c1", "name": "net"}}, "time": 1709290600},
+    {"Type": "network", "Action": "disconnect", "Actor": {"ID": "n"}, "time": 1709290700},
+    {"Type": "network", "Action": "create", "Actor": {"ID": "made", "Attributes": {"name": "made"}}, "time": 1709290710},
+    {"Type": "network", "Action": "destroy", "Actor": {"ID": "m"}, "time": 1709290720},
     {"status": "start", "id": "c9", "from": "old:1", "time": 1709290800},
     {"status": "pull", "id": "old-pull:1", "time": 1709290850},
     {"Type": "container", "Action": "start", "Actor": None},
@@ -563,22 +567,42 @@ EVENTS = [
 def test_events_tell_what_was_used_and_what_came() -> None:
     """Trap 34. What a cleaner does (destroy, untag) is no sign of use."""
     found = take(FakeEngine(past_events=EVENTS), images=True, ages=True)
-    assert found.seen == {"app:1": 1709290900.0, "busy": 1709290100.0, "old:1": 1709290800.0, "volume:data": 1709290500.0}
+    assert found.seen == {"app:1": 1709290900.0, "busy": 1709290100.0, "old:1": 1709290800.0, "volume:data": 1709290500.0, "network:n": 1709290700.0}
     assert found.came == {"pulled:1": 1709290300.0, "sha256:loaded": 1709290400.0, "old-pull:1": 1709290850.0}
 
 
 def test_an_engine_that_tells_no_events_is_believed_for_all_else() -> None:
-    def fake_refusal(_until: float) -> None:
+    def fake_refusal() -> None:
         raise EngineError("GET /events", 400, "bad parameter")
 
     found = take(FakeEngine(past_events=fake_refusal, images=[OLD_IMAGE], image={}), images=True, ages=True)
     assert (found.seen, found.came, len(found.images)) == ({}, {}, 1)
+    assert (found.events_since, found.events_lost) == (None, True)
 
 
-def test_events_are_asked_for_with_an_end_before_the_engines_clock() -> None:
-    asked: list[float] = []
-    take(FakeEngine(past_events=lambda until: asked.append(until) or []), images=True, ages=True)
-    assert asked == [1709294399.0], "until a moment that is still to come the engine would not end its answer"
+@pytest.mark.parametrize(
+    ("events", "since", "lost"),
+    [
+        ([], None, False),
+        ([{"time": 1709290000, "timeNano": 1709290000_500000000}, {"time": 1709290001}], 1709290000.5, False),
+        # Of the second of an event without nanoseconds, others may be missing.
+        ([{"time": 1709290000}] * 230, 1709290001.0, False),
+        ([{"time": 1709290000}] * 256, 1709290001.0, True),
+        # While it answers, others come and push out the oldest.
+        ([{"time": 1709290000}] * 250, 1709290001.0, True),
+        ([{}, {"time": 1709290005}], 1709290006.0, False),
+    ],
+)
+def test_since_when_no_event_is_missing_is_that_of_the_oldest(events: list[t.Any], since: float | None, lost: bool) -> None:
+    found = take(FakeEngine(past_events=events), networks=True, container_ages=True)
+    assert (found.events_since, found.events_lost) == (since, lost)
+
+
+def test_events_are_asked_for_networks_too_and_not_where_no_age_is() -> None:
+    for wanted, asks in (({"ages": True}, True), ({"container_ages": True}, True), ({}, False)):
+        engine = FakeEngine()
+        take(engine, networks=True, **wanted)
+        assert ("past_events" in engine.asked) == asks, wanted
 
 
 def test_swarms_services_name_images_and_volumes_now_and_before() -> None:

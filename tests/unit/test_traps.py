@@ -34,7 +34,9 @@ class Engine:
     def services(self) -> list[dict[str, t.Any]]:
         return []
 
-    def past_events(self, until: float) -> list[dict[str, t.Any]]:
+    events_kept = 256
+
+    def past_events(self) -> list[dict[str, t.Any]]:
         return []
 
     def disk_usage(self, *kinds: str) -> dict[str, t.Any]:

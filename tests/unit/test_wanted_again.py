@@ -192,7 +192,7 @@ def test_an_image_that_came_between_two_runs_is_no_older_than_that() -> None:
     between = {sha("i"): NOW - HOUR, sha("known"): NOW - HOUR}
     plan = decide(here, Wishes(images=ImageWish("unused", older_than=DAY)), came_between=between)
     assert goes(plan) == ["known:1"], "where the arrival is known, a run that saw it later knows less"
-    assert reason(decide(here, Wishes(images=UNUSED), came_between=between), "i:1") == "unused for 1 hour (arrived, never used)"
+    assert reason(decide(here, Wishes(images=UNUSED), came_between=between), "i:1") == "unused for 1 hour (arrived; no later use is known)"
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,21 @@ def test_an_image_is_found_by_the_name_it_was_started_with(given: str, known: di
 
 
 def test_history_remembers_what_events_told() -> None:
-    here = world(image("i", "i:1"), volume("v"), seen={"i:1": NOW - HOUR, "volume:v": NOW - DAY})
-    assert uses_seen(here) == {sha("i"): NOW - HOUR, "volume:v": NOW - DAY}
+    net = f"network:{network('n').id}"
+    here = world(image("i", "i:1"), volume("v"), network("n"), seen={"i:1": NOW - HOUR, "volume:v": NOW - DAY, net: NOW - DAY})
+    assert uses_seen(here) == {sha("i"): NOW - HOUR, "volume:v": NOW - DAY, net: NOW - DAY}
+
+
+def test_history_remembers_which_networks_containers_had() -> None:
+    runs, ran = container("runs", state="running", networks=("n", "bridge")), container("ran", stopped=DAY, networks=(network("m").id,))
+    assert {key: moment for key, moment in uses_seen(world(network("n"), network("m"), network("o"), runs, ran)).items() if "network" in key} == {
+        f"network:{network('n').id}": NOW, f"network:{network('m').id}": NOW - DAY,
+    }
+
+
+def test_a_pull_by_tag_and_digest_is_the_arrival_of_what_a_graph_driver_knows_by_its_digest() -> None:
+    here = world(image("i", digests=(f"repo@{sha('d')}",)), came={f"repo:1@{sha('d')}": NOW - HOUR})
+    assert "unused for 1 hour (arrived, never used)" in reason(plan_of(here, images=UNUSED), f"repo@{sha('d')}")
 
 
 def test_an_image_that_stays_in_use_keeps_all_its_tags() -> None:

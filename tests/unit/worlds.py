@@ -108,6 +108,8 @@ def record(name: str, used: float | None = 10 * DAY, *parents: str, **more: t.An
 
 
 def world(*objects: t.Any, **more: t.Any) -> Snapshot:
+    """An engine that remembers all its events, if nothing else is said."""
+
     def of(kind: type) -> tuple[t.Any, ...]:
         return tuple(found for found in objects if isinstance(found, kind))
 
@@ -118,7 +120,7 @@ def world(*objects: t.Any, **more: t.Any) -> Snapshot:
         volumes=of(Volume),
         networks=of(Network),
         build_cache=of(CacheRecord),
-        **more,
+        **{"events_since": 0.0, **more},
     )
 
 
