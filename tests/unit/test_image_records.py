@@ -12,7 +12,7 @@ from pathlib import Path
 
 import boltfile
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import image_records, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import attribution, image_records, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.image_records import ImageRecord
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from dataroots import varint
@@ -223,3 +223,27 @@ def test_of_another_machines_engine_each_image_is_asked_for(store: Store) -> Non
     unaged = engine_of(store, image={})
     take(unaged, None, images=True, sizes=True, layers=False)
     assert "image" not in unaged.asked, "nobody there knows a layer's bytes"
+
+
+class Asked(Exception):
+    """A survey has begun to ask the engine."""
+
+
+@pytest.mark.parametrize(
+    ("here", "report", "image_sizes", "layers"),
+    [(True, False, False, True), (True, True, True, True), (False, False, True, False), (False, True, True, True)],
+)
+def test_a_plan_does_not_let_the_engine_compute_what_is_measured_here(
+    store: Store, monkeypatch: pytest.MonkeyPatch, here: bool, report: bool, image_sizes: bool, layers: bool
+) -> None:
+    """A report has the engine's own figures beside those of the disk."""
+
+    def fake_take(_engine: object, wanted: snapshot.Wanted, _storage: object) -> None:
+        raise Asked(wanted)
+
+    monkeypatch.setattr(attribution.snapshot, "take", fake_take)
+    how = attribution.How(True, False, "", "")
+    with pytest.raises(Asked) as asked:
+        attribution.survey(t.cast(t.Any, engine_of(store)), store.storage if here else None, how, None if report else snapshot.Wanted())
+    (wanted,) = asked.value.args
+    assert (wanted.image_sizes, wanted.layers) == (image_sizes, layers)
