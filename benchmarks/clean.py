@@ -17,6 +17,9 @@ goes with this ansible-core. What it imports on the host (requests and urllib3) 
 docker_clean carries its own.
 
 "Idle" is a run that finds nothing to do: on an empty host, and on the full one, where all is younger than what is asked for.
+
+``--crowd 2000 --store containerd`` is another question: what check mode takes on a host with 2,000 small images, as many volumes and 100 stopped
+containers, beside what the engine itself takes to list the images and to size everything. Nothing is removed, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,16 +56,21 @@ from benchmarks.common import cpu_of_children, idle_cpus, markdown, say, span  #
 from tests.fleet import Fleet, FleetError, Host, HostSpec  # noqa: E402
 from tests.fleet.dirty import load_image, tar  # noqa: E402
 from tests.fleet.system import die_with_parent  # noqa: E402
-from tests.integration.bare import Bare  # noqa: E402
+from tests.integration.bare import Bare, Outcome  # noqa: E402
 
 PRUNE, MODULE, STARTUP, AD_HOC = "docker system prune", "docker_clean, module", "docker_clean, start-up", "docker_clean, ad hoc"
 OURS, THEIRS = "docker_clean, playbook", "docker_prune, playbook"
 PING, PING_PIPELINED = "ping", "ping, pipelining on"
 EMPTY, FULL = "docker_clean, empty host", "docker_clean, full host"
+LIST, SIZE, BOTH, CHECK = "GET /images/json", "GET /system/df", "the engine, both", "docker_clean, check mode"
 IMAGES = (50, 300, 1000)
 OTHERS = 100
 #: An image's own layer: so many files of so many bytes.
 FILES, FILE_BYTES = 100, 20_000
+#: Images of a crowd: layers that all of them have, files in each layer, images in one archive.
+SHARED_LAYERS, LAYER_FILES, ARCHIVE = 4, 40, 100
+#: How much more than the engine's list and sizes check mode may take.
+CROWD_AIM = 1.3
 #: Seconds that an idle run may add to a ping.
 IDLE_AIM = 0.3
 #: What `docker system prune -af --volumes` takes.
@@ -141,6 +150,72 @@ def fill(host: Host, images: int) -> None:
         list(pool.map(lambda number: host.must("POST", f"/containers/create?name=bench-{number}", {
             "Image": f"bench/{number % images}:1", "Cmd": ["/bin/true"], "HostConfig": {"NetworkMode": "none"}}), range(OTHERS)))
     host.exec(["sync", "--file-system", host.data_root])
+
+
+def fill_crowd(host: Host, count: int) -> None:
+    """Make so many images, of a few shared layers and a small one of their own each, as many volumes, and containers."""
+    shared = [tar({f"srv/{layer}/{number}": random.randbytes(800) for number in range(LAYER_FILES)}) for layer in range(SHARED_LAYERS)]
+    names = [f"shared{layer}.tar" for layer in range(SHARED_LAYERS)]
+    for first in range(0, count, ARCHIVE):
+        archive, manifest = dict(zip(names, shared)), []
+        for number in range(first, min(first + ARCHIVE, count)):
+            own = tar({f"own/{file}": f"{number} {file}".encode() for file in range(5)})
+            config = json.dumps({
+                "architecture": "amd64", "os": "linux", "created": "2024-01-01T00:00:00Z", "config": {"Cmd": ["/bin/true"]},
+                "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in (*shared, own)]},
+            }).encode()
+            name = f"{hashlib.sha256(config).hexdigest()}.json"
+            archive.update({name: config, f"{number}.tar": own})
+            manifest.append({"Config": name, "RepoTags": [f"crowd/{number}:1"], "Layers": [*names, f"{number}.tar"]})
+        host.must("POST", "/images/load?quiet=1", tar({**archive, "manifest.json": json.dumps(manifest).encode()}))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(lambda number: host.must("POST", "/volumes/create", {"Name": f"crowd-{number}"}), range(count)))
+        list(pool.map(lambda number: host.must("POST", f"/containers/create?name=crowd-{number}", {
+            "Image": f"crowd/{number % count}:1", "Cmd": ["/bin/true"], "HostConfig": {"NetworkMode": "none"}}), range(OTHERS)))
+    host.exec(["sync", "--file-system", host.data_root])
+
+
+def crowd_runs(host: Host, count: int, rounds: int, idle: list[float]) -> tuple[dict[str, Series], int]:
+    """Check mode beside the engine's own list and sizes, one after the other in each round; and the most memory that the module took."""
+    bare = Bare(host, "docker_clean")
+    taken = {name: Series() for name in (LIST, SIZE, BOTH, CHECK)}
+    outcomes: list[Outcome] = []
+    for number in range(rounds):
+        idle.append(round(idle_cpus(), 1))
+        timed(host, partial(host.must, "GET", "/images/json?all=1"), taken[LIST])
+        timed(host, partial(host.must, "GET", "/system/df"), taken[SIZE])
+        for name in ("seconds", "cpu", "engine"):
+            getattr(taken[BOTH], name).append(sum(getattr(taken[part], name)[-1] for part in (LIST, SIZE)))
+        # Without what an earlier round has measured.
+        timed(host, lambda: outcomes.append(bare.run(_ansible_check_mode=True, state_dir="", **ALL)), taken[CHECK])
+        found = Counter(entry["kind"] for entry in outcomes[-1].result["removed"])
+        if (found["image"], found["volume"], found["container"]) != (count, count, OTHERS):
+            raise FleetError(f"not what was to be planned: {found}")
+        say(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {series.seconds[-1]:.2f}" for name, series in taken.items()))
+    return taken, max(outcome.peak for outcome in outcomes)
+
+
+def crowd(options: argparse.Namespace) -> int:
+    """Fill a host with very many objects, and print what it takes to look at them."""
+    daemon: dict[str, Any] = {"features": {"containerd-snapshotter": True}} if options.store == "containerd" else {}
+    spec = HostSpec("crowd", "ext4", root="forky" if options.store == "containerd" else "machine", data_size="20G", daemon_json=daemon)
+    idle: list[float] = []
+    with the_host(options.dir, spec) as (_fleet, host):
+        if len(host.must("GET", "/images/json")) != options.crowd:
+            fill_crowd(host, options.crowd)
+            say("the host is full")
+        info = host.must("GET", "/info")
+        taken, peak = crowd_runs(host, options.crowd, options.rounds, idle)
+    print(f"Engine {info['ServerVersion']}, {info['Driver']}, ext4, {len(os.sched_getaffinity(0))} CPUs.\n{options.crowd} images of {SHARED_LAYERS} shared "
+          f"layers and one of their own, {options.crowd} volumes, {OTHERS} containers.")
+    print("", *table(f"{options.crowd} images, {options.store}", taken, {"both": BOTH}), sep="\n")
+    ratio = taken[CHECK].middle / taken[BOTH].middle
+    print(f"\nidle CPUs before each round: {span(idle)}; most memory of the module {peak / 1e6:.0f} MB")
+    print(f"check mode, {ratio:.2f} of the engine's list and sizes; aim at most {CROWD_AIM}: {'met' if ratio <= CROWD_AIM else 'missed'}")
+    if options.json:
+        figures = {"idle_cpus": idle, "peak": peak, "crowd": {name: series.to_json() for name, series in taken.items()}}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
 
 
 def empty(host: Host) -> None:
@@ -245,19 +320,18 @@ def aims(removed: dict[int, dict[str, Series]], idle: dict[str, Series]) -> Iter
 
 
 @contextmanager
-def the_host(directory: Optional[Path]) -> Iterator[tuple[Fleet, Host]]:
+def the_host(directory: Optional[Path], spec: HostSpec) -> Iterator[tuple[Fleet, Host]]:
     """The host: one for this run, or one that stays in ``directory``."""
-    spec = HostSpec("bench", "ext4", data_size="20G")
     if directory is None:
         with Fleet([spec]) as fleet:
-            yield fleet, fleet["bench"]
+            yield fleet, fleet[spec.name]
         return
     try:
         fleet = Fleet.attach(directory)
     except FleetError:
         fleet = Fleet([spec], directory)
         fleet.up()
-    yield fleet, fleet["bench"]
+    yield fleet, fleet[spec.name]
 
 
 def fetch_peer(folder: Path) -> str:
@@ -297,6 +371,8 @@ def main() -> int:
     parser.add_argument("--idle-rounds", type=int, default=9, help="of runs with nothing to do (default: %(default)s)")
     parser.add_argument("--dir", type=Path, help="keep the host in this folder for the next run; end it with: python3 -m tests.fleet down --dir DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--crowd", type=int, metavar="N", help="instead: check mode with N images and N volumes, beside the engine's own list and sizes")
+    parser.add_argument("--store", choices=("graphdriver", "containerd"), default="containerd", help="of --crowd (default: %(default)s)")
     parser.add_argument("--profile", action="store_true", help="measure nothing, show where the module spends its time with the first of --images")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -306,7 +382,10 @@ def main() -> int:
     quiet: dict[str, Series] = {}
     idle: dict[str, list[float]] = {}
     try:
-        with the_host(options.dir) as (fleet, host), tempfile.TemporaryDirectory(prefix="fleetclean-bench-") as folder:
+        if options.crowd:
+            return crowd(options)
+        spec = HostSpec("bench", "ext4", data_size="20G")
+        with the_host(options.dir, spec) as (fleet, host), tempfile.TemporaryDirectory(prefix="fleetclean-bench-") as folder:
             empty(host)
             if options.profile:
                 return profile(host, options.images[0])

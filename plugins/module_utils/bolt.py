@@ -3,9 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reads bbolt databases, in which containerd and BuildKit keep which snapshot lies in which folder.
 
-Only reading, and only from a copy in memory: the engine has the file open and mapped. Its pages are
+Only reading, and only from copies in memory: the engine has the file open and mapped. Its pages are
 copy-on-write, so what the newer of the two meta pages describes stays whole until the second
 commit after it. If that page is still the newest once all is read, what was read is one moment's.
+
+A small file is copied at once. Of a large one each page is copied when it is looked at, since the memory of
+the host is not ours (containerd has five pages for each image); only where commits come too fast for that it is copied at once, too.
 
 The format is that of go.etcd.io/bbolt: ``internal/common/{page,meta,bucket}.go``.
 """
@@ -27,11 +30,16 @@ _LEAF_ELEMENT = struct.Struct("<IIII")  # flags, position, key size, value size
 _HEADER = struct.Struct("<QQ")  # a bucket's root page and sequence
 #: A tree is a few pages deep; a damaged file may have circles.
 _DEEPEST = 40
-#: A larger file is not read: memory on the host is not ours.
-_LARGEST = 64 << 20
+#: Bytes. A larger file is not read at all, one that is larger than the second not into memory as a whole, unless it changes
+#: too fast, and one that is larger than the third never.
+_LARGEST, _LARGEST_COPY_AT_ONCE, _LARGEST_COPY = 1 << 30, 4 << 20, 64 << 20
+#: Bytes. A page may have others behind it, for large values; what a damaged one says of them is not believed.
+_LARGEST_PAGE = 16 << 20
 #: How often all of a file may be looked at; whoever reads a database looks at each bucket a few times.
 _TIMES = 64
 _TRIES = 8
+#: How many of the tries look at a large file page by page, before it is copied.
+_TRIES_BY_PAGE = 3
 
 
 class BoltError(Exception):
@@ -41,10 +49,25 @@ class BoltError(Exception):
 class _Pages:
     """The file, and how much of it may still be looked at: in a damaged one a few pages may name each other without end."""
 
-    def __init__(self, data: bytes, page_size: int) -> None:
-        self.data = data
-        self.size = page_size
-        self._left = _TIMES * len(data)
+    def __init__(self, read: t.Callable[[int, int], bytes], length: int, page_size: int) -> None:
+        """``read``: return so many bytes from an offset on, or fewer at the end."""
+        self._read = read
+        self._length = length
+        self._size = page_size
+        self._left = _TIMES * length
+
+    def page(self, number: int) -> bytes:
+        """Return a page, with those behind it that belong to it."""
+        begin = number * self._size
+        head = self._read(begin, self._size) if begin + _PAGE.size <= self._length else b""
+        if len(head) < _PAGE.size:
+            raise ValueError("a page leads nowhere")
+        ident, _flags, _count, overflow = _PAGE.unpack_from(head)
+        whole = (overflow + 1) * self._size
+        if ident != number or begin + whole > self._length or whole > max(_LARGEST_PAGE, self._size):
+            raise ValueError(f"page {number} is another one")
+        self.look_at(whole)
+        return self._read(begin, whole) if overflow else head
 
     def look_at(self, count: int) -> None:
         """Note that so many bytes are looked at."""
@@ -66,7 +89,7 @@ class Bucket:
         if self._root:
             yield from self._page(self._root, 0)
         else:
-            yield from self._leaf(self._inline, 0, len(self._inline))
+            yield from self._leaf(self._inline)
 
     def values(self) -> dict[bytes, bytes]:
         """The plain values, without the buckets."""
@@ -86,32 +109,29 @@ class Bucket:
         return found
 
     def _page(self, number: int, depth: int) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
-        data, begin = self._pages.data, number * self._pages.size
-        if depth > _DEEPEST or begin + _PAGE.size > len(data):
+        if depth > _DEEPEST:
             raise ValueError("a page leads nowhere")
-        ident, flags, count, overflow = _PAGE.unpack_from(data, begin)
-        end = begin + (overflow + 1) * self._pages.size
-        if ident != number or end > len(data):
-            raise ValueError(f"page {number} is another one")
+        data = self._pages.page(number)
+        _ident, flags, count, _overflow = _PAGE.unpack_from(data)
         if flags & _LEAF:
-            yield from self._leaf(data, begin, end)
+            yield from self._leaf(data)
         elif flags & _BRANCH:
             self._pages.look_at(_PAGE.size + count * _BRANCH_ELEMENT.size)
             for index in range(count):
-                at = begin + _PAGE.size + index * _BRANCH_ELEMENT.size
+                at = _PAGE.size + index * _BRANCH_ELEMENT.size
                 yield from self._page(_BRANCH_ELEMENT.unpack_from(data, at)[2], depth + 1)
         else:
             raise ValueError("a page of the wrong kind")
 
-    def _leaf(self, data: bytes, begin: int, end: int) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
-        count = _PAGE.unpack_from(data, begin)[2]
+    def _leaf(self, data: bytes) -> t.Iterator[tuple[bytes, bytes | Bucket]]:
+        count = _PAGE.unpack_from(data)[2]
         self._pages.look_at(_PAGE.size)
         for index in range(count):
-            at = begin + _PAGE.size + index * _LEAF_ELEMENT.size
+            at = _PAGE.size + index * _LEAF_ELEMENT.size
             flags, position, key_size, value_size = _LEAF_ELEMENT.unpack_from(data, at)
             key_at = at + position
             value_at = key_at + key_size
-            if value_at + value_size > end:
+            if value_at + value_size > len(data):
                 raise ValueError("a value leads out of its page")
             self._pages.look_at(_LEAF_ELEMENT.size + key_size + value_size)
             key, value = data[key_at:value_at], data[value_at:value_at + value_size]
@@ -124,14 +144,14 @@ class Bucket:
 
 def empty() -> Bucket:
     """A bucket with nothing in it."""
-    return Bucket(_Pages(bytes(_PAGE.size), _PAGE.size), 0, bytes(_PAGE.size))
+    return Bucket(_Pages(lambda _begin, _count: b"", _PAGE.size, _PAGE.size), 0, bytes(_PAGE.size))
 
 
 _Answer = t.TypeVar("_Answer")
 
 
 def read(path: str, look: t.Callable[[Bucket], _Answer]) -> _Answer:
-    """Return what ``look`` makes of the database's top bucket.
+    """Return what ``look`` makes of the database's top bucket; it is called again if the file changed meanwhile.
 
     :raises BoltError: no database, damaged, or it never stood still.
     :raises OSError: it is not there, or may not be read.
@@ -140,20 +160,44 @@ def read(path: str, look: t.Callable[[Bucket], _Answer]) -> _Answer:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise BoltError(f"{path} is not a file")
-        for _attempt in range(_TRIES):
+        for attempt in range(_TRIES):
             size = os.fstat(descriptor).st_size
             if size > _LARGEST:
                 raise BoltError(f"{path} is too large to be read ({size} bytes)")
-            page_size, before, root = _newest(os.pread(descriptor, 1 << 18, 0), path)
-            data = _all(descriptor, size)
-            if _newest(os.pread(descriptor, 1 << 18, 0), path)[1] != before:
+            by_page = size > (_LARGEST_COPY_AT_ONCE if attempt < _TRIES_BY_PAGE else _LARGEST_COPY)
+            try:
+                return (_read_by_page if by_page else _read_copy)(descriptor, size, path, look)
+            except _Changed:
                 continue
-            return look(Bucket(_Pages(data, page_size), root))
         raise BoltError(f"{path} changes faster than it can be read")
     except (ValueError, struct.error, IndexError) as error:
         raise BoltError(f"{path} is damaged: {error}") from None
     finally:
         os.close(descriptor)
+
+
+class _Changed(Exception):
+    """The database changed while it was read."""
+
+
+def _read_copy(descriptor: int, size: int, path: str, look: t.Callable[[Bucket], _Answer]) -> _Answer:
+    """Copy the whole file, and look at the copy."""
+    page_size, before, root = _newest(os.pread(descriptor, 1 << 18, 0), path)
+    data = _all(descriptor, size)
+    if _newest(os.pread(descriptor, 1 << 18, 0), path)[1] != before:
+        raise _Changed
+    return look(Bucket(_Pages(lambda begin, count: data[begin:begin + count], len(data), page_size), root))
+
+
+def _read_by_page(descriptor: int, size: int, path: str, look: t.Callable[[Bucket], _Answer]) -> _Answer:
+    """Copy each page when it is looked at."""
+    page_size, before, root = _newest(os.pread(descriptor, 1 << 18, 0), path)
+    try:
+        return look(Bucket(_Pages(lambda begin, count: os.pread(descriptor, count, begin), size, page_size), root))
+    finally:
+        # Pages of two moments may say anything, and raise anything.
+        if _newest(os.pread(descriptor, 1 << 18, 0), path)[1] != before:
+            raise _Changed
 
 
 def _all(descriptor: int, size: int) -> bytes:

@@ -273,6 +273,7 @@ def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) ->
         container_ages=True,
         # A plain run does not pay for sizes that decide nothing.
         sizes=module.check_mode or module._diff or marks.target,
+        image_sizes=False,
         services=wishes.orchestrated == "keep",
         parallel=module.params["parallel"],
     )

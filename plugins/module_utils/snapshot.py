@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import image_records
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
     EngineError,
@@ -225,7 +226,9 @@ class Wanted:
 
     ``ages`` needs a call for each stopped container and each image that has no record at hand, ``container_ages`` one for each
     such container, both the engine's past events; ``sizes`` lets the engine walk the
-    containers' writable layers and, unless ``volume_sizes`` is off, the volumes.
+    containers' writable layers and, unless ``volume_sizes`` is off, the volumes, and unless ``image_sizes`` is off compute
+    what images share (which on containerd's store takes it as long as its list of images). ``layers``: which layers images
+    have; without a record at hand that needs a call for each, too.
     """
 
     images: bool = False
@@ -236,6 +239,8 @@ class Wanted:
     container_ages: bool = False
     sizes: bool = False
     volume_sizes: bool = True
+    image_sizes: bool = True
+    layers: bool = True
     services: bool = True
     parallel: int = 4
 
@@ -389,7 +394,7 @@ def _usage(
         kinds += [("volume", "volumes' sizes")] if wanted.volumes and wanted.volume_sizes else []
         # The layer store on the disk knows better, where there is one.
         there = storage and storage.image_store == "graphdriver"
-        kinds += [("image", "images' sizes")] if wanted.images and not there else []
+        kinds += [("image", "images' sizes")] if wanted.images and wanted.image_sizes and not there else []
     if not any(what for _kind, what in kinds) and not engine.speaks("1.42"):
         return {}  # the list has all of it, and this would walk the volumes
     if not kinds or not engine.speaks("1.25"):
@@ -536,13 +541,25 @@ def _containers(
 def _images(
     engine: Engine, wanted: Wanted, storage: Storage | None, pool: ThreadPoolExecutor
 ) -> tuple[Image, ...]:
+    listed = engine.images()
+    graphdriver = from_info(engine.info).image_store == "graphdriver"
+    layers = wanted.layers and (wanted.sizes or bool(storage and wanted.build_cache))
+    records: dict[str, image_records.ImageRecord] = {}
+    if storage and not graphdriver and (wanted.ages or layers):
+        platform = (str(engine.version.get("Os")), str(engine.version.get("Arch")))
+        records = image_records.read(storage, platform, layers)
+
     def read(raw: dict[str, t.Any]) -> Image:
         details: dict[str, t.Any] = {}
         ident = str(raw["Id"])
         # What the image's record here says needs no call.
+        record = records.get(ident)
+        if record and (record.layers is not None or not layers):
+            details = {"Parent": record.parent, "RootFS": {"Layers": record.layers}, "Metadata": {"LastTagTime": record.tagged}}
+            return image_from(raw, details, None, graphdriver)
         arrived = _arrival(storage, ident)
-        digests = storage.image_layers(ident) if storage and (wanted.sizes or wanted.build_cache) else None
-        if (wanted.ages and arrived is None) or (wanted.sizes and digests is None):
+        digests = storage.image_layers(ident) if storage and layers else None
+        if (wanted.ages and arrived is None) or (layers and digests is None):
             try:
                 details = engine.image(ident)
             except EngineError:
@@ -554,8 +571,7 @@ def _images(
             details = {**details, "RootFS": {"Layers": digests}}
         return image_from(raw, details, arrived, graphdriver)
 
-    graphdriver = from_info(engine.info).image_store == "graphdriver"
-    return tuple(pool.map(read, engine.images()))
+    return tuple(pool.map(read, listed))
 
 
 def _before_layers(images: tuple[Image, ...]) -> tuple[tuple[Image, ...], dict[str, int]]:

@@ -6,11 +6,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "playbooks" / "collections"))
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import image_records
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import build_image, load_image, tar
@@ -231,6 +239,37 @@ def test_an_image_of_two_platforms_frees_the_content_of_both(host: Host) -> None
     assert [(entry["kind"], entry["id"]) for entry in result["removed"]] == [("image", image)]
     until(lambda: content_bytes(host) <= before)
     assert host.free_bytes() - free > 4_000_000
+
+
+@containerd
+def test_containerds_records_say_of_each_image_what_its_inspection_does(host: Host) -> None:
+    """Of images that were loaded, tagged again, lost their tag to another, were pulled by tag and by digest, built, or made for two platforms."""
+    base(host)
+    load_image(host, "app/loaded:1", {"a": b"loaded"})
+    load_two_platforms(host, "library/multi:1", host.path("/bin/busybox").read_bytes(), megabytes=0)
+    built = build_image(host, "app/built:1", "FROM base/app:1\nRUN /bin/echo 1 > /a\nLABEL of=app\n", {})
+    replaced = load_image(host, "app/moved:1", {"a": b"before"})
+    with registry(host) as store:
+        digest, _layers = store.push("team/app", "1", [tar({"a": b"pulled"})])
+        pull(host, f"{store.address}/team/app@{digest}")
+        for content in (b"second", b"third"):
+            store.push("team/app", "2", [tar({"a": content}), tar({"b": content})])
+            pull(host, f"{store.address}/team/app:2")
+    tag(host, "app/loaded:1", "app/moved:1", "app/loaded:2", "other/loaded:1")
+    tag(host, "multi:1", "app/multi:1")
+    version = host.must("GET", "/version")
+    storage = Storage(str(host.path(host.data_root)), host.must("GET", "/info")["Driver"], "containerd", {})
+    found = image_records.read(storage, (version["Os"], version["Arch"]), True)
+    images = {entry["Id"] for entry in host.must("GET", "/images/json?all=1")}
+    assert images >= {built, replaced, digest} and len(images) >= 8
+    inspected = {ident: host.must("GET", f"/images/{ident}/json") for ident in images}
+    said = {
+        ident: (parse_time(image["Metadata"]["LastTagTime"]), image["Parent"], tuple(image["RootFS"]["Layers"]))
+        for ident, image in inspected.items()
+    }
+    assert {ident: tuple(record) for ident, record in found.items()} == said
+    assert len({moment for moment, _parent, _layers in said.values()}) == len(images)
+    assert said[built][1] in images
 
 
 @both_stores

@@ -221,6 +221,68 @@ def test_what_never_stands_still_is_given_up(tmp_path: Path, monkeypatch: pytest
     assert "changes faster than it can be read" in trouble(path)
 
 
+def large(state: int) -> Plain:
+    return {b"%06d" % number: {b"state": b"%d" % state, b"rest": bytes(900)} for number in range(6000)}
+
+
+def test_a_large_file_is_looked_at_page_by_page_and_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = boltfile.write(tmp_path / "x.db", large(1))
+    assert path.stat().st_size > bolt._LARGEST_COPY_AT_ONCE
+    sizes: list[int] = []
+    real = os.pread
+
+    def fake_pread(descriptor: int, count: int, offset: int) -> bytes:
+        sizes.append(count)
+        return real(descriptor, count, offset)
+
+    monkeypatch.setattr(os, "pread", fake_pread)
+    assert content(path) == large(1)
+    assert max(sizes) == 1 << 18, "the metas at the beginning"
+
+
+def test_a_large_file_that_changes_under_the_look_is_looked_at_again_and_at_last_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = boltfile.write(tmp_path / "x.db", large(0), transaction=5)
+    states = [boltfile.encode(large(number), transaction=5 + number) for number in range(1, bolt._TRIES_BY_PAGE + 1)]
+    looks = 0
+
+    def look(bucket: bolt.Bucket) -> set[bytes]:
+        nonlocal looks
+        looks += 1
+        found = set()
+        for number, (_key, inner) in enumerate(bucket.buckets()):
+            found.add(inner.values()[b"state"])
+            if number == 3000 and states:
+                with open(path, "r+b") as stream:
+                    stream.write(states.pop(0))
+                if looks == 1:
+                    raise KeyError("pages of two moments may say anything")
+        return found
+
+    assert bolt.read(str(path), look) == {b"%d" % bolt._TRIES_BY_PAGE}
+    assert looks == bolt._TRIES_BY_PAGE + 1
+
+
+def test_what_a_look_stumbles_over_in_a_file_that_stands_still_is_told(tmp_path: Path) -> None:
+    path = boltfile.write(tmp_path / "x.db", large(0))
+
+    def look(_bucket: bolt.Bucket) -> None:
+        raise KeyError("a defect")
+
+    with pytest.raises(KeyError):
+        bolt.read(str(path), look)
+
+
+def test_a_large_page_of_a_damaged_file_is_not_believed(tmp_path: Path) -> None:
+    writer = Writer()
+    root = writer.place(LEAF, 0, b"")
+    path = with_root(tmp_path / "x.db", writer, root)
+    os.truncate(path, bolt._LARGEST)
+    with open(path, "r+b") as stream:
+        stream.seek(root * 4096)
+        stream.write(struct.pack("<QHHI", root, LEAF, 0, 100_000))
+    assert "is another one" in trouble(path)
+
+
 def test_a_half_written_commit_is_not_seen(tmp_path: Path) -> None:
     # Pages come first, the meta last: until then the state is the one before.
     writer = Writer()

@@ -449,6 +449,13 @@ def test_what_the_disk_knows_better_is_not_asked_for(tmp_path: Path) -> None:
     assert usage_asked_for("1.45", containerd, **EVERYTHING, volume_sizes=False) == [("build-cache", "container", "image")]
 
 
+def test_what_images_share_is_not_asked_for_where_it_is_measured(tmp_path: Path) -> None:
+    # Trap 62: on containerd's store it takes the engine as long as its list of images.
+    containerd = Storage(str(tmp_path), "overlayfs", "containerd", {})
+    everything = {**EVERYTHING, "volume_sizes": False, "image_sizes": False}
+    assert usage_asked_for("1.45", containerd, **everything) == [("build-cache", "container")]
+
+
 def test_an_engine_without_a_build_cache_to_list_is_not_asked_to_walk_its_disk_for_it(tmp_path: Path) -> None:
     assert usage_asked_for("1.38", None, build_cache=True) == []
     assert usage_asked_for("1.39", None, build_cache=True) == [("build-cache",)]
