@@ -69,9 +69,9 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     site = session.open_site(params)
     own = site.own_storage
     result["engine"] = site.facts()
-    result["paths"] = own.paths() if own else {}
+    result["paths"] = site.storage.paths() if own else {}
     result["filesystems"] = []
-    result["warnings"] = [] if own else [f"{site.proof.words}; figures are the engine's own."]
+    result["warnings"] = [words.printable(line) for line in site.refused] if own else [f"{site.proof.words}; figures are the engine's own."]
     if own and "filesystem" in include:
         result["filesystems"] = [vars(measure.filesystem(root)) for root in own.roots]
     result.update(usage={}, items={}, reclaimable={}, roots=[], mounts=[], unread=_unread(None))
@@ -86,7 +86,7 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         history.note(how.state_dir, how.engine_id, survey.snapshot, volumes=True)
     for what, answer in survey.snapshot.unreadable.items():
         result["warnings"].append(f'{what} could not be listed: the engine says "{answer}".')
-    result["warnings"] += [words.printable(doubt) for doubt in survey.doubts]
+    result["warnings"] += [words.printable(doubt) for doubt in survey.doubts if not any(line.startswith(doubt) for line in site.refused)]
     unread = result["unread"]
     if unread["count"]:
         first = unread["examples"][0]
