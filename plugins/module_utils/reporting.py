@@ -18,6 +18,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     history,
     last_use,
     measure,
+    places,
     session,
     snapshot,
     words,
@@ -73,7 +74,7 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     result["filesystems"] = []
     result["warnings"] = [words.printable(line) for line in site.refused] if own else [f"{site.proof.words}; figures are the engine's own."]
     if own and "filesystem" in include:
-        result["filesystems"] = [vars(measure.filesystem(root)) for root in own.roots]
+        result["filesystems"] = [{**vars(measure.filesystem(disk.path)), "holds": list(disk.holds)} for disk in places.disks(own)]
     result.update(usage={}, items={}, reclaimable={}, roots=[], mounts=[], unread=_unread(None))
     result["totals"] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes", "reclaimable_bytes"))
     if not set(include) - {"filesystem"}:
@@ -149,8 +150,8 @@ class _Report:
         found = survey.found
         if self._exact and found:
             result["roots"] = [
-                {"path": words.printable(path), "disk_bytes": size, "subvolume_bytes": found.in_subvolumes if not number else 0}
-                for number, (path, size) in enumerate(survey.roots.items())
+                {"path": words.printable(path), "disk_bytes": size, "subvolume_bytes": found.subvolumes.get(path, 0)}
+                for path, size in survey.roots.items()
             ]
         result["unread"] = _unread(survey)
         result["mounts"] = [{"path": words.printable(mount.path), "type": mount.type} for mount in found.mounts] if found else []

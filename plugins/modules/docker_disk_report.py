@@ -154,14 +154,19 @@ paths:
   sample: {layers: [/var/lib/docker/overlay2], image_metadata: [/var/lib/docker/image/overlay2]}
 filesystems:
   description: >-
-    The filesystems of the data roots. Sizes in bytes; C(headroom) is C(available), but below zero where root has taken of what is
+    Every filesystem that holds what the engine owns, once, that of the data root first: those of the data root and of its
+    containerd's, and those that are mounted or linked there on a folder of one sort of objects. C(holds) are the categories of RV(usage)
+    that lie on it. Sizes in bytes; C(headroom) is C(available), but below zero where root has taken of what is
     reserved for it (ext4): so much has to come free before anything is available.
   returned: when O(include) has V(filesystem) and the data root is proven to be here
   type: list
   elements: dict
   sample:
     - {mount_point: /var/lib/docker, type: ext4, size: 53660876800, used: 53660876800, free: 0, available: 0,
-       inodes: 3276800, inodes_available: 3010000, headroom: 0, read_only: false}
+       inodes: 3276800, inodes_available: 3010000, headroom: 0, read_only: false,
+       holds: [images, containers, build_cache, logs, container_metadata, engine_metadata, tmp]}
+    - {mount_point: /var/lib/docker/volumes, type: xfs, size: 107374182400, used: 21474836480, free: 85899345920, available: 85899345920,
+       inodes: 52428800, inodes_available: 52400000, headroom: 85899345920, read_only: false, holds: [volumes]}
 usage:
   description: >-
     By category. C(images) (layers, each once), C(containers) (writable layers), C(volumes) (of the driver C(local)),
@@ -229,7 +234,7 @@ reclaimable:
 totals:
   description: >-
     Sums over all categories, asked for or not. C(attributed_bytes) and C(unattributed_bytes) together are C(disk_bytes), which
-    is what C(du -sx) says of the data roots (and of the subvolumes in them, on btrfs). C(reclaimable_bytes) counts
+    is what C(du -sx) says of RV(roots) (and of the subvolumes in them, on btrfs). C(reclaimable_bytes) counts
     nothing twice. Null where nothing was measured.
   returned: when the engine answers
   type: dict
@@ -237,14 +242,16 @@ totals:
            reclaimable_bytes: 31200000000}
 roots:
   description: >-
-    The data roots (containerd's may lie elsewhere) and what is below each. C(subvolume_bytes) is the part in btrfs
+    The data root, its containerd's if that lies elsewhere, and the places of the engine that another filesystem is mounted on or a link
+    leads to, with what is below each and below no other. A link is followed if root made it right below a data root, and if what it
+    leads to is shown to be this engine's; else a warning says why not. C(subvolume_bytes) is the part in btrfs
     subvolumes, into which C(du -x) does not look.
   returned: with O(measure=exact)
   type: list
   elements: dict
   sample: [{path: /var/lib/docker, disk_bytes: 42100000000, subvolume_bytes: 0}]
 mounts:
-  description: Other filesystems below the data roots. They are not entered.
+  description: Other filesystems below the data roots, such as a disk on a volume's own folder. They are not the engine's and are not entered.
   returned: when something but the filesystem was asked for
   type: list
   elements: dict
