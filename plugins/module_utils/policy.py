@@ -521,6 +521,8 @@ def _decide_volumes(
         reason = reason or ("used by a swarm service" if any(name.fullmatch(volume.name) for name in services) else None)
         reason = reason or _looked_after(draft, volume.labels, projects)
         reason = reason or _why_volume_stays(draft, volume, wish, goes_along, moment)
+        if not reason and snapshot.volumes_linked and volume.driver.partition("/")[0] == "local":
+            reason = "behind a link (the volumes' folder is one), through which the engine removes nothing"
         if reason:
             draft.keep("volume", volume.name, volume.name, volume.bytes, reason)
             continue

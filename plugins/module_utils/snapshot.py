@@ -155,6 +155,7 @@ class Snapshot:
 
     ``unreadable`` says what the engine could not list, with its own words: BuildKit writes down the sizes that it is
     asked for, so on a full disk its list fails; a swarm without a leader cannot tell its services.
+    ``volumes_linked``: the folder of volumes is a link, through which the engine removes none.
     """
 
     now: float
@@ -171,6 +172,7 @@ class Snapshot:
     service_images: frozenset[str] = frozenset()
     service_volumes: frozenset[str] = frozenset()
     unreadable: dict[str, str] = field(default_factory=dict, hash=False)
+    volumes_linked: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         service_images=frozenset(name for service in services for name in _images_of(service)),
         service_volumes=frozenset(name for service in services for name in _volumes_of(service)),
         unreadable=unreadable,
+        volumes_linked=storage.volumes_linked if storage else False,
     )
 
 

@@ -275,6 +275,11 @@ class Storage:
         """The folder that has a folder for each volume of the local driver."""
         return self.at("volumes")
 
+    @property
+    def volumes_linked(self) -> bool:
+        """Whether that folder is a link. The engine removes nothing whose real path is not below its root (``volume/local``, Remove)."""
+        return os.path.islink(f"{self.root}/volumes")
+
     # -- where layers lie ----------------------------------------------------------------------
 
     @property
