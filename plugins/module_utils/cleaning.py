@@ -129,9 +129,11 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     for line in site.refused:
         module.warn(words.printable(line))
     disks = places.disks(own) if own else []
-    space = Space(disks, marks)
+    assumed = options.read_assumed(module.params) if module.check_mode and own else {}
+    space = Space(disks, marks, {places.disk_of(own.containers, disks).device: sum(assumed.values())} if own else {})
     before = space.now()
     _begin(result, before)
+    result["assumed_bytes"] = sum(assumed.values())
     for found in before.values():
         if found.read_only and not module.check_mode:
             what = "the data root's filesystem" if found is next(iter(before.values())) else "a filesystem of the engine"
@@ -147,7 +149,7 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             wanted = snapshot.Wanted(images=True, volumes=True, ages=True, parallel=module.params["parallel"])
             _note(module, site, wanted, snapshot.take(site.engine, wanted, own))
         return
-    _Run(module, site, wishes, marks, space, result).run()
+    _Run(module, site, wishes, marks, space, result, assumed).run()
 
 
 def _begin(result: dict[str, t.Any], before: t.Mapping[str, measure.Filesystem]) -> None:
@@ -185,8 +187,10 @@ class _Run:
         marks: options.Watermarks,
         space: Space,
         result: dict[str, t.Any],
+        assumed: t.Mapping[str, int],
     ) -> None:
         self._module = module
+        self._assumed = assumed
         self._site = site
         self._own = site.own_storage
         self._wishes = wishes
@@ -237,8 +241,10 @@ class _Run:
         if not survey:
             return looked, plan
         main = self._space.disks[0].device
-        self._sizer = _sizer(survey.ledger, main)
-        every = _sizer(survey.ledger, main)
+        # What came free with a log does not come free once more with its container.
+        ledger = survey.ledger.reduced({f"log of {ident}": size for ident, size in self._assumed.items()})
+        self._sizer = _sizer(ledger, main)
+        every = _sizer(ledger, main)
         return looked, replace(plan, steps=tuple(every(step) for step in _waiting(plan.steps, looked)))
 
     def _foretell(self, plan: Plan) -> None:

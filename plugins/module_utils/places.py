@@ -92,6 +92,12 @@ def disks(storage: Storage) -> list[Disk]:
     return [Disk(device, tuple(paths), tuple(holds[device])) for device, paths in by_device.items()]
 
 
+def disk_of(path: str, found: t.Sequence[Disk]) -> Disk:
+    """The filesystem of these that a path lies on."""
+    place = place_of(path, [place for disk in found for place in disk.places])
+    return next(disk for disk in found if place in disk.places)
+
+
 def place_of(path: str, places: t.Collection[str]) -> str:
     """The place that a path lies in; the data root, which is the first, if it is in none."""
     while path not in places:

@@ -207,6 +207,23 @@ options:
     type: str
     choices: [keep, clean]
     default: keep
+  assume_reclaimed:
+    description:
+      - In check mode, what earlier tasks of the same run would have reclaimed from logs, so that O(only_below), O(free_target) and the
+        sizes of containers come out as in the real run. It counts as free on the filesystem of the containers' folder.
+      - Ignored in a real run, where the filesystem itself tells.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      container:
+        description: The id of the container whose log it was, which then has so much less; empty for a log that was deleted before.
+        type: str
+        default: ""
+      bytes:
+        description: As in RV(fleetclean.docker.docker_log_truncate#module:logs[].reclaimed_bytes).
+        type: int
+        required: true
   parallel:
     description: How many removals at once, 1 to 32. With a target, one at a time.
     type: int
@@ -334,6 +351,11 @@ filesystems:
       type: int
       returned: always
     reclaimed_bytes: {description: 'What came free there, measured; in check mode 0.', type: int, returned: always}
+assumed_bytes:
+  description: The sum of O(assume_reclaimed), as far as it counts as free in RV(free_before), RV(free_after) and RV(filesystems).
+  returned: when the engine answers
+  type: int
+  sample: 0
 target_met:
   description: Whether O(free_target) and O(free_target_inodes) are met; null without them, and where O(only_below) gave no reason to begin.
   returned: when the engine answers
