@@ -21,4 +21,5 @@ class FilterModule:
             "fleet_table": fleet.fleet_table,
             "host_record": fleet.host_record,
             "host_trouble": fleet.host_trouble,
+            "logs_reclaimed": fleet.logs_reclaimed,
         }

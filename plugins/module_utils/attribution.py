@@ -26,6 +26,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     logs,
     measure,
     path_uses,
+    places,
     snapshot,
     walk,
 )
@@ -53,16 +54,14 @@ CATEGORIES = (
 class Survey:
     """All that is known of an engine's disk at one moment.
 
-    ``ledger`` has what was measured, and the engine's figures where nothing was; ``elsewhere`` are accounts on other filesystems than
-    the data root's (volumes or layers may lie on one of their own); ``measured`` says which
-    categories have nothing but measured figures. ``sharers`` are the images that have a build cache record's layer, where that is
+    ``ledger`` has what was measured, and the engine's figures where nothing was; ``measured`` says which categories
+    have nothing but measured figures. ``roots``: bytes on disk by place. ``sharers`` are the images that have a build cache record's layer, where that is
     known. ``found`` is None where there was no disk to look at.
     """
 
     snapshot: snapshot.Snapshot
     ledger: Ledger
     accounts: dict[str, Account] = field(default_factory=dict)
-    elsewhere: frozenset[str] = frozenset()
     measured: frozenset[str] = frozenset()
     sharers: dict[str, frozenset[str]] = field(default_factory=dict)
     found: walk.Found | None = None
@@ -150,6 +149,8 @@ class _Surveyor:
         self._remembered_bytes = 0
         self._identities: dict[str, str] = {}
         self._plain: dict[str, bool] = {}
+        self._places = places.find(storage)
+        self._home: dict[str, str] = {}
 
     def look(self) -> Survey:
         """Find the owners, walk, and sum up."""
@@ -162,6 +163,7 @@ class _Surveyor:
         # A path that went to another account leaves none behind that would still be counted by the engine's figure.
         named = set(self._owners.values())
         self._accounts = {name: account for name, account in self._accounts.items() if name in named}
+        self._part_by_place()
         estimates = self._estimates(holdings)
         sizes, remembered = self._remembered() if self._how.exact or self._how.state_dir else ({}, {})
         found, processes = self._walk(set(sizes))
@@ -186,7 +188,6 @@ class _Surveyor:
             self._looked,
             ledger,
             self._accounts,
-            elsewhere=self._elsewhere(),
             measured=measured,
             sharers=_sharers(holdings, self._looked),
             found=found,
@@ -208,8 +209,8 @@ class _Surveyor:
     def _engines_own(self) -> None:
         """Places by their name alone. What stands at the top and is not known to be the engine's is nobody's we know."""
         storage = self._storage
-        for root in storage.roots:
-            self._own(root, "engine", "engine_metadata")
+        for place in self._places:
+            self._own(place, "engine", "engine_metadata")
         ours = {*storage.engines_own(), *storage.layer_folders(), *storage.pools}
         ours |= {os.path.dirname(path) for path in ours}
         for path in leftovers.children(storage.root):
@@ -241,14 +242,14 @@ class _Surveyor:
     def _containers(self) -> None:
         for container in self._looked.containers:
             holder = {CONTAINER + container.id}
-            folder = f"{self._storage.root}/containers/{container.id}"
+            folder = f"{self._storage.containers}/{container.id}"
             self._own(folder, f"folder of {container.id}", "container_metadata", holder)
             for path in logs.files(folder, container.id):
                 self._own(path, f"log of {container.id}", "logs", holder)
 
     def _volumes(self) -> None:
         for volume in self._looked.volumes:
-            path = f"{self._storage.root}/volumes/{volume.name}"
+            path = f"{self._storage.volumes}/{volume.name}"
             if volume.driver == "local" and is_name(volume.name):
                 self._own(path, f"volume {volume.name}", "volumes", {VOLUME + volume.name})
                 if os.path.lexists(path):
@@ -322,8 +323,8 @@ class _Surveyor:
         if self._how.gentle:
             walk.give_way()
         models = {}
-        for root in storage.roots:
-            models[os.stat(root).st_dev] = walk.model_of(root, measure.filesystem(root).type)
+        for place in self._places:
+            models[os.stat(place).st_dev] = walk.model_of(place, measure.filesystem(place).type)
         sharing = storage.sharing
         if sharing == COPIES and not any(model.reflinks for model in models.values()):
             sharing = ""
@@ -336,7 +337,7 @@ class _Surveyor:
         self._identities = {
             account: leftovers.identity(*paths) for account, paths in self._final().items() if self._how.exact and account not in known
         }
-        units = [walk.Unit(tuple(storage.roots))]
+        units = [walk.Unit(tuple(self._places))]
         of_layers = tuple(f"{folder}/" for folder in storage.layer_folders())
         together = sorted((path for path in todo if sharing and path.startswith(of_layers)), key=lambda p: (self._heavy[p], p))
         if together:
@@ -344,15 +345,20 @@ class _Surveyor:
         apart = set(together)
         units += [walk.Unit((path,)) for path in todo if path not in apart]
         processes = walk.spare_processors(self._how.gentle)
-        return walk.walk(units, self._owners, models, processes, barred), processes
+        return walk.walk(units, self._owners, models, processes, barred, self._places), processes
 
-    def _elsewhere(self) -> frozenset[str]:
-        """Accounts of which nothing lies on the data root's own filesystem: there nothing comes free when they go."""
-        # The folder above decides: a layer itself may be a subvolume, or a device that is mounted while its container runs.
-        devices = {folder: measure.device(folder) for folder in {os.path.dirname(path) for path in self._heavy}}
-        own = measure.device(self._storage.root)
-        here = {self._owners[path] for path in self._heavy if devices[os.path.dirname(path)] == own}
-        return frozenset(self._owners[path] for path in self._heavy) - here
+    def _part_by_place(self) -> None:
+        """Give each account its filesystem; one that has paths in several places becomes several."""
+        single = next(iter(self._places)) if len(self._places) == 1 else ""
+        parts: dict[str, str] = {}
+        for path, account in self._owners.items():
+            place = single or places.place_of(path, self._places)
+            if self._home.setdefault(account, place) != place:
+                parts[path] = part = f"{account} in {place}"
+                self._home[part] = place
+                self._accounts[part] = self._accounts[account]
+        self._owners.update(parts)
+        self._accounts = {name: replace(account, disk=self._places[self._home[name]]) for name, account in self._accounts.items()}
 
     def _linked(self, found: walk.Found, sizes: dict[str, Sizes]) -> None:
         """Files with hard links on several accounts come free with the last of all holders."""
@@ -363,7 +369,7 @@ class _Surveyor:
             holders: frozenset[str] = frozenset() if stays else frozenset().union(*(account.holders for account in accounts))
             category = next((account.category for account in accounts if account.category != "leftovers"), "leftovers")
             name = f"links on {', '.join(sorted(names))}"
-            self._accounts[name] = Account(category, holders)
+            self._accounts[name] = Account(category, holders, disk=accounts[0].disk)
             sizes[name] = Sizes(frees=frees)
 
     def _pooled(self, sizes: dict[str, Sizes], estimates: t.Mapping[str, Sizes]) -> None:
@@ -398,14 +404,11 @@ class _Surveyor:
             history.note_measured(self._how.state_dir, self._how.engine_id, notes)
 
     def _roots(self, sizes: t.Mapping[str, Sizes]) -> dict[str, int]:
-        """Bytes below each data root."""
-        roots = sorted(self._storage.roots, key=len, reverse=True)
-        total = sum(figures.disk for figures in sizes.values())
-        found = {}
-        for root in roots[:-1]:
-            inside = {account for path, account in self._owners.items() if path.startswith(f"{root}/")}
-            found[root] = sum(sizes[name].disk for name in inside if name in sizes)
-        found[roots[-1]] = total - sum(found.values())
+        """Bytes in each place. What lies outside all of them, in a driver's pool, counts with the data root."""
+        found = dict.fromkeys(self._places, 0)
+        first = next(iter(found))
+        for name, figures in sizes.items():
+            found[self._home.get(name, first)] += figures.disk
         return found
 
     def _links(self) -> list[str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import typing as t
+from collections import defaultdict
 from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
@@ -14,6 +15,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     measure,
     options,
     path_uses,
+    places,
     removal,
     session,
     snapshot,
@@ -22,7 +24,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.plan import NOT_REACHED, Kept, Plan, Step, Wishes
+from ansible_collections.fleetclean.docker.plugins.module_utils.plan import NOT_REACHED, Freed, Kept, Plan, Step, Wishes
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import decide
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import resolve
 
@@ -37,56 +39,80 @@ _PRECISION = 1.25
 
 
 class Space:
-    """The data root's filesystem, asked anew at each call; knows nothing where it is not this host's."""
+    """The engine's filesystems, asked anew at each call, by device, the data root's first; none where they are not this host's.
 
-    def __init__(self, root: str | None, marks: options.Watermarks) -> None:
-        self._root = root
+    ``assumed``: in check mode, bytes by device that earlier tasks would have reclaimed, which count as free.
+    """
+
+    def __init__(self, disks: t.Sequence[places.Disk], marks: options.Watermarks, assumed: t.Mapping[str, int] | None = None) -> None:
+        self._disks = disks
         self._marks = marks
+        self._assumed = assumed or {}
 
-    def now(self) -> measure.Filesystem | None:
-        return measure.filesystem(self._root) if self._root else None
+    @property
+    def disks(self) -> t.Sequence[places.Disk]:
+        return self._disks
 
-    def free(self) -> int | None:
+    def now(self) -> dict[str, measure.Filesystem]:
+        """What each of them has at this moment."""
+        return {disk.device: _with_more(measure.filesystem(disk.path), self._assumed.get(disk.device, 0)) for disk in self._disks}
+
+    def free(self) -> dict[str, int]:
         """Free bytes, root's reserve included: the one figure whose difference is what came free."""
-        found = self.now()
-        return found.free if found else None
+        return {device: found.free for device, found in self.now().items()}
 
     def settle(self) -> None:
         """Wait for a filesystem that gives space back late, so that what came free can be said."""
-        if self._root:
-            measure.settle(self._root)
+        for disk in self._disks:
+            measure.settle(disk.path)
 
     def settled(self) -> int | None:
-        """The same once all that was given back is there."""
+        """Free bytes of all of them once all that was given back is there."""
         self.settle()
-        return self.free()
+        return sum(self.free().values()) if self._disks else None
 
     def low(self) -> bool:
-        """Whether there is a reason to begin."""
-        marks, found = self._marks, self.now()
-        if found is None or (marks.only_below is None and marks.only_below_inodes is None):
+        """Whether there is a reason to begin: on one of them is enough."""
+        marks = self._marks
+        if not self._disks or (marks.only_below is None and marks.only_below_inodes is None):
             return True
-        return (marks.only_below is not None and found.available < resolve(marks.only_below, found.size)) or (
-            marks.only_below_inodes is not None
-            and bool(found.inodes)  # filesystems that make them as they are needed tell of none, and never run out of them
-            and found.inodes_available < resolve(marks.only_below_inodes, found.inodes)
+        return any(
+            (marks.only_below is not None and found.available < resolve(marks.only_below, found.size))
+            or (
+                marks.only_below_inodes is not None
+                and bool(found.inodes)  # filesystems that make them as they are needed tell of none, and never run out of them
+                and found.inodes_available < resolve(marks.only_below_inodes, found.inodes)
+            )
+            for found in self.now().values()
         )
 
-    def missing(self) -> int:
-        """Bytes still missing to the target; 0 if it is met or there is none."""
-        found = self.now()
-        if found is None or self._marks.free_target is None:
+    def missing(self) -> dict[str, tuple[int, int]]:
+        """Bytes and inodes still missing to the target, for each filesystem where any are."""
+        found = {device: (self._missing_bytes(disk), self._missing_inodes(disk)) for device, disk in self.now().items()}
+        return {device: missing for device, missing in found.items() if any(missing)}
+
+    def _missing_bytes(self, found: measure.Filesystem) -> int:
+        if self._marks.free_target is None:
             return 0
         return max(0, resolve(self._marks.free_target, found.size) - found.headroom)
 
-    def missing_inodes(self) -> int:
-        found = self.now()
-        if found is None or self._marks.free_target_inodes is None or not found.inodes:
+    def _missing_inodes(self, found: measure.Filesystem) -> int:
+        if self._marks.free_target_inodes is None or not found.inodes:
             return 0
         return max(0, resolve(self._marks.free_target_inodes, found.inodes) - found.inodes_available)
 
     def enough(self) -> bool:
-        return not self.missing() and not self.missing_inodes()
+        return not self.missing()
+
+
+def _with_more(found: measure.Filesystem, freed: int) -> measure.Filesystem:
+    """The same once so many bytes came free."""
+    if not freed:
+        return found
+    return replace(
+        found, used=max(0, found.used - freed), free=min(found.size, found.free + freed), headroom=min(found.size, found.headroom + freed),
+        available=max(0, min(found.size, found.headroom + freed)),
+    )
 
 
 def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
@@ -97,30 +123,26 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     own = site.own_storage
     if marks.any and not own:
         raise FleetcleanError(
-            f"only_below and free_target ask for the data root's filesystem, and {site.proof.words}. "
+            f"only_below and free_target ask for the engine's filesystems, and {site.proof.words}. "
             "Run this on the engine's host, or without them.",
             "foreign_root",
         )
-    space = Space(own.root if own else None, marks)
+    for line in site.refused:
+        module.warn(words.printable(line))
+    disks = places.disks(own) if own else []
+    assumed = options.read_assumed(module.params) if module.check_mode and own else {}
+    space = Space(disks, marks, {places.disk_of(own.containers, disks).device: sum(assumed.values())} if own else {})
     before = space.now()
-    result.update(
-        removed=[],
-        failures=[],
-        kept=[],
-        planned_bytes=0,
-        reclaimed_bytes=0 if before else None,
-        reclaimed_by_kind={},
-        free_before=before.available if before else None,
-        free_after=before.available if before else None,
-        filesystem_bytes=before.size if before else None,
-        target_met=None,
-    )
-    if before and before.read_only and not module.check_mode:
-        raise FleetcleanError(
-            f"the data root's filesystem at {before.mount_point} is mounted read-only, so nothing can be removed; nothing was "
-            "tried. Look into the kernel's log for why, and mount it to be written.",
-            "disk",
-        )
+    _begin(result, before)
+    result["assumed_bytes"] = sum(assumed.values())
+    for found in before.values():
+        if found.read_only and not module.check_mode:
+            what = "the data root's filesystem" if found is next(iter(before.values())) else "a filesystem of the engine"
+            raise FleetcleanError(
+                f"{what} at {words.printable(found.mount_point)} is mounted read-only, so nothing can be removed; nothing was "
+                "tried. Look into the kernel's log for why, and mount it to be written.",
+                "disk",
+            )
     if not space.low() or (marks.target and space.enough()):
         result["target_met"] = True if marks.target and space.enough() else None
         if not module.check_mode:
@@ -128,7 +150,31 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             wanted = snapshot.Wanted(images=True, volumes=True, networks=True, ages=True, parallel=module.params["parallel"])
             _note(module, site, wanted, snapshot.take(site.engine, wanted, own))
         return
-    _Run(module, site, wishes, marks, space, result).run()
+    _Run(module, site, wishes, marks, space, result, assumed).run()
+
+
+def _begin(result: dict[str, t.Any], before: t.Mapping[str, measure.Filesystem]) -> None:
+    """The result of a run that has done nothing yet. The data root's filesystem has its figures at the top as well."""
+    root = next(iter(before.values()), None)
+    result.update(
+        removed=[],
+        failures=[],
+        kept=[],
+        planned_bytes=0,
+        reclaimed_bytes=0 if root else None,
+        reclaimed_by_kind={},
+        free_before=root.available if root else None,
+        free_after=root.available if root else None,
+        filesystem_bytes=root.size if root else None,
+        filesystems=[
+            {
+                "mount_point": words.printable(found.mount_point), "size": found.size, "free_before": found.available,
+                "free_after": found.available, "planned_bytes": 0, "reclaimed_bytes": 0,
+            }
+            for found in before.values()
+        ],
+        target_met=None,
+    )
 
 
 class _Run:
@@ -142,8 +188,10 @@ class _Run:
         marks: options.Watermarks,
         space: Space,
         result: dict[str, t.Any],
+        assumed: t.Mapping[str, int],
     ) -> None:
         self._module = module
+        self._assumed = assumed
         self._site = site
         self._own = site.own_storage
         self._wishes = wishes
@@ -151,6 +199,7 @@ class _Run:
         self._space = space
         self._result = result
         self._wanted = _wanted(module, wishes, marks)
+        self._sizer: t.Callable[[Step], Step] | None = None
 
     def run(self) -> None:
         """Look, decide, and do it or say it."""
@@ -158,8 +207,10 @@ class _Run:
         looked, plan = self._decide()
         chosen, rest = plan, Plan()
         if self._marks.target:
-            chosen, rest = plan.until(self._space.missing(), self._space.missing_inodes())
+            chosen, rest = plan.until_each(self._space.missing(), self._sizer)
         result["planned_bytes"] = chosen.bytes
+        for disk, entry in zip(self._space.disks, result["filesystems"]):
+            entry["planned_bytes"] = _on(chosen, disk.device)[0]
         result["kept"] = Plan(kept=chosen.kept + rest.as_kept(NOT_REACHED)).kept_by_reason()
         if module.check_mode:
             self._foretell(chosen)
@@ -188,17 +239,28 @@ class _Run:
         if not self._module.check_mode:
             _note(self._module, site, wanted, looked)
         plan = decide(looked, self._wishes, memory.used, sharers, memory.came, memory.watched)
-        return looked, _sized(plan, survey.ledger.without(survey.elsewhere)) if survey else plan
+        if not survey:
+            return looked, plan
+        main = self._space.disks[0].device
+        # What came free with a log does not come free once more with its container.
+        ledger = survey.ledger.reduced({f"log of {ident}": size for ident, size in self._assumed.items()})
+        self._sizer = _sizer(ledger, main)
+        every = _sizer(ledger, main)
+        return looked, replace(plan, steps=tuple(every(step) for step in _waiting(plan.steps, looked)))
 
     def _foretell(self, plan: Plan) -> None:
-        result, before, space = self._result, self._space.now(), self._space
+        result, before = self._result, self._space.now()
         result["removed"] = [_entry(step) for step in plan.steps]
         result["changed"] = bool(plan.steps)
+        for (device, found), entry in zip(before.items(), result["filesystems"]):
+            entry["free_after"] = max(0, min(found.size, found.headroom + _on(plan, device)[0]))
         if before:
-            result["free_after"] = max(0, min(before.size, before.headroom + plan.bytes))
+            result["free_after"] = result["filesystems"][0]["free_after"]
         if self._marks.target:
-            inodes = sum(step.inodes for step in plan.steps)
-            result["target_met"] = plan.bytes >= space.missing() and inodes >= space.missing_inodes()
+            freed = {device: _on(plan, device) for device in before}
+            result["target_met"] = all(
+                freed[device][0] >= size and freed[device][1] >= inodes for device, (size, inodes) in self._space.missing().items()
+            )
 
     def _do(self, looked: snapshot.Snapshot, chosen: Plan, rest: Plan) -> None:
         worker = _Worker(self._site, self._module.params["parallel"], self._space, self._marks, self._result)
@@ -247,18 +309,45 @@ def _sharers(
     return attribution.sharers(own, looked)
 
 
-def _sized(plan: Plan, ledger: Ledger) -> Plan:
-    """The plan with what comes free with each step at its place: what is shared comes with the last that has it."""
-    from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES
+def _sizer(ledger: Ledger, main: str) -> t.Callable[[Step], Step]:
+    """Return what gives one step after the other what comes free with it then: what is shared comes with the last that has it.
 
-    freed = iter(ledger.in_turn(PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES))
-    steps = []
-    for step in plan.steps:
-        if step.kind in PREFIXES:
-            sizes, held = next(freed), ledger.of(PREFIXES[step.kind] + step.id)
-            step = replace(step, bytes=sizes.frees, inodes=sizes.inodes, frees=bool(held.frees or held.inodes))
-        steps.append(step)
-    return replace(plan, steps=tuple(steps))
+    :param main: the device of the data root's filesystem.
+    """
+    from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES
+    from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
+
+    turns = ledger.turns()
+
+    def sized(step: Step) -> Step:
+        if step.kind not in PREFIXES:
+            return replace(step, frees=())
+        holder = PREFIXES[step.kind] + step.id
+        freed = turns(holder)
+        there = {disk: freed.get(disk) or Sizes() for disk in sorted(ledger.disks(holder) | freed.keys())}
+        frees = tuple(Freed(disk or main, sizes.frees, sizes.inodes) for disk, sizes in there.items())
+        return replace(step, bytes=sum(part.bytes for part in frees), inodes=sum(part.inodes for part in frees), frees=frees)
+
+    return sized
+
+
+def _waiting(steps: t.Sequence[Step], looked: snapshot.Snapshot) -> t.Iterator[Step]:
+    """The steps, each with the containers that have what it is to remove and go before it."""
+    going = {step.id for step in steps if step.kind == "container"}
+    users: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for container in looked.containers:
+        if container.id in going:
+            users["image", container.image_id].append(container.id)
+            for name in container.volumes:
+                users["volume", name].append(container.id)
+    for step in steps:
+        yield replace(step, after=tuple(users[step.kind, step.id])) if (step.kind, step.id) in users else step
+
+
+def _on(plan: Plan, device: str) -> tuple[int, int]:
+    """Bytes and inodes that come free on one filesystem."""
+    freed = [part for step in plan.steps for part in step.frees or () if part.device == device]
+    return sum(part.bytes for part in freed), sum(part.inodes for part in freed)
 
 
 def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) -> snapshot.Wanted:
@@ -297,28 +386,27 @@ class _Worker:
         self._result = result
         self._outcome = removal.Outcome()
         self._kept: tuple[Kept, ...] = ()
-        self._free_before = space.free()
+        self._before = space.now()
         self._missing = space.missing()
 
     def carry_out(self, plan: Plan) -> None:
         """Do what the plan says, as far as it still holds."""
         self._kept += plan.kept
-        enough = self._enough if self._target else None
+        needed = self._needed if self._target else None
         try:
             own = self._site.own_storage
-            removal.carry_out(self._site.engine, plan, self._parallel, self._space.settled, enough, self._outcome, own)
+            removal.carry_out(self._site.engine, plan, self._parallel, self._space.settled, needed, self._outcome, own)
         finally:
             self._tell()
 
-    def _enough(self) -> bool:
-        """Whether the target is met; near to it, what comes free late is waited for, or one object more would go."""
-        if self._space.enough():
-            return True
-        promised = sum(step.bytes or 0 for step in self._outcome.removed)
-        if not self._outcome.removed or promised * _PRECISION < self._missing:
-            return False
-        self._space.settle()
-        return self._space.enough()
+    def _needed(self, steps: t.Sequence[Step]) -> bool:
+        """Whether one of these steps helps to meet the target; near to it, what comes free late is waited for, or one object more would go."""
+        lacking = self._space.missing()
+        promised = Plan(tuple(self._outcome.removed))
+        if lacking and self._outcome.removed and any(_on(promised, device)[0] * _PRECISION >= self._missing.get(device, (0, 0))[0] for device in lacking):
+            self._space.settle()
+            lacking = self._space.missing()
+        return any(step.helps(lacking) for step in steps)
 
     def forget_kept(self, kind: str) -> None:
         """What stays of this kind is decided anew."""
@@ -344,9 +432,12 @@ class _Worker:
         result["changed"] = bool(outcome.removed)
         result["reclaimed_by_kind"] = outcome.by_kind
         after = self._space.now()
-        if after is not None and self._free_before is not None:
-            result["free_after"] = after.available
-            result["reclaimed_bytes"] = max(0, after.free - self._free_before)
+        for device, entry in zip(after, result["filesystems"]):
+            entry["free_after"] = after[device].available
+            entry["reclaimed_bytes"] = max(0, after[device].free - self._before[device].free)
+        if after:
+            result["free_after"] = result["filesystems"][0]["free_after"]
+            result["reclaimed_bytes"] = sum(entry["reclaimed_bytes"] for entry in result["filesystems"])
         if self._target:
             result["target_met"] = self._space.enough()
 

@@ -195,11 +195,11 @@ def _buildkit(
     below: _Below,
 ) -> None:
     """The layers of BuildKit's own records. A record that became an image's layer shares its folder with it."""
-    database = f"{storage.root}/buildkit/snapshots.db"
+    database = storage.at("buildkit/snapshots.db")
     snapshots = _database(database, _tables, found) or {}
-    records = _database(f"{storage.root}/buildkit/metadata_v2.db", _records, found)
-    if records is None and os.path.lexists(f"{storage.root}/buildkit/metadata.db"):
-        records = _database(f"{storage.root}/buildkit/metadata.db", _records, found)
+    records = _database(storage.at("buildkit/metadata_v2.db"), _records, found)
+    if records is None and os.path.lexists(storage.at("buildkit/metadata.db")):
+        records = _database(storage.at("buildkit/metadata.db"), _records, found)
     listed = {record.id for record in snapshot.build_cache}
     holder_of: dict[str, set[str]] = defaultdict(set)
     for ident, record in (records or {}).items():
@@ -334,7 +334,7 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
     if not base or not snapshotter:
         found.doubt("containerd's folder is not at any place that is known")
         return
-    graph = _database(f"{base}/io.containerd.metadata.v1.bolt/meta.db", lambda top: _graph(top, storage), found)
+    graph = _database(storage.really(f"{base}/io.containerd.metadata.v1.bolt/meta.db"), lambda top: _graph(top, storage), found)
     numbers = _database(f"{snapshotter}/metadata.db", _numbers, found)
     if numbers is None and not any(_names(folder, found) for folder in storage.layer_folders()):
         numbers = {}  # it makes its database with its first snapshot
@@ -370,8 +370,8 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         )
         if number.committed and number.size is not None:
             found.logical[account] = number.size
-    found.chains = _chains(f"{storage.root}/buildkit/containerd-{storage.driver}/metadata_v2.db", snapshot)
-    blobs = f"{base}/io.containerd.content.v1.content/blobs"
+    found.chains = _chains(storage.at(f"buildkit/containerd-{storage.driver}/metadata_v2.db"), snapshot)
+    blobs = f"{storage.content}/blobs"
     for digest in graph.content:
         kind, _colon, value = digest.partition(":")
         if _DIGEST.fullmatch(digest):

@@ -26,13 +26,14 @@ class Account:
     """``category`` is where its bytes are reported. One without holders never goes by itself.
 
     ``final``: what is in it never changes again, as in a layer that is registered.
-    ``words``: what it is, for a person.
+    ``words``: what it is, for a person. ``disk``: the device of the filesystem that it lies on, "" for the data root's.
     """
 
     category: str
     holders: frozenset[str] = frozenset()
     final: bool = False
     words: str = ""
+    disk: str = ""
 
 
 class Ledger:
@@ -48,9 +49,12 @@ class Ledger:
                 self._held[holder].append(name)
             self._sums.setdefault(account.category, Sizes()).add(self.size(name))
 
-    def without(self, accounts: t.Collection[str]) -> Ledger:
-        """The same, but nothing comes free with these accounts."""
-        sizes = {name: replace(size, frees=0, inodes=0) if name in accounts else size for name, size in self._sizes.items()}
+    def reduced(self, accounts: t.Mapping[str, int]) -> Ledger:
+        """The same, after so many bytes of these accounts came free."""
+        sizes = dict(self._sizes)
+        for name, freed in accounts.items():
+            known = self.size(name)
+            sizes[name] = replace(known, disk=max(0, known.disk - freed), frees=max(0, known.frees - freed))
         return Ledger(self._accounts, sizes)
 
     def of(self, holder: str) -> Sizes:
@@ -59,6 +63,11 @@ class Ledger:
         for name in self._held.get(holder, ()):
             total.add(self.size(name))
         return total
+
+    def disks(self, holder: str) -> set[str]:
+        """The filesystems on which something may come free with an object, be it together with others."""
+        sizes = [(self._accounts[name].disk, self.size(name)) for name in self._held.get(holder, ())]
+        return {disk for disk, size in sizes if size.frees or size.inodes}
 
     def of_category(self, holder: str, category: str) -> Sizes:
         """What of an object's stands in one category."""
@@ -91,15 +100,27 @@ class Ledger:
 
     def in_turn(self, gone: t.Iterable[str]) -> list[Sizes]:
         """All that comes free with one after the other, inodes too."""
-        left = {name: len(account.holders) for name, account in self._accounts.items() if account.holders}
-        done: set[str] = set()
+        turns = self.turns()
         freed = []
         for holder in gone:
             total = Sizes()
+            for sizes in turns(holder).values():
+                total.add(sizes)
+            freed.append(total)
+        return freed
+
+    def turns(self) -> t.Callable[[str], dict[str, Sizes]]:
+        """Return what says, of one object after the other, what comes free with it after those before, by filesystem."""
+        left = {name: len(account.holders) for name, account in self._accounts.items() if account.holders}
+        done: set[str] = set()
+
+        def go(holder: str) -> dict[str, Sizes]:
+            freed: dict[str, Sizes] = {}
             for name in () if holder in done else self._held.get(holder, ()):
                 left[name] -= 1
                 if not left[name]:
-                    total.add(self.size(name))
+                    freed.setdefault(self._accounts[name].disk, Sizes()).add(self.size(name))
             done.add(holder)
-            freed.append(total)
-        return freed
+            return freed
+
+        return go

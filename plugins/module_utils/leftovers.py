@@ -64,10 +64,10 @@ def listing(storage: Storage) -> Listing:
         if storage.old_records:
             found += [entry for entry in _entries(storage.old_records, "image record") if _is_id(entry)]
     elif storage.containerd:
-        for entry in _entries(f"{storage.containerd}/io.containerd.content.v1.content/blobs", ""):
+        for entry in _entries(f"{storage.content}/blobs", ""):
             found += _entries(entry.path, "content")
-    found += [entry for entry in _entries(f"{storage.root}/containers", "container") if _is_id(entry)]
-    found += [entry for entry in _entries(f"{storage.root}/volumes", "volume") if entry.folder]
+    found += [entry for entry in _entries(storage.containers, "container") if _is_id(entry)]
+    found += [entry for entry in _entries(storage.volumes, "volume") if entry.folder]
     return Listing(found, _making_since(storage))
 
 
@@ -77,7 +77,7 @@ def others(storage: Storage) -> list[Leftover]:
     for path in storage.others():
         top = f"{storage.root}/{os.path.relpath(path, storage.root).split('/')[0]}"
         found.append(Leftover(top, "other storage driver", "of a storage driver that is not in use", _changed(top)))
-    for entry in _entries(f"{storage.root}/image", "other image store"):
+    for entry in _entries(storage.at("image"), "other image store"):
         if entry.folder and (storage.image_store != "graphdriver" or os.path.basename(entry.path) != storage.driver):
             found.append(Leftover(entry.path, entry.kind, "of a storage driver that is not in use", entry.changed))
     for path in storage.other_stores():

@@ -37,14 +37,14 @@ class OpenLog:
 
 
 class Holders:
-    """The processes of one engine, and the logs below its data root that they hold open for writing.
+    """The processes of one engine, and the logs that they hold open for writing in its containers' folder (by its real path).
 
     Needs the right to look into them; without it, or in another process namespace, there are none.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, containers: str = "") -> None:
         self._root = os.path.realpath(root)
-        self._pattern = re.compile(re.escape(f"{self._root}/containers/") + _LOG)
+        self._pattern = re.compile(re.escape(f"{os.path.realpath(containers) if containers else f'{self._root}/containers'}/") + _LOG)
         self._pids: set[int] = set()
         self.look_for_processes()
 

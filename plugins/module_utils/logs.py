@@ -45,8 +45,8 @@ class Kind:
     def file(self, ident: str) -> str:
         return self.name.format(ident)
 
-    def path(self, root: str, ident: str) -> str:
-        return "/".join(part for part in (root, "containers", ident, self.folder, self.file(ident)) if part)
+    def path(self, containers: str, ident: str) -> str:
+        return "/".join(part for part in (containers, ident, self.folder, self.file(ident)) if part)
 
 
 JSON_FILE = Kind("json-file", "", "{0}-json.log", JSON_LINES)
@@ -64,23 +64,25 @@ class Rotated(Exception):
 
 
 @contextmanager
-def _folder(root: str, ident: str, kind: Kind) -> t.Iterator[int]:
-    """Open the folder of a container's log below the proven data root, without following any link.
+def _folder(containers: str, ident: str, kind: Kind) -> t.Iterator[int]:
+    """Open the folder of a container's log without following any link.
 
+    :param containers: the folder of all containers, below the proven data root or where a link of its own was verified to lead.
     :param ident: the container's id, 64 hexadecimal digits; nothing else becomes part of a path.
     """
     if not _ID.fullmatch(ident):
         raise LogRefused(f"{ident!r} is not a container's id")
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    opened = [os.open(os.path.realpath(root), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    above, name = os.path.split(containers)
+    opened = [os.open(os.path.realpath(above), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
-        for name in ("containers", ident, kind.folder):
-            if name:
-                opened.append(os.open(name, flags, dir_fd=opened[-1]))
+        for part in (name, ident, kind.folder):
+            if part:
+                opened.append(os.open(part, flags, dir_fd=opened[-1]))
         yield opened[-1]
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise LogRefused(f"{kind.path(root, ident)} is reached through a link; it stays as it is") from None
+            raise LogRefused(f"{kind.path(containers, ident)} is reached through a link; it stays as it is") from None
         raise
     finally:
         for descriptor in reversed(opened):
@@ -88,14 +90,14 @@ def _folder(root: str, ident: str, kind: Kind) -> t.Iterator[int]:
 
 
 @contextmanager
-def open_log(root: str, ident: str, write: bool, kind: Kind = JSON_FILE) -> t.Iterator[int]:
+def open_log(containers: str, ident: str, write: bool, kind: Kind = JSON_FILE) -> t.Iterator[int]:
     """Open a container's log, the one that is written now.
 
     :raises LogRefused: it is not a plain file of the engine's.
     :raises OSError: it is not there, or cannot be opened.
     """
-    path = kind.path(root, ident)
-    with _folder(root, ident, kind) as folder:
+    path = kind.path(containers, ident)
+    with _folder(containers, ident, kind) as folder:
         mode = os.O_RDWR if write else os.O_RDONLY
         _await_rotation(folder, ident, kind)
         descriptor = os.open(kind.file(ident), mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -113,41 +115,41 @@ def open_log(root: str, ident: str, write: bool, kind: Kind = JSON_FILE) -> t.It
 
 
 @contextmanager
-def claim(root: str, ident: str, kind: Kind) -> t.Iterator[int]:
+def claim(containers: str, ident: str, kind: Kind) -> t.Iterator[int]:
     """Open a log to change it, once nobody else of us does: whoever comes second waits."""
     while True:
-        with open_log(root, ident, True, kind) as descriptor:
+        with open_log(containers, ident, True, kind) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not is_current(root, ident, kind, descriptor):
+            if not is_current(containers, ident, kind, descriptor):
                 continue  # rotated while we waited
             yield descriptor
             return
 
 
-def is_current(root: str, ident: str, kind: Kind, descriptor: int) -> bool:
+def is_current(containers: str, ident: str, kind: Kind, descriptor: int) -> bool:
     """Whether this open file still is the log that is written."""
     try:
-        there = os.stat(kind.path(root, ident), follow_symlinks=False)
+        there = os.stat(kind.path(containers, ident), follow_symlinks=False)
     except OSError:
         return False
     here = os.fstat(descriptor)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def kinds(root: str, ident: str) -> list[Kind]:
+def kinds(containers: str, ident: str) -> list[Kind]:
     """The logs that a container has, by name alone."""
-    return [kind for kind in KINDS if _ID.fullmatch(ident) and _is_there(root, ident, kind)]
+    return [kind for kind in KINDS if _ID.fullmatch(ident) and _is_there(containers, ident, kind)]
 
 
-def _is_there(root: str, ident: str, kind: Kind) -> bool:
-    if os.path.lexists(kind.path(root, ident)):
+def _is_there(containers: str, ident: str, kind: Kind) -> bool:
+    if os.path.lexists(kind.path(containers, ident)):
         return True
     try:
-        with _folder(root, ident, kind) as folder:
+        with _folder(containers, ident, kind) as folder:
             _await_rotation(folder, ident, kind)
     except (OSError, LogRefused):
         return False
-    return os.path.lexists(kind.path(root, ident))
+    return os.path.lexists(kind.path(containers, ident))
 
 
 def _await_rotation(folder: int, ident: str, kind: Kind) -> None:
@@ -170,11 +172,11 @@ def _rotated_names(folder: int, ident: str, kind: Kind) -> list[str]:
     return sorted(name for name in os.listdir(folder) if name.startswith(file) and _ROTATED.fullmatch(name[len(file):]))
 
 
-def rotated(root: str, ident: str, kind: Kind) -> list[tuple[str, os.stat_result]]:
+def rotated(containers: str, ident: str, kind: Kind) -> list[tuple[str, os.stat_result]]:
     """The engine's rotated files of a log: their names, and what they are. Links and other things are not among them."""
     found = []
     try:
-        with _folder(root, ident, kind) as folder:
+        with _folder(containers, ident, kind) as folder:
             for name in _rotated_names(folder, ident, kind):
                 try:
                     about = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -187,17 +189,17 @@ def rotated(root: str, ident: str, kind: Kind) -> list[tuple[str, os.stat_result
     return found
 
 
-def remove_rotated(root: str, ident: str, kind: Kind, held: t.Collection[tuple[int, int]]) -> int:
+def remove_rotated(containers: str, ident: str, kind: Kind, held: t.Collection[tuple[int, int]]) -> int:
     """Remove the engine's rotated files of a log, and return the bytes that come free.
 
     :param held: files (device, inode) that somebody has open for writing: they stay, whatever they are called.
     :raises OSError: one cannot be removed.
     """
     freed = 0
-    for name, about in rotated(root, ident, kind):
+    for name, about in rotated(containers, ident, kind):
         if (about.st_dev, about.st_ino) in held:
             continue
-        with _folder(root, ident, kind) as folder:
+        with _folder(containers, ident, kind) as folder:
             try:
                 os.unlink(name, dir_fd=folder)
             except FileNotFoundError:

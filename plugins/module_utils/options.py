@@ -28,6 +28,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
 
 SECTIONS = ("containers", "images", "volumes", "networks", "build_cache", "leftovers")
 STATES = ("created", "exited", "dead", "running", "paused", "restarting")
+#: An exabyte on one host is no figure.
+_MOST_BYTES = 2**60
 INCLUDES = ("filesystem", "images", "containers", "volumes", "build_cache", "logs", "leftovers")
 
 
@@ -123,6 +125,12 @@ def clean_spec() -> dict[str, t.Any]:
         "only_below_inodes": {"type": "str"},
         "free_target_inodes": {"type": "str"},
         "orchestrated": {"type": "str", "choices": ["keep", "clean"], "default": "keep"},
+        "assume_reclaimed": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {"container": {"type": "str", "default": ""}, "bytes": {"type": "int", "required": True}},
+        },
         "parallel": {"type": "int", "default": 4},
     }
 
@@ -145,7 +153,7 @@ def _section(**options: dict[str, t.Any]) -> dict[str, t.Any]:
 
 @dataclass(frozen=True)
 class Watermarks:
-    """When to start and when to stop, by what is free on the data root's filesystem."""
+    """When to start and when to stop, by what is free on the engine's filesystems."""
 
     only_below: Amount | None
     free_target: Amount | None
@@ -213,6 +221,20 @@ def read_clean(params: dict[str, t.Any]) -> tuple[plan.Wishes, Watermarks]:
         free_target_inodes=_maybe(parse_count, params, "free_target_inodes"),
     )
     return wishes, marks
+
+
+def read_assumed(params: dict[str, t.Any]) -> dict[str, int]:
+    """Read what earlier tasks of a run in check mode would have reclaimed: bytes by container id, "" for what is no container's log any more.
+
+    :raises FleetcleanError: a figure that no disk has.
+    """
+    found: dict[str, int] = {}
+    for entry in params.get("assume_reclaimed") or ():
+        size = entry["bytes"]
+        if not 0 <= size < _MOST_BYTES:
+            raise FleetcleanError(f"assume_reclaimed.bytes: {size} is out of range; use 0 to {_MOST_BYTES - 1}.", "bad_input")
+        found[entry["container"]] = found.get(entry["container"], 0) + size
+    return found
 
 
 def read_truncate(params: dict[str, t.Any]) -> LogWish:

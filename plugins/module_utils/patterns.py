@@ -84,7 +84,7 @@ def split_lists(values: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any], sect
         value, option = result.get(name), f"{section}{name}"
         if isinstance(value, t.Mapping) and "options" in about:
             result[name] = split_lists(value, about["options"], f"{option}.")
-        elif about.get("type") == "list" and value is not None:
+        elif about.get("type") == "list" and about.get("elements", "str") == "str" and value is not None:
             result[name] = _entries(option, value, about.get("choices"))
     return result
 

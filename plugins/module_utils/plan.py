@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import typing as t
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Why a step was not done, or is not in the plan any more.
 NOT_REACHED = "enough is free without it"
 _FREES_NOTHING = "frees nothing, and a target is to be met"
+_FREES_ELSEWHERE = "frees nothing on a filesystem that has less than its target"
 PARENT_STAYS = "parent of an image that stays"
 
 
@@ -79,6 +80,14 @@ class Kept:
     reason: str
 
 
+class Freed(t.NamedTuple):
+    """What comes free on one filesystem, which its device tells from others."""
+
+    device: str
+    bytes: int
+    inodes: int
+
+
 @dataclass(frozen=True)
 class Step:
     """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.
@@ -91,7 +100,9 @@ class Step:
     ``waits``: not before all steps of its kind that stand before it (a parent after its children).
     ``unused_for``: seconds; what was used since stays (build cache, whose builder checks it; networks, by the engine's events).
     ``of``: the container right behind which a volume goes, as a part of it.
-    ``frees``: whether anything of it is on the data root's filesystem, so that its going can help to meet a target.
+    ``bytes``, ``inodes``: what comes free with it at its place in the plan. ``frees``: the same on each filesystem that has anything of it, so
+    that its going can help to meet a target there, be it together with others; None if that was not measured.
+    ``after``: containers that have to be gone before this can go.
     """
 
     kind: str
@@ -108,7 +119,12 @@ class Step:
     unused_for: int = 0
     of: str = ""
     inodes: int = 0
-    frees: bool = True
+    frees: tuple[Freed, ...] | None = None
+    after: tuple[str, ...] = ()
+
+    def helps(self, devices: t.Collection[str]) -> bool:
+        """Whether its going can free something on one of these filesystems."""
+        return bool(devices) if self.frees is None else any(freed.device in devices for freed in self.frees)
 
     def kept(self, reason: str) -> Kept:
         """What it is if it is not done."""
@@ -138,25 +154,92 @@ class Plan:
         ]
 
     def until(self, needed: int, needed_inodes: int = 0) -> tuple[Plan, Plan]:
-        """Split the plan: the shortest beginning that frees enough bytes and inodes by the known sizes, and the rest.
+        """Split the plan where all is on one filesystem: the shortest beginning that frees enough by the known sizes, and the rest."""
+        return self.until_each({"": (needed, needed_inodes)})
 
-        What can never free anything is in neither.
+    def until_each(self, lacking: t.Mapping[str, tuple[int, int]], sized: t.Callable[[Step], Step] | None = None) -> tuple[Plan, Plan]:
+        """Split the plan: the fewest steps, in its order, that free enough by the known sizes wherever something lacks, and the rest.
+
+        What frees nothing there is in neither, unless what frees something has to wait for it.
+
+        :param lacking: bytes and inodes by the filesystem's device.
+        :param sized: called with one step after the other as they are chosen: the step with what comes free with it then. Left out, steps
+            are taken to free what they say.
         """
-        images = {step.id for step in self.steps if step.kind == "image"}
-        useful = [
-            step
-            for step in self.steps
-            if step.frees and step.kind != "network" and (step.kind != "tag" or step.id in images)
-        ]
-        taken = 0
-        while taken < len(useful) and (needed > 0 or needed_inodes > 0):
-            needed -= useful[taken].bytes or 0
-            needed_inodes -= useful[taken].inodes
-            taken += 1
-        chosen = set(map(id, useful))
-        useless = tuple(step.kept(_FREES_NOTHING) for step in self.steps if id(step) not in chosen)
-        return Plan(tuple(useful[:taken]), self.kept + useless), Plan(tuple(useful[taken:]))
+        chosen = _Selection(self.steps, lacking, sized or (lambda step: step))
+        chosen.take_until_enough()
+        first = tuple(chosen.taken)
+        chosen.take_the_rest()
+        return Plan(first, self.kept + chosen.useless()), Plan(tuple(chosen.taken[len(first):]))
 
     def as_kept(self, reason: str) -> tuple[Kept, ...]:
         """Its steps, as what stays for one reason."""
         return tuple(step.kept(reason) for step in self.steps)
+
+
+class _Selection:
+    """Steps that are taken one by one, each with those that it has to wait for right before it."""
+
+    def __init__(self, steps: t.Sequence[Step], lacking: t.Mapping[str, tuple[int, int]], sized: t.Callable[[Step], Step]) -> None:
+        images = {step.id for step in steps if step.kind == "image"}
+        self.taken: list[Step] = []
+        self._steps = steps
+        self._able = [step.kind != "network" and (step.kind != "tag" or step.id in images) for step in steps]
+        self._low = {device for device, (size, inodes) in lacking.items() if size > 0 or inodes > 0}
+        self._lacking = dict(lacking)
+        self._sized = sized
+        self._gone: set[int] = set()
+        self._tags: dict[str, list[int]] = defaultdict(list)
+        self._objects: dict[str, int] = {}
+        for number, step in enumerate(steps):
+            if step.kind == "tag":
+                self._tags[step.id].append(number)
+            elif step.kind in ("container", "image"):
+                self._objects[step.id] = number
+
+    def take_until_enough(self) -> None:
+        """Take what helps, as long as something lacks."""
+        for number, step in enumerate(self._steps):
+            lacks = {device for device, (size, inodes) in self._lacking.items() if size > 0 or inodes > 0}
+            if not lacks:
+                return
+            self._consider(number, step, lacks)
+
+    def take_the_rest(self) -> None:
+        """Take all that helps where something lacked at first; where nothing did, all that frees anything."""
+        devices = self._low or {*self._lacking, *(freed.device for step in self._steps for freed in step.frees or ())}
+        for number, step in enumerate(self._steps):
+            self._consider(number, step, devices)
+
+    def useless(self) -> tuple[Kept, ...]:
+        """What was not taken, with the reason."""
+        return tuple(
+            step.kept(_FREES_ELSEWHERE if self._able[number] and step.frees else _FREES_NOTHING)
+            for number, step in enumerate(self._steps)
+            if number not in self._gone
+        )
+
+    def _consider(self, number: int, step: Step, devices: t.Collection[str]) -> None:
+        # A tag frees nothing by itself: it goes with its image.
+        if self._able[number] and step.kind != "tag" and step.helps(devices):
+            self._take(number, [device for device in sorted(devices) if step.helps({device})])
+
+    def _take(self, number: int, helped: t.Sequence[str]) -> None:
+        if number in self._gone:
+            return
+        self._gone.add(number)
+        step = self._steps[number]
+        users = step.users if step.kind == "container" else ()
+        before = [self._objects[ident] for ident in (*step.children, *step.after, *users, step.of) if ident in self._objects]
+        for other in sorted(before + (self._tags[step.id] if step.kind == "image" else [])):
+            self._take(other, helped)
+        step = self._sized(step)
+        for device in self._lacking:
+            size, inodes = self._lacking[device]
+            freed = [(step.bytes or 0, step.inodes)] if step.frees is None else [(f.bytes, f.inodes) for f in step.frees if f.device == device]
+            self._lacking[device] = (size - sum(f[0] for f in freed), inodes - sum(f[1] for f in freed))
+        if step.frees is not None:
+            # What goes for another's sake helps where that does.
+            known = {freed.device for freed in step.frees}
+            step = replace(step, frees=step.frees + tuple(Freed(device, 0, 0) for device in helped if device not in known))
+        self.taken.append(step)

@@ -656,7 +656,10 @@ def _decide_volumes(
         reason = "used by a container" if volume.name in used else bound.get(VOLUME + volume.name) or unsure
         reason = reason or ("used by a swarm service" if any(name.fullmatch(volume.name) for name in services) else None)
         reason = reason or _looked_after(draft, volume.labels, projects)
-        reasons[volume.name] = reason or _why_volume_stays(draft, volume, wish, goes_along, last_use(volume))
+        reason = reason or _why_volume_stays(draft, volume, wish, goes_along, last_use(volume))
+        if not reason and snapshot.volumes_linked and volume.driver.partition("/")[0] == "local":
+            reason = "behind a link (the volumes' folder is one), through which the engine removes nothing"
+        reasons[volume.name] = reason
     _keep_what_is_shown(snapshot.volumes, reasons)
     reasons.update({name: draft.held("volume", name) for name, reason in reasons.items() if not reason})
     _keep_what_is_shown(snapshot.volumes, reasons)

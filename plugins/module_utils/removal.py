@@ -118,14 +118,14 @@ def carry_out(
     plan: Plan,
     parallel: int,
     available: t.Callable[[], int | None],
-    enough: t.Callable[[], bool] | None,
+    needed: t.Callable[[t.Sequence[Step]], bool] | None,
     outcome: Outcome,
     storage: Storage | None = None,
 ) -> None:
     """Remove what the plan says, in its order, and put into ``outcome`` what was done as it is done.
 
-    :param available: free bytes of the data root's filesystem, None if that is not ours to see.
-    :param enough: asked before each step; True ends the work. With it, one step at a time.
+    :param available: free bytes of the engine's filesystems, None if that is not ours to see.
+    :param needed: asked before each object with its steps; they stay if nothing of them is needed any more. With it, one step at a time.
     :param storage: the engine's storage, if it is proven to be this host's: then mounts are looked at again before each removal.
     :raises FleetcleanError: the engine went away and did not come back; ``outcome`` has what was done until then.
     """
@@ -140,7 +140,7 @@ def carry_out(
             progress = len(outcome.removed)
             for kind, group in groupby(list(steps), key=_kind_group):
                 act = _Actor(engine, presence, look, outcome.images)
-                for result in _carry_out_group(act, list(group), parallel, enough):
+                for result in _carry_out_group(act, list(group), parallel, needed):
                     steps.remove(result.step)
                     if result.later:
                         held.append(result)
@@ -152,7 +152,7 @@ def carry_out(
                 before = after
                 if presence.lost:
                     raise presence.lost
-                if enough and enough():
+                if needed and not needed(steps):
                     return
             if len(outcome.removed) == progress:
                 # On a full disk the engine has dropped a name that it could not untag, but from its file only: then by id it goes.
@@ -214,13 +214,15 @@ class _Presence:
 
 
 def _carry_out_group(
-    act: _Actor, steps: list[Step], parallel: int, enough: t.Callable[[], bool] | None
+    act: _Actor, steps: list[Step], parallel: int, needed: t.Callable[[t.Sequence[Step]], bool] | None
 ) -> t.Iterator[Result]:
-    if enough:
+    if needed:
         for _ident, unit in groupby(steps, key=_unit):
-            if enough():
-                return
-            yield from act.remove(list(unit))
+            alike = list(unit)
+            if needed(alike):
+                yield from act.remove(alike)
+            else:
+                yield from (Result(step, _KEPT, NOT_REACHED) for step in alike)
         return
     if steps[0].kind == "build_cache":
         for start in range(0, len(steps), _CACHE_BATCH):

@@ -9,7 +9,6 @@ allocated blocks. A figure that nobody has is None.
 
 from __future__ import annotations
 
-import os
 import typing as t
 from collections import Counter, defaultdict
 
@@ -21,6 +20,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     log_holders,
     measure,
     open_deleted,
+    places,
     session,
     snapshot,
     words,
@@ -74,11 +74,11 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     site = session.open_site(params)
     own = site.own_storage
     result["engine"] = site.facts()
-    result["paths"] = own.paths() if own else {}
+    result["paths"] = site.storage.paths() if own else {}
     result["filesystems"] = []
-    result["warnings"] = [] if own else [f"{site.proof.words}; figures are the engine's own."]
+    result["warnings"] = [words.printable(line) for line in site.refused] if own else [f"{site.proof.words}; figures are the engine's own."]
     if own and "filesystem" in include:
-        result["filesystems"] = [vars(measure.filesystem(root)) for root in own.roots]
+        result["filesystems"] = [{**vars(measure.filesystem(disk.path)), "holds": list(disk.holds)} for disk in places.disks(own)]
     result.update(usage={}, items={}, reclaimable={}, roots=[], mounts=[], unread=_unread(None))
     result["totals"] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes", "reclaimable_bytes"))
     result["deleted_open"] = {}
@@ -96,7 +96,7 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         history.note(how.state_dir, how.engine_id, survey.snapshot, volumes=True, networks=True)
     for what, answer in survey.snapshot.unreadable.items():
         result["warnings"].append(f'{what} could not be listed: the engine says "{answer}".')
-    result["warnings"] += [words.printable(doubt) for doubt in survey.doubts]
+    result["warnings"] += [words.printable(doubt) for doubt in survey.doubts if not any(line.startswith(doubt) for line in site.refused)]
     unread = result["unread"]
     if unread["count"]:
         first = unread["examples"][0]
@@ -160,8 +160,8 @@ class _Report:
         found = survey.found
         if self._exact and found:
             result["roots"] = [
-                {"path": words.printable(path), "disk_bytes": size, "subvolume_bytes": found.in_subvolumes if not number else 0}
-                for number, (path, size) in enumerate(survey.roots.items())
+                {"path": words.printable(path), "disk_bytes": size, "subvolume_bytes": found.subvolumes.get(path, 0)}
+                for path, size in survey.roots.items()
             ]
         result["unread"] = _unread(survey)
         result["mounts"] = [{"path": words.printable(mount.path), "type": mount.type} for mount in found.mounts] if found else []
@@ -421,7 +421,7 @@ def _deleted_open(
     # What docker_log_truncate would empty: the logs that the engine still writes.
     held = log_holders.Holders(storage.root).logs() if found.counts else []
     logs = {log.inode: log.bytes for log in held if log.deleted and log.bytes}
-    attributed = _attributed(survey) if survey and exact and not has_layers_elsewhere(storage) else {}
+    attributed = _attributed(survey, storage) if survey and exact and not has_layers_elsewhere(storage) else {}
     for row in result["filesystems"]:
         device = measure.device(row["mount_point"])
         row.update(_beside_the_files(row, attributed.get(device), found.bytes.get(device, 0)))
@@ -465,19 +465,12 @@ def _beside_the_files(filesystem: t.Mapping[str, t.Any], attributed: int | None,
     return {"attributed_bytes": attributed, "deleted_open_bytes": deleted, "unaccounted_bytes": None if rest is None or rest < 0 else rest}
 
 
-def _attributed(survey: attribution.Survey) -> dict[str, int]:
+def _attributed(survey: attribution.Survey, storage: Storage) -> dict[str, int]:
     """What was found to be in files, by filesystem. Blocks that files share count once."""
-    roots = {root: measure.device(root) for root in survey.roots}
-    first = roots[max(roots, key=lambda root: survey.roots[root])]
-    paths = {account: path for path, account in survey.paths.items()}
-    folders = {account: os.path.dirname(path) for account, path in paths.items() if account in survey.elsewhere}
-    devices = {folder: measure.device(folder) for folder in set(folders.values())}
+    root = measure.device(storage.root)
     sums: dict[str, Sizes] = defaultdict(Sizes)
-    for account in survey.accounts:
-        # What lies on another filesystem than its root is counted there.
-        above = [root for root in roots if f"{paths.get(account, '')}/".startswith(f"{root}/")]
-        device = devices[folders[account]] if account in folders else roots[max(above, key=len)] if above else first
-        sums[device].add(survey.ledger.size(account))
+    for name, account in survey.accounts.items():
+        sums[account.disk or root].add(survey.ledger.size(name))
     return {device: min(sizes.disk, sizes.frees) if sizes.shared else sizes.disk for device, sizes in sums.items()}
 
 

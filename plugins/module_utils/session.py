@@ -11,7 +11,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns, sdk
+from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns, places, sdk
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -24,17 +24,22 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.storage import (
 
 
 class Site(t.NamedTuple):
-    """An engine, its storage, and whether that storage is on this machine."""
+    """An engine, its storage, and whether that storage is on this machine.
+
+    ``located``: the storage as it really lies, links that were verified followed; ``refused``: those that were not, in words.
+    """
 
     engine: engines.Engine
     sdk: sdk.Sdk
     storage: Storage
     proof: Proof
+    located: Storage | None = None
+    refused: tuple[str, ...] = ()
 
     @property
     def own_storage(self) -> Storage | None:
         """The storage, if it may be read here."""
-        return self.storage if self.proof.proven else None
+        return (self.located or self.storage) if self.proof.proven else None
 
     @property
     def engine_id(self) -> str:
@@ -141,4 +146,8 @@ def open_site(params: dict[str, t.Any]) -> Site:
     if not os.path.exists(f"{where.root}/engine-id"):
         containers = [str(raw.get("Id")) for raw in engine.containers()]
         volumes = [] if containers else [str(raw.get("Name")) for raw in engine.volumes()]
-    return Site(engine, used_sdk, where, prove(where, engine.info, engine.host, containers, volumes))
+    proof = prove(where, engine.info, engine.host, containers, volumes)
+    if not proof.proven:
+        return Site(engine, used_sdk, where, proof)
+    located, refused = places.locate(where, engine)
+    return Site(engine, used_sdk, where, proof, located, tuple(refused))

@@ -198,6 +198,7 @@ class Snapshot:
 
     ``unreadable`` says what the engine could not list, with its own words: BuildKit writes down the sizes that it is
     asked for, so on a full disk its list fails; a swarm without a leader cannot tell its services.
+    ``volumes_linked``: the folder of volumes is a link, through which the engine removes none.
     """
 
     now: float
@@ -218,6 +219,7 @@ class Snapshot:
     service_binds: frozenset[str] = frozenset()
     holds: tuple[Hold, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict, hash=False)
+    volumes_linked: bool = False
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         service_volumes=frozenset(name for service in services for name in _mounted_by(service, "volume")),
         service_binds=frozenset(name for service in services for name in _mounted_by(service, "bind")),
         unreadable=unreadable,
+        volumes_linked=storage.volumes_linked if storage else False,
     )
 
 

@@ -120,6 +120,8 @@ class Storage:
     ``image_store`` is ``graphdriver`` or ``containerd``; ``driver_status`` what the driver says of
     itself (for zfs and devicemapper the only place where its sizes are). ``namespace``: what the engine
     calls itself at its containerd; ``containerd_address``: the containerd's socket, where the engine tells it.
+    ``moved``: folders that are links, and where what the engine keeps there really lies, as places.py has verified it;
+    ``containerd_root``: the same of the containerd's folder, once it is known.
     """
 
     root: str
@@ -128,25 +130,34 @@ class Storage:
     driver_status: dict[str, str]
     namespace: str = "moby"
     containerd_address: str = ""
+    moved: t.Mapping[str, str] = field(default_factory=dict)
+    containerd_root: str = ""
+
+    def at(self, part: str) -> str:
+        """Where a part of the data root really lies: behind a link where one was verified, else below the root."""
+        return self.really(f"{self.root}/{part}")
+
+    def really(self, path: str) -> str:
+        """The same for any path."""
+        for link, target in self.moved.items():
+            if path == link or path.startswith(f"{link}/"):
+                return target + path[len(link):]
+        return path
 
     def candidates(self) -> dict[str, list[str]]:
         """Every path that this driver may use, by category, whether it exists or not."""
         paths: dict[str, list[str]] = {"layers": [], "image_metadata": []}
         if self.image_store == "containerd":
             for base in self._containerd_places():
-                paths["layers"].append(f"{base}/io.containerd.snapshotter.v1.{self.driver}")
-                paths["image_metadata"].append(f"{base}/io.containerd.content.v1.content")
-                paths["image_metadata"].append(f"{base}/io.containerd.metadata.v1.bolt")
+                paths["layers"].append(self._snapshotter(base))
+                paths["image_metadata"].append(self.really(f"{base}/io.containerd.content.v1.content"))
+                paths["image_metadata"].append(self.really(f"{base}/io.containerd.metadata.v1.bolt"))
         else:
             driver = _DRIVERS.get(self.driver, _Driver((self.driver,)))
-            paths["layers"] = [f"{self.root}/{part}" for part in (*driver.pool, *driver.layers)]
-            paths["image_metadata"] = [
-                f"{self.root}/image/{self.driver}",
-                f"{self.root}/graph",
-                f"{self.root}/repositories-{self.driver}",
-            ]
+            paths["layers"] = [self.at(part) for part in (*driver.pool, *driver.layers)]
+            paths["image_metadata"] = [self.at(f"image/{self.driver}"), self.at("graph"), self.at(f"repositories-{self.driver}")]
         for category, parts in _COMMON.items():
-            paths[category] = [f"{self.root}/{part}" for part in parts]
+            paths[category] = [self.at(part) for part in parts]
         return paths
 
     def paths(self) -> dict[str, list[str]]:
@@ -174,7 +185,7 @@ class Storage:
 
     def other_stores(self) -> list[str]:
         """What the engine's own containerd has of an image store or a snapshotter that was in use before."""
-        own = _CONTAINERD[0].format(root=self.root)
+        own = self.at("containerd/daemon")
         in_use = self.containerd == own
         found = []
         for name, kind in _SNAPSHOTTERS.items():
@@ -192,7 +203,7 @@ class Storage:
         """
         if not _ID.fullmatch(container_id):
             return None
-        folder = f"{self.root}/containers/{container_id}"
+        folder = f"{self.containers}/{container_id}"
         try:
             with open(f"{folder}/config.v2.json", encoding="utf-8") as stream:
                 config = json.load(stream)
@@ -212,7 +223,7 @@ class Storage:
 
     def volume_data(self, name: str) -> str | None:
         """The folder that a volume of the local driver is mounted from; None for a name that is no folder's."""
-        return f"{self.root}/volumes/{name}/_data" if is_name(name) else None
+        return f"{self.volumes}/{name}/_data" if is_name(name) else None
 
     def image_record(self, image_id: str) -> str | None:
         """The file that the graph drivers' image store wrote when this image arrived."""
@@ -222,7 +233,7 @@ class Storage:
         ident = image_id.rsplit(":", 1)[-1]
         if self.image_store != "graphdriver" or not _ID.fullmatch(ident):
             return None
-        return f"{self.root}/image/{self.driver}/imagedb/{part}/sha256/{ident}"
+        return self.at(f"image/{self.driver}/imagedb/{part}/sha256/{ident}")
 
     def image_tagged(self, image_id: str) -> str | None:
         """When an image was last given a tag, as its inspection would tell (``image/store.go``, SetLastUpdated); None if never."""
@@ -264,17 +275,32 @@ class Storage:
                 continue
         return sizes
 
+    @property
+    def containers(self) -> str:
+        """The folder that has a folder for each container."""
+        return self.at("containers")
+
+    @property
+    def volumes(self) -> str:
+        """The folder that has a folder for each volume of the local driver."""
+        return self.at("volumes")
+
+    @property
+    def volumes_linked(self) -> bool:
+        """Whether that folder is a link. The engine removes nothing whose real path is not below its root (``volume/local``, Remove)."""
+        return os.path.islink(f"{self.root}/volumes")
+
     # -- where layers lie ----------------------------------------------------------------------
 
     @property
     def layer_records(self) -> str:
         """The layer store of the graph drivers: a folder for each layer, by chain id, and one for each writable layer."""
-        return f"{self.root}/image/{self.driver}/layerdb"
+        return self.at(f"image/{self.driver}/layerdb")
 
     @property
     def old_records(self) -> str | None:
         """The records of Docker 1.9 and older, a folder for each image; None if there are none."""
-        path = f"{self.root}/graph"
+        path = self.at("graph")
         return path if os.path.isdir(path) and not os.path.isdir(self.layer_records) else None
 
     @property
@@ -282,6 +308,8 @@ class Storage:
         """The folder of the containerd that has the images; None with a graph driver, or where it is not found."""
         if self.image_store != "containerd":
             return None
+        if self.containerd_root:
+            return self.containerd_root
         places = [place for place in self._containerd_places() if os.path.isdir(self._snapshotter(place))]
         if len(places) > 1:
             # An engine that has gone over to the system's has left its own behind, without a process.
@@ -296,11 +324,12 @@ class Storage:
 
     @property
     def roots(self) -> list[str]:
-        """The data roots: the engine's, and its containerd's where that lies elsewhere. Links are resolved."""
+        """The data roots: the engine's, its containerd's where that lies elsewhere, and where links lead that were verified. Links are resolved."""
         found = [os.path.realpath(self.root)]
         base = self.containerd
-        if base and not os.path.realpath(base).startswith(f"{found[0]}/"):
-            found.append(os.path.realpath(base))
+        for path in (*([os.path.realpath(base)] if base else []), *self.moved.values()):
+            if path not in found and not path.startswith(tuple(f"{root}/" for root in found)):
+                found.append(path)
         return found
 
     @property
@@ -311,11 +340,13 @@ class Storage:
     @property
     def pools(self) -> list[str]:
         """Files and folders that hold all layers together."""
-        return [f"{self.root}/{part}" for part in self._kind().pool]
+        return [self.at(part) for part in self._kind().pool]
 
     def layer_folders(self) -> list[str]:
         """The folders in which each entry is a layer's."""
-        base = self.snapshotter if self.image_store == "containerd" else self.root
+        if self.image_store != "containerd":
+            return [self.at(part) for part in self._kind().layers]
+        base = self.snapshotter
         return [f"{base}/{part}" for part in self._kind().layers] if base else []
 
     def layer_paths(self, ident: str) -> list[str]:
@@ -330,22 +361,50 @@ class Storage:
 
     def engines_own(self) -> list[str]:
         """Places of which the engine has no object: its databases, records and keys."""
-        own = [f"{self.root}/{part}" for part in (*_ENGINES_OWN, f"repositories-{self.driver}")]
+        parts = (*_ENGINES_OWN, f"repositories-{self.driver}")
+        own = [f"{self.root}/{part}" for part in parts]
+        # A link is the engine's as well as what it leads to.
+        own += [path for path in map(self.at, parts) if path not in own]
+        own += self.moved
         return own + ([self.containerd] if self.containerd else [])
 
     def temporary(self) -> list[str]:
         """Places for what is half made."""
-        found = [f"{self.root}/{part}" for part in _TEMPORARY]
+        found = [self.at(part) for part in _TEMPORARY]
         if self.containerd:
-            found += [f"{self.containerd}/tmpmounts", f"{self.containerd}/io.containerd.content.v1.content/ingest"]
+            found += [f"{self.containerd}/tmpmounts", f"{self.content}/ingest"]
         return found
+
+    @property
+    def content(self) -> str:
+        """The folder of containerd's content store; "" with a graph driver."""
+        return self.really(f"{self.containerd}/io.containerd.content.v1.content") if self.containerd else ""
+
+    def structure(self) -> set[str]:
+        """Folders that hold what the engine owns of one sort, and those above them: a filesystem that is mounted on one is the engine's to fill.
+
+        What is mounted further below, on an object's own folder, is not: a volume's own disk, a layer's device, somebody's NFS.
+        """
+        records = (self.layer_records, *(f"{self.layer_records}/{part}" for part in ("sha256", "mounts", "tmp")))
+        lowest = [*self.layer_folders(), *self.pools, *records, *self.temporary(), self.at("containerd/daemon")]
+        if self.containerd:
+            lowest += [self.really(path) for path in _children(self.containerd) if os.path.basename(path).startswith("io.containerd.")]
+            lowest += [f"{self.content}/blobs/sha256"]
+        names = [part for part in (*_ENGINES_OWN, *(parts[0] for parts in _COMMON.values())) if "." not in part]
+        found = {self.at(name) for name in names}
+        roots = self.roots
+        for path in lowest:
+            while path.startswith(tuple(f"{root}/" for root in roots)) and path not in roots:
+                found.add(path)
+                path = os.path.dirname(path)
+        return found.union(roots)
 
     def _containerd_places(self) -> list[str]:
         told = _containerd_at(self.containerd_address) if self.containerd_address else None
-        return [told] if told else [place.format(root=self.root) for place in _CONTAINERD]
+        return [told] if told else [self.really(place.format(root=self.root)) for place in _CONTAINERD]
 
     def _snapshotter(self, base: str) -> str:
-        return f"{base}/io.containerd.snapshotter.v1.{self.driver}"
+        return self.really(f"{base}/io.containerd.snapshotter.v1.{self.driver}")
 
     def _kind(self) -> _Driver:
         if self.image_store == "containerd":
@@ -421,10 +480,15 @@ def _is_open(path: str) -> bool:
 
 
 def _has_entries(folder: str) -> bool:
+    return bool(_children(folder))
+
+
+def _children(folder: str) -> list[str]:
+    """The paths right below a folder; none if it cannot be read."""
     try:
-        return bool(os.listdir(folder))
+        return [f"{folder}/{name}" for name in os.listdir(folder)]
     except OSError:
-        return False
+        return []
 
 
 def open_files() -> t.Iterator[list[str]]:

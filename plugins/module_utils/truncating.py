@@ -40,6 +40,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_cuts import Cut
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_size
 
 _Ask = t.Callable[[], engine.Engine]
@@ -64,7 +65,9 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             'or never, or set "live-restore": true in its daemon.json.', "bad_input",
         )
     looked = snapshot.take(site.engine, snapshot.Wanted(images=True, networks=True), None)
-    work = _Work(module, wish, site, site.own_storage.root, looked.containers)
+    for line in site.refused:
+        module.warn(words.printable(line))
+    work = _Work(module, wish, site, site.own_storage, looked.containers)
     try:
         work.cut()
         work.restart()
@@ -98,7 +101,7 @@ class _Work:
     """One run: ``cuts`` are what was done so far, ``restarted`` what was started again."""
 
     def __init__(
-        self, module: AnsibleModule, wish: options.LogWish, site: session.Site, root: str, containers: t.Sequence[snapshot.Container]
+        self, module: AnsibleModule, wish: options.LogWish, site: session.Site, storage: Storage, containers: t.Sequence[snapshot.Container]
     ) -> None:
         self.cuts: list[Cut] = []
         self.restarted: list[str] = []
@@ -106,9 +109,9 @@ class _Work:
         self._dry = bool(module.check_mode)
         self._wish = wish
         self._engine = site.engine
-        self._root = root
+        self._folder = storage.containers
         self._version = _numbers(site.engine.info.get("ServerVersion"))
-        self._holders = log_holders.Holders(self._root)
+        self._holders = log_holders.Holders(storage.root, self._folder)
         self._known = {container.id for container in containers}
         self._chosen = [container for container in containers if _wanted(container, wish)]
         self._configs: dict[str, tuple[str, dict[str, str]]] = {}
@@ -123,7 +126,7 @@ class _Work:
     def cut(self) -> None:
         """Everything but the restarts."""
         for container in self._chosen:
-            found = logs.kinds(self._root, container.id)
+            found = logs.kinds(self._folder, container.id)
             for kind in found:
                 self._add(self._cut_one(container, kind))
                 if self._wish.rotated == "remove":
@@ -152,7 +155,7 @@ class _Work:
         driver, config = self._config(container.id)
         # The other kinds rotate by themselves, at 20 MB unless told otherwise.
         unbounded = kind is logs.JSON_FILE and config.get("max-size", "-1") == "-1"
-        return Cut(container.id, container.name, kind.driver or driver, kind.path(self._root, container.id), 0, 0, 0, unbounded=unbounded)
+        return Cut(container.id, container.name, kind.driver or driver, kind.path(self._folder, container.id), 0, 0, 0, unbounded=unbounded)
 
     def _without_file(self, container: snapshot.Container) -> Cut | None:
         driver, _config = self._config(container.id)
@@ -164,10 +167,10 @@ class _Work:
     # -- one log -----------------------------------------------------------------------------
 
     def _cut_one(self, container: snapshot.Container, kind: logs.Kind) -> Cut | None:
-        path = kind.path(self._root, container.id)
+        path = kind.path(self._folder, container.id)
         found = Cut(container.id, container.name, kind.driver, path, 0, 0, 0)
         try:
-            with logs.open_log(self._root, container.id, False, kind) as descriptor:
+            with logs.open_log(self._folder, container.id, False, kind) as descriptor:
                 if not self._worth_a_look(descriptor, kind):
                     return None
                 found = self._found(container, kind)
@@ -177,12 +180,21 @@ class _Work:
         except FileNotFoundError:
             return None
         except logs.LogRefused as refusal:
+            if self._is_small_behind_link(path):
+                return None
             return replace(found, words=str(refusal), failed=True)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             # What no way exists for is no failure: it is said, and stays.
             failed = error.errno != errno.EOPNOTSUPP
             return replace(found, words=f"{path}: {error.strerror or error}", failed=failed, disk_full=full)
+
+    def _is_small_behind_link(self, path: str) -> bool:
+        """Whether a log that is not reached, since the folder of all containers is a link that was not verified, is too small to be cut anyway."""
+        try:
+            return os.path.islink(self._folder) and os.stat(path).st_size <= self._wish.larger_than
+        except OSError:
+            return False
 
     def _worth_a_look(self, descriptor: int, kind: logs.Kind) -> bool:
         """Whether a log is large, or a small one has fillers, or what readers stumble over, at its beginning or its end."""
@@ -197,7 +209,7 @@ class _Work:
         ask = lru_cache(maxsize=None)(self._connect)
         for _attempt in range(_ATTEMPTS):
             try:
-                with logs.claim(self._root, container.id, kind) as descriptor:
+                with logs.claim(self._folder, container.id, kind) as descriptor:
                     return self._do(descriptor, container, kind, found, ask)
             except logs.Rotated:
                 continue
@@ -226,7 +238,7 @@ class _Work:
         # An engine that packs a file would not notice that lines move in it, so it must have no reason to rotate now.
         rotates = writer.writes and self._rotates(container, kind)
         with pausing.paused(self._connect, container.id, descriptor) if rotates else nullcontext():
-            if not logs.is_current(self._root, container.id, kind, descriptor):
+            if not logs.is_current(self._folder, container.id, kind, descriptor):
                 raise logs.Rotated
             plan = log_cuts.carry_out(descriptor, kind.format, plans, pause)
         return log_cuts.outcome(found, plan, writer, self._major)
@@ -268,10 +280,10 @@ class _Work:
     # -- other files -------------------------------------------------------------------------
 
     def _remove_rotated(self, container: snapshot.Container, kind: logs.Kind) -> Cut | None:
-        path = kind.path(self._root, container.id)
+        path = kind.path(self._folder, container.id)
         held = {log.inode for log in self._holders.logs()}
         try:
-            there = [about for _name, about in logs.rotated(self._root, container.id, kind) if (about.st_dev, about.st_ino) not in held]
+            there = [about for _name, about in logs.rotated(self._folder, container.id, kind) if (about.st_dev, about.st_ino) not in held]
         except (OSError, logs.LogRefused) as error:
             return Cut(container.id, container.name, kind.driver, path, 0, 0, 0, words=f"{error}", failed=True)
         if not there:
@@ -290,11 +302,11 @@ class _Work:
 
     def _remove_now(self, container: snapshot.Container, kind: logs.Kind) -> int:
         held = {log.inode for log in self._holders.logs()}
-        with logs.claim(self._root, container.id, kind) as descriptor:
+        with logs.claim(self._folder, container.id, kind) as descriptor:
             # While the container stands still the engine has no reason to rotate.
             still = pausing.paused(self._connect, container.id, descriptor) if container.live else nullcontext()
             with still:
-                return logs.remove_rotated(self._root, container.id, kind, held)
+                return logs.remove_rotated(self._folder, container.id, kind, held)
 
     def _elsewhere(self) -> None:
         """Logs that are written where nobody reads them: deleted under the engine, or renamed."""
@@ -369,7 +381,7 @@ class _Work:
             silent = [one for one, well in zip(asked, pool.map(lambda one: self._reads_well(one.id), asked)) if not well]
             answers = list(pool.map(lambda one: self._reads_well(one.id, patience=15), silent))
         for container, well in zip(silent, answers):
-            kinds = logs.kinds(self._root, container.id)
+            kinds = logs.kinds(self._folder, container.id)
             if kinds and not well:
                 why = "docker logs --tail showed nothing, though there is something to show"
                 self._add(replace(self._found(container, kinds[0]), readers="stale", words=why))
@@ -379,10 +391,10 @@ class _Work:
 
         What cannot be told counts as well: nothing is started again on a suspicion.
         """
-        found = logs.kinds(self._root, ident)
+        found = logs.kinds(self._folder, ident)
         for kind in found:
             try:
-                with logs.open_log(self._root, ident, False, kind) as descriptor:
+                with logs.open_log(self._folder, ident, False, kind) as descriptor:
                     if not self._holders.of(descriptor) and any(log.container == ident for log in self._holders.logs()):
                         return False
                     size = os.fstat(descriptor).st_size

@@ -34,6 +34,7 @@ import typing as t
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.extents import (
     INLINE,
@@ -93,9 +94,9 @@ class Unit:
 class Found:
     """``sizes`` by account. ``self_contained``: accounts whose figures do not depend on any other's; the rest are ``entangled``.
 
-    ``in_subvolumes`` are the bytes of ``disk`` in btrfs subvolumes, into which ``du -x`` does not look.
+    ``subvolumes``: by place, the bytes of ``disk`` in btrfs subvolumes, into which ``du -x`` does not look.
     ``links``: by account, what was counted for files with links elsewhere, ``_LINK`` numbers for each.
-    ``extents``: by account, place and length of extents that other files have as well.
+    ``extents``: by account, where extents lie that other files have as well, and their length.
     ``together``: what comes free once all of these accounts are gone, and in none of them yet.
     """
 
@@ -103,13 +104,17 @@ class Found:
     self_contained: set[str] = field(default_factory=set)
     entangled: set[str] = field(default_factory=set)
     mounts: list[Mount] = field(default_factory=list)
-    in_subvolumes: int = 0
+    subvolumes: dict[str, int] = field(default_factory=dict)
     unread: int = 0
     vanished: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
     links: list[tuple[str, array[int]]] = field(default_factory=list)
     extents: list[tuple[str, array[int]]] = field(default_factory=list)
     together: dict[frozenset[str], int] = field(default_factory=dict)
+
+    @property
+    def in_subvolumes(self) -> int:
+        return sum(self.subvolumes.values())
 
     def of(self, account: str) -> Sizes:
         return self.sizes.setdefault(account, Sizes())
@@ -136,8 +141,14 @@ class Found:
             self.of(account).add(sizes)
         self.entangled |= other.entangled
         self.self_contained = (self.self_contained | other.self_contained) - self.entangled
-        self.mounts += other.mounts
-        self.in_subvolumes += other.in_subvolumes
+        # Everything that lies behind a mount meets it.
+        known = {mount.path for mount in self.mounts}
+        for mount in other.mounts:
+            if mount.path not in known:
+                known.add(mount.path)
+                self.mounts.append(mount)
+        for place, size in other.subvolumes.items():
+            self.subvolumes[place] = self.subvolumes.get(place, 0) + size
         self.unread += other.unread
         self.vanished += other.vanished
         self.examples += other.examples[: _EXAMPLES - len(self.examples)]
@@ -249,15 +260,18 @@ def walk(
     models: t.Mapping[int, Model],
     processes: int = 1,
     known: t.Collection[str] = (),
+    places: t.Mapping[str, str] = MappingProxyType({}),
 ) -> Found:
     """Walk all units and return what was found, by account.
 
     :param owners: absolute path -> account. A path that is a unit's own is walked there and nowhere else.
     :param known: paths that are not walked: what is in them is known already.
     :param models: by device number; what is not in it gives its blocks back.
+    :param places: folders that are walked though another filesystem is mounted on them, and what tells the filesystem of each
+        from others. Each is the path of a unit.
     :param processes: how many walk at once.
     """
-    work = _Work(units, owners, models, known)
+    work = _Work(units, owners, models, known, places)
     found = Found()
     for part in work.all(processes):
         found.merge(part)
@@ -332,6 +346,7 @@ class _Work:
         owners: t.Mapping[str, str],
         models: t.Mapping[int, Model],
         known: t.Collection[str],
+        places: t.Mapping[str, str],
     ) -> None:
         self._units = units
         roots = {path for unit in units for path in unit.paths}
@@ -340,7 +355,8 @@ class _Work:
             apart=roots | set(known),
             parents={path.rpartition("/")[0] or "/" for path in (*owners, *roots, *known)},
             models=models,
-            mounts={mount.path: mount for mount in mounts_below(roots)},
+            mounts={mount.path: mount for mount in mounts_below(roots) if mount.path not in places},
+            disks={path: (os.stat(path).st_dev, list(places.values()).index(disk)) for path, disk in places.items()},
         )
         # As many folders are open as a tree is deep.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -394,28 +410,41 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What all units have in common. ``apart`` are walked elsewhere, ``parents`` the folders right above such and owned paths."""
+    """What all units have in common. ``apart`` are walked elsewhere, ``parents`` the folders right above such and owned paths.
+
+    ``disks``: by place the device number there, and a small number that tells its filesystem from others.
+    """
 
     owners: t.Mapping[str, str]
     apart: t.Collection[str]
     parents: t.Collection[str]
     models: t.Mapping[int, Model]
     mounts: t.Mapping[str, Mount]
+    disks: t.Mapping[str, tuple[int, int]]
+
+    def place(self, path: str) -> str:
+        """The place that a path lies in; "" if none was named."""
+        while path not in self.disks:
+            if path in ("", "/"):
+                return ""
+            path = os.path.dirname(path)
+        return path
 
     def foreign(self, path: str) -> Mount | None:
         """The other filesystem in which a path lies, if it does."""
-        while path and path != "/":
+        while path and path != "/" and path not in self.disks:
             mount = self.mounts.get(path)
             if mount and not mount.own:
                 return mount
             path = os.path.dirname(path)
         return None
 
-    def model(self, device: int) -> Model:
+    def model(self, device: int, place: str = "") -> Model:
         found = self.models.get(device)
         if found is None:
             # The subvolumes of one btrfs have a number each.
-            found = next((model for model in self.models.values() if model.copies), _PLAIN)
+            models = [self.models.get(self.disks[place][0], _PLAIN)] if place else self.models.values()
+            found = next((model for model in models if model.copies), _PLAIN)
         return found
 
 
@@ -429,13 +458,19 @@ class _Walk:
         self._extents: dict[str, array[int]] = {}
         self._open_links = 0
         self._shares = False
+        self._place = ""
+        self._disk = 0
 
     def tree(self, path: str) -> None:
+        self._place = self._plan.place(path)
+        if self._place:
+            # Where an extent lies says something on its own disk alone.
+            self._disk = (self._plan.disks[self._place][1] & 0xFF) << 56
         account = self._plan.owners.get(path, path)
         try:
             top = os.lstat(path)
             if not stat.S_ISDIR(top.st_mode):
-                self._file(path, None, os.path.basename(path), top, account, self._plan.model(top.st_dev))
+                self._file(path, None, os.path.basename(path), top, account, self._plan.model(top.st_dev, self._place))
                 self._finish(account)
                 return
             descriptor = os.open(path, _FOLDER)
@@ -502,14 +537,14 @@ class _Walk:
         """Whether another filesystem came to be mounted there; then it is named and left alone."""
         if own.st_dev == device or path in self._plan.mounts:
             return False
-        if own.st_ino == _SUBVOLUME_INODE and self._plan.model(device).copies:
+        if own.st_ino == _SUBVOLUME_INODE and self._plan.model(device, self._place).copies:
             return False  # a subvolume: a folder with a device number of its own
         self._found.mounts.append(Mount(path, "", False))
         return True
 
     def _folder(self, path: str, descriptor: int, own: os.stat_result, account: str) -> list[str]:
         """Count a folder and its files; return the names of the folders in it."""
-        model = self._plan.model(own.st_dev)
+        model = self._plan.model(own.st_dev, self._place)
         sizes = self._found.of(account)
         inherited = self._sharing == SNAPSHOTS and not self._seen.add(_identity(path.rpartition("/")[2], own))
         blocks = own.st_blocks * 512
@@ -555,11 +590,14 @@ class _Walk:
             self._found.fail(path, error)
         sizes.disk += disk * 512
         if own.st_dev not in self._plan.models:
-            self._found.in_subvolumes += blocks + disk * 512
+            self._in_subvolume(blocks + disk * 512)
         sizes.apparent += apparent
         sizes.inodes += inodes
         sizes.frees += disk * 512 + inodes * model.inode_bytes
         return folders
+
+    def _in_subvolume(self, size: int) -> None:
+        self._found.subvolumes[self._place] = self._found.subvolumes.get(self._place, 0) + size
 
     def _file(
         self, path: str, folder: int | None, name: str, found: os.stat_result, account: str, model: Model
@@ -584,7 +622,7 @@ class _Walk:
                 if self._sharing not in (COPIES, SNAPSHOTS):
                     mine = self._extents.setdefault(account, array("Q")) if extents else array("Q")
                     for physical, length in extents:  # compressed, they are longer than their blocks
-                        mine.extend((physical, length * shared // everything))
+                        mine.extend((physical ^ self._disk, length * shared // everything))
             if model.copies:
                 frees = 0 if inline else blocks - shared
                 frees += model.metadata(len(os.fsencode(name)), found.st_size, found.st_blocks)
@@ -593,7 +631,7 @@ class _Walk:
         sizes = self._found.of(account)
         sizes.disk += blocks
         if found.st_dev not in self._plan.models:
-            self._found.in_subvolumes += blocks
+            self._in_subvolume(blocks)
         sizes.apparent += found.st_size
         sizes.shared += shared
         sizes.frees += frees

@@ -213,11 +213,14 @@ options:
     elements: str
     default: [fleetclean.keep]
   only_below:
-    description: Do nothing unless less than this is free on the data root's filesystem, as a size or a share such as V(15%).
+    description:
+      - Do nothing unless less than this is free, as a size or a share such as V(15%) (of each filesystem's own size).
+      - Every filesystem that holds what the engine owns counts, see RV(filesystems); one of them is enough to begin.
     type: str
   free_target:
     description:
       - Stop as soon as this much is free, as a size or a share. Least recently used first, the cheapest loss first.
+      - With several filesystems the target is met when each of them meets it, and only what lies on one that does not goes for it.
       - What comes free with each object is measured first, as in check mode, and the shortest beginning of the plan that is enough
         is carried out; further ones go only if the filesystem then has less. What can never free anything, such as networks, stays.
       - If all of it is not enough, RV(target_met) is false; that is no failure.
@@ -238,6 +241,23 @@ options:
     type: str
     choices: [keep, clean]
     default: keep
+  assume_reclaimed:
+    description:
+      - In check mode, what earlier tasks of the same run would have reclaimed from logs, so that O(only_below), O(free_target) and the
+        sizes of containers come out as in the real run. It counts as free on the filesystem of the containers' folder.
+      - Ignored in a real run, where the filesystem itself tells.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      container:
+        description: The id of the container whose log it was, which then has so much less; empty for a log that was deleted before.
+        type: str
+        default: ""
+      bytes:
+        description: As in RV(fleetclean.docker.docker_log_truncate#module:logs[].reclaimed_bytes).
+        type: int
+        required: true
   parallel:
     description: How many removals at once, 1 to 32. With a target, one at a time.
     type: int
@@ -319,7 +339,7 @@ planned_bytes:
   type: int
   sample: 13600000000
 reclaimed_bytes:
-  description: What came free on the data root's filesystem, measured there; null where that is not this host's, and in check mode 0.
+  description: What came free on all RV(filesystems), measured there; null where they are not this host's, and in check mode 0.
   returned: when the engine answers
   type: int
   sample: 13600000000
@@ -343,6 +363,33 @@ filesystem_bytes:
   returned: when the engine answers
   type: int
   sample: 53660876800
+filesystems:
+  description: >-
+    The filesystems that hold what the engine owns, that of the data root first (RV(free_before) and RV(free_after) are its figures);
+    empty where they are not this host's.
+  returned: when the engine answers
+  type: list
+  elements: dict
+  sample:
+    - {mount_point: /var/lib/docker, size: 53660876800, free_before: 9000000000, free_after: 9400000000, planned_bytes: 400000000,
+       reclaimed_bytes: 400000000}
+    - {mount_point: /var/lib/containerd, size: 53660876800, free_before: 0, free_after: 13200000000, planned_bytes: 13200000000,
+       reclaimed_bytes: 13200000000}
+  contains:
+    mount_point: {description: Where it is mounted., type: str, returned: always}
+    size: {description: Its bytes., type: int, returned: always}
+    free_before: {description: Bytes available before., type: int, returned: always}
+    free_after: {description: 'Bytes available afterwards; in check mode, as planned.', type: int, returned: always}
+    planned_bytes:
+      description: What comes free there by the plan; 0 where it was not measured (it is in check mode and with a target).
+      type: int
+      returned: always
+    reclaimed_bytes: {description: 'What came free there, measured; in check mode 0.', type: int, returned: always}
+assumed_bytes:
+  description: The sum of O(assume_reclaimed), as far as it counts as free in RV(free_before), RV(free_after) and RV(filesystems).
+  returned: when the engine answers
+  type: int
+  sample: 0
 target_met:
   description: Whether O(free_target) and O(free_target_inodes) are met; null without them, and where O(only_below) gave no reason to begin.
   returned: when the engine answers

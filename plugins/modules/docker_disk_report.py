@@ -155,10 +155,12 @@ paths:
   sample: {layers: [/var/lib/docker/overlay2], image_metadata: [/var/lib/docker/image/overlay2]}
 filesystems:
   description: >-
-    The filesystems of the data roots. Sizes in bytes; C(headroom) is C(available), but below zero where root has taken of what is
-    reserved for it (ext4): so much has to come free before anything is available. Of C(used), C(deleted_open_bytes) are in deleted
+    Every filesystem that holds what the engine owns, once, that of the data root first: those of the data root and of its
+    containerd's, and those that are mounted or linked there on a folder of one sort of objects. C(holds) are the categories of RV(usage)
+    that lie on it. Sizes in bytes; C(headroom) is C(available), but below zero where root has taken of what is reserved for it (ext4):
+    so much has to come free before anything is available. Of C(used), C(deleted_open_bytes) are in deleted
     files that processes hold open (RV(deleted_open)) and, with O(measure=exact), C(attributed_bytes) in what stands in RV(usage),
-    blocks that files share once; C(unaccounted_bytes) are the rest. If the filesystem has nothing but the data root, that is its
+    blocks that files share once; C(unaccounted_bytes) are the rest. If the filesystem has nothing but the engine's, that is its
     own metadata, such as tables of inodes and the journal; if it has other things as well, such as the operating system, they are in
     it too. Both are null where they are not known: without O(measure=exact), and where layers lie on devices of their own (zfs,
     thin pools); C(unaccounted_bytes) also where the files add up to more than the filesystem says is used (btrfs counts late).
@@ -168,7 +170,11 @@ filesystems:
   sample:
     - {mount_point: /var/lib/docker, type: ext4, size: 53660876800, used: 53660876800, free: 0, available: 0,
        inodes: 3276800, inodes_available: 3010000, headroom: 0, read_only: false, attributed_bytes: 53011480576,
-       deleted_open_bytes: 150994944, unaccounted_bytes: 498401280}
+       deleted_open_bytes: 150994944, unaccounted_bytes: 498401280,
+       holds: [images, containers, build_cache, logs, container_metadata, engine_metadata, tmp]}
+    - {mount_point: /var/lib/docker/volumes, type: xfs, size: 107374182400, used: 21474836480, free: 85899345920, available: 85899345920,
+       inodes: 52428800, inodes_available: 52400000, headroom: 85899345920, read_only: false, holds: [volumes],
+       attributed_bytes: 21400000000, deleted_open_bytes: 0, unaccounted_bytes: 74836480}
 deleted_open:
   description: >-
     Files that were deleted while a process held them open, or mapped into its memory, on any filesystem that has something of the
@@ -265,7 +271,7 @@ reclaimable:
 totals:
   description: >-
     Sums over all categories, asked for or not. C(attributed_bytes) and C(unattributed_bytes) together are C(disk_bytes), which
-    is what C(du -sx) says of the data roots (and of the subvolumes in them, on btrfs). C(reclaimable_bytes) counts
+    is what C(du -sx) says of RV(roots) (and of the subvolumes in them, on btrfs). C(reclaimable_bytes) counts
     nothing twice. Null where nothing was measured.
   returned: when the engine answers
   type: dict
@@ -273,14 +279,16 @@ totals:
            reclaimable_bytes: 31200000000}
 roots:
   description: >-
-    The data roots (containerd's may lie elsewhere) and what is below each. C(subvolume_bytes) is the part in btrfs
+    The data root, its containerd's if that lies elsewhere, and the places of the engine that another filesystem is mounted on or a link
+    leads to, with what is below each and below no other. A link is followed if root made it right below a data root, and if what it
+    leads to is shown to be this engine's; else a warning says why not. C(subvolume_bytes) is the part in btrfs
     subvolumes, into which C(du -x) does not look.
   returned: with O(measure=exact)
   type: list
   elements: dict
   sample: [{path: /var/lib/docker, disk_bytes: 42100000000, subvolume_bytes: 0}]
 mounts:
-  description: Other filesystems below the data roots. They are not entered.
+  description: Other filesystems below the data roots, such as a disk on a volume's own folder. They are not the engine's and are not entered.
   returned: when something but the filesystem was asked for
   type: list
   elements: dict

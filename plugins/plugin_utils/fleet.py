@@ -50,6 +50,9 @@ _MANY_DELETED_BYTES = 100 * 1024**2
 #: The widest column of names: with it a line has a hundred columns.
 _LONGEST = 15
 _OURS = tuple(f"cleanup_{section}_" for section in (*options.SECTIONS, "logs", "keep", "free", "only_below"))
+_ID = re.compile(r"[0-9a-f]{64}")
+#: Logs of one host whose figures are handed on; a host with more is decided as if it had none.
+_MOST_LOGS = 20_000
 _PREFIX = re.compile(r"^docker_(disk_report|clean|log_truncate): ")
 
 
@@ -183,6 +186,24 @@ def host_trouble(record: Record) -> str:
     return record["error"] if record["status"] in ("trouble", "unreachable") else ""
 
 
+def logs_reclaimed(logs: object) -> list[Record]:
+    """What docker_log_truncate would have reclaimed in check mode, as docker_clean takes it in ``assume_reclaimed``.
+
+    A host may answer anything: only bounded numbers, and ids that are ids, are passed on.
+    """
+    entries = logs.get("logs") if isinstance(logs, t.Mapping) else None
+    if not entries or not _counted(entries, "reclaimed_bytes") or len(entries) > _MOST_LOGS:
+        return []
+    found = []
+    for entry in entries:
+        ident, size = str(entry.get("container") or ""), entry.get("reclaimed_bytes")
+        if isinstance(size, int) and size > 0:
+            # A deleted file is no part of what its container has.
+            known = entry.get("method") != "deleted" and _ID.fullmatch(ident)
+            found.append({"container": ident if known else "", "bytes": int(size)})
+    return found
+
+
 def _result(hostvars: t.Mapping[str, t.Any], name: str) -> dict[str, t.Any]:
     value = hostvars.get(name)
     return dict(value) if isinstance(value, t.Mapping) else {}
@@ -208,7 +229,8 @@ def _believable(engine: dict[str, t.Any], logs: dict[str, t.Any], clean: dict[st
         and _counted(deleted.get("largest") or [], "bytes", "pid", "processes")
         and _counted(unread.get("examples") or [])
         and _counted([by_kind], *by_kind)
-        and _counted([clean], "planned_bytes", "reclaimed_bytes", "free_after")
+        and _counted([clean], "planned_bytes", "reclaimed_bytes", "free_after", "assumed_bytes")
+        and _counted(clean.get("filesystems") or [], "size", "free_before", "free_after", needed=True)
         and _counted(clean.get("removed") or [], "bytes")
         and _counted([logs], "reclaimed_bytes")
         and _counted(logs.get("logs") or [], "bytes_before", "bytes_after", "reclaimed_bytes")
@@ -291,6 +313,8 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
             )
             freed = say_size(row["freed"])
             lines.append(f"{name:<{width}} {before:>15} {after:>15} {freed:>11} {cells}".rstrip())
+            for line in filesystem_lines(record):
+                lines += wrapped(f"{'':<{width}} ", line).split("\n")
         if record["error"]:
             lines += wrapped(f"{name:<{width}} ", record["error"]).split("\n")
         if record["status"] == "no_docker":
@@ -334,11 +358,14 @@ def clean_figures(record: Record, check: bool) -> dict[str, t.Any] | None:
     before = filesystem["available"] if filesystem else None
     after = clean.get("free_after", before)
     if after is not None and before is not None:
-        after = max(after, before) + log_bytes if check else after
+        # In check mode docker_clean may have been told of the logs already.
+        on_root = log_bytes if _has_logs(record) and not clean.get("assumed_bytes") else 0
+        after = max(after, before) + on_root if check else after
         if not clean and not check:
-            after = before + log_bytes
+            after = before + on_root
         if clean and not check:
             freed = max(0, after - before)  # what the filesystem says counts, not what was claimed
+            freed += sum(max(0, entry["after"] - entry["before"]) for entry in further_filesystems(record) if entry["after"] is not None)
     elif clean and not check:
         freed = None  # another machine's disk: nobody saw what came free there
     return {
@@ -348,6 +375,47 @@ def clean_figures(record: Record, check: bool) -> dict[str, t.Any] | None:
         "kinds": {title: sum(by_kind.get(kind, 0) for kind in kinds) for title, kinds in _KINDS},
         "changed": bool(logs.get("changed") or clean.get("changed")),
     }
+
+
+def _has_logs(record: Record) -> bool:
+    """Whether logs lie on the data root's filesystem."""
+    return not any("logs" in _held(filesystem) for filesystem in record["filesystems"][1:])
+
+
+def _held(filesystem: t.Mapping[str, t.Any]) -> list[str]:
+    holds = filesystem.get("holds")
+    return [str(category) for category in holds] if isinstance(holds, (list, tuple)) else []
+
+
+def further_filesystems(record: Record) -> list[dict[str, t.Any]]:
+    """What else than the data root's filesystem holds what a host's engine owns: size, bytes available ``before`` and ``after`` (None: not known)."""
+    after = {entry.get("mount_point"): entry["free_after"] for entry in (record["clean"] or {}).get("filesystems") or []}
+    return [
+        {
+            "mount_point": printable(filesystem.get("mount_point"), 60),
+            "size": filesystem["size"],
+            "used": filesystem["used"],
+            "before": filesystem["available"],
+            "after": after.get(filesystem.get("mount_point")),
+            "holds": [printable(category.replace("_", " "), 30) for category in _held(filesystem)[:9]],
+        }
+        for filesystem in record["filesystems"][1:]
+    ]
+
+
+def filesystem_lines(record: Record) -> list[str]:
+    """The same in words, a line for each."""
+    found = []
+    for entry in further_filesystems(record)[:9]:
+        parts = [f"{entry['mount_point']} {say_size(entry['size'])}"]
+        if entry["after"] is not None:
+            parts.append(f"free {_free(entry['before'], entry)} before, {_free(entry['after'], entry)} after".replace("  ", " "))
+        elif entry["size"]:
+            parts.append(f"{100 * entry['used'] // entry['size']} % used")
+        if entry["holds"]:
+            parts.append(f"holds {', '.join(entry['holds'])}")
+        found.append(", ".join(parts))
+    return found
 
 
 def _report_lines(records: t.Sequence[Record], width: int) -> list[str]:
@@ -373,6 +441,8 @@ def _report_lines(records: t.Sequence[Record], width: int) -> list[str]:
         lines.append(f"{name:<{width}} {root:<{root_width}}{_aligned(next(cells), widths)}"[:COLUMNS])
         if record["error"]:
             lines += wrapped(f"{name:<{width}} ", record["error"]).split("\n")
+        for line in filesystem_lines(record):
+            more += wrapped(f"{name}: ", line).split("\n")
         items = largest_items(record, 3)
         if items:
             words = " · ".join(_item_line(category, item) for category, item in items)

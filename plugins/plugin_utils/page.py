@@ -176,7 +176,8 @@ class _Clean:
         size, used = _filesystem(record)
         freed, after = _number(figures.get("freed")), _number(figures.get("after"))
         if size is not None and after is not None:
-            used = max(0, size - after)
+            several = len(_list(record.get("filesystems"))) > 1
+            used = max(0, (used or 0) - (freed or 0)) if several else max(0, size - after)
         host = _Host(record, size, used, freed)
         kinds = {_KINDS[title]: _number(amount) or 0 for title, amount in _dict(figures.get("kinds")).items()}
         host.parts = [_Part(name, kinds[name]) for name in self.categories if kinds.get(name)]
@@ -348,6 +349,7 @@ def _facts(record: Record) -> str:
     if engine.get("storage_driver"):
         on = f" on {_text(filesystem['type'], 20)}" if filesystem.get("type") else ""
         facts.append(f"{_text(engine['storage_driver'], 40)}{on}")
+    facts += [_text(line, 200) for line in fleet.filesystem_lines(record)]
     roots = [_dict(root) for root in _list(record.get("roots"))]
     facts += [f"<bdi>{_text(root.get('path'), 120)}</bdi> {_size(_number(root.get('disk_bytes')))}" for root in roots[:4]]
     facts += [] if roots else [f"<bdi>{_text(engine.get('root_dir'), 120)}</bdi>"]
@@ -499,8 +501,12 @@ def _list(value: object) -> list[t.Any]:
 
 
 def _filesystem(record: Record) -> tuple[int | None, int | None]:
-    filesystem = _dict(record.get("filesystem"))
-    size, used = _number(filesystem.get("size")), _number(filesystem.get("used"))
+    """Bytes, and bytes used, of all filesystems that hold what the engine owns."""
+    known = _list(record.get("filesystems")) or [record.get("filesystem")]
+    size = used = 0
+    for filesystem in map(_dict, known):
+        size += _number(filesystem.get("size")) or 0
+        used += _number(filesystem.get("used")) or 0
     return (size, used) if size else (None, None)
 
 

@@ -36,7 +36,9 @@ class HostSpec:
     ``filesystem`` of the data root: ext4, xfs, btrfs, or None for a tmpfs. ``root``: "machine" (what this machine has) or a Debian
     suite (see roots.py). Sizes are bytes or "500M", "3G"; ``root_size`` is memory as far as it is filled. ``daemon_json`` is merged over
     the engine's configuration. ``ssh``: a network address and sshd; without it the host is bare. ``engine``: start the engine.
-    ``tmp_on_disk``: /tmp is on the root disk and can be full with it, else it is a tmpfs.
+    ``tmp_on_disk``: /tmp is on the root disk and can be full with it, else it is a tmpfs. ``disks``: further filesystems by the folder that each is
+    mounted on, those above first, as ``type:size`` (``xfs:1G``, ``tmpfs:64M``). ``links``: symbolic links, which root makes, and the folder that each
+    leads to. Both are there before the engine starts.
     """
 
     name: str
@@ -50,6 +52,8 @@ class HostSpec:
     ssh: bool = True
     engine: bool = True
     tmp_on_disk: bool = True
+    disks: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?", self.name):
@@ -63,6 +67,16 @@ class HostSpec:
             raise FleetError(f"host {self.name}: data_root {self.data_root!r} is not an absolute folder")
         size_bytes(self.data_size)
         size_bytes(self.root_size)
+        for where, kind, _size in self.further_disks():
+            if kind not in (*FILESYSTEMS, "tmpfs"):
+                raise FleetError(f"host {self.name}: unknown filesystem {kind!r} for {where}")
+        for path in (*self.disks, *self.links, *self.links.values()):
+            if not re.fullmatch(r"(/[\w.-]+)+", path):
+                raise FleetError(f"host {self.name}: {path!r} is not an absolute path of plain characters")
+
+    def further_disks(self) -> list[tuple[str, str, int]]:
+        """Folder, type and bytes of each of ``disks``."""
+        return [(where, kind, size_bytes(size)) for where, (kind, _colon, size) in ((where, text.partition(":")) for where, text in self.disks.items())]
 
     @classmethod
     def parse(cls, text: str, **defaults: Any) -> HostSpec:
@@ -88,7 +102,7 @@ class HostSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""
-        return {**asdict(self), "daemon_json": dict(self.daemon_json)}
+        return {**asdict(self), "daemon_json": dict(self.daemon_json), "disks": dict(self.disks), "links": dict(self.links)}
 
     def daemon_configuration(self) -> dict[str, Any]:
         """What /etc/docker/daemon.json says in the host."""

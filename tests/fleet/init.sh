@@ -39,7 +39,18 @@ build() {
     mount -t tmpfs -o size=256M,mode=1777 tmpfs "$root/dev/shm"
     mount -t tmpfs -o size=256M,mode=755 tmpfs "$root/run"
     [ "$FLEET_TMP_ON_DISK" = 1 ] || mount -t tmpfs -o size=256M,mode=1777 tmpfs "$root/tmp"
-    mount_data "$root$FLEET_DATA_ROOT"
+    mount_disk "$root$FLEET_DATA_ROOT" "$FLEET_FILESYSTEM" "$FLEET_DATA_SIZE" "$FLEET_DIR/$FLEET_NAME.img"
+    local where what size number=0
+    while IFS=' ' read -r where what size; do
+        [ -n "$where" ] || continue
+        number=$((number + 1))
+        mount_disk "$root$where" "$what" "$size" "$FLEET_DIR/$FLEET_NAME.$number.img"
+    done <<<"$FLEET_DISKS"
+    while IFS=' ' read -r where what; do
+        [ -n "$where" ] || continue
+        mkdir -p "$root$what" "$(dirname "$root$where")"
+        ln -s "$what" "$root$where"
+    done <<<"$FLEET_LINKS"
 
     mkdir -m 700 "$root/run/fleet"
     mkdir -p "$root/run/sshd" "$root/run/lock"
@@ -67,17 +78,18 @@ mount_sys() {
     done <<<"$FLEET_CGROUPS"
 }
 
-mount_data() {
-    local image=$FLEET_DIR/$FLEET_NAME.img
+# Make a filesystem and mount it: folder, type, bytes, and the file that it is in.
+mount_disk() {
+    local image=$4
     mkdir -p "$1"
-    case $FLEET_FILESYSTEM in
+    case $2 in
     tmpfs)
-        mount -t tmpfs -o "size=$FLEET_DATA_SIZE,mode=710" tmpfs "$1"
+        mount -t tmpfs -o "size=$3,mode=710" tmpfs "$1"
         return
         ;;
     esac
-    truncate -s "$FLEET_DATA_SIZE" "$image"
-    case $FLEET_FILESYSTEM in
+    truncate -s "$3" "$image"
+    case $2 in
     # noinit_itable: no kernel thread that goes on writing to the filesystem for minutes, beside what a test measures
     ext4) mkfs.ext4 -q -F -m 0 -E nodiscard "$image" && mount -t ext4 -o loop,noinit_itable "$image" "$1" && rm -rf "$1/lost+found" ;;
     xfs) mkfs.xfs -q -f -K -m reflink=1 "$image" && mount -t xfs -o loop "$image" "$1" ;;

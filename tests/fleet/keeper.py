@@ -65,6 +65,7 @@ def missing(specs: list[HostSpec]) -> Optional[str]:
         return "test hosts need root (namespaces, mounts, loop devices)"
     programs = list(_NEEDED)
     programs += [f"mkfs.{spec.filesystem}" for spec in specs if spec.filesystem]
+    programs += [f"mkfs.{kind}" for spec in specs for _where, kind, _size in spec.further_disks() if kind != "tmpfs"]
     if any(spec.ssh for spec in specs):
         programs += ["ssh", "ssh-keygen"]
     on_machine = [spec for spec in specs if spec.root == "machine"]
@@ -301,6 +302,8 @@ class _Keeper:
             "FLEET_NAME": spec.name, "FLEET_DIR": str(self.directory), "FLEET_LOWER": lower, "FLEET_INIT": str(_INIT),
             "FLEET_TOKEN": self.state["token"], "FLEET_FILESYSTEM": spec.filesystem or "tmpfs", "FLEET_DATA_ROOT": spec.data_root,
             "FLEET_DATA_SIZE": str(size_bytes(spec.data_size)), "FLEET_ROOT_SIZE": str(size_bytes(spec.root_size)),
+            "FLEET_DISKS": "\n".join(f"{where} {kind} {size}" for where, kind, size in spec.further_disks()),
+            "FLEET_LINKS": "\n".join(f"{where} {target}" for where, target in spec.links.items()),
             "FLEET_TMP_ON_DISK": str(int(spec.tmp_on_disk)), "FLEET_SSH": str(int(spec.ssh)), "FLEET_ENGINE": str(int(spec.engine)),
             "FLEET_CGROUPS": "\n".join(f"{h.where} {h.fstype} {h.options}" for h in cgroups.hierarchies()),
         }

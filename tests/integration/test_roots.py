@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """docker_disk_report on real engines whose data lies where few have it: found from the engine's own answer, and every byte accounted for.
 
-A data root elsewhere, one behind a link, one with a link in it, user namespaces, an engine without root, and a containerd of the system's
+A data root elsewhere, one behind a link, one with links and other filesystems in it, user namespaces, an engine without root, and a containerd of the system's
 that others use as well. The module runs by itself (bare.py): what Ansible adds does not depend on any of this.
 """
 
@@ -181,7 +181,13 @@ SETUPS = {
     for setup in (
         Setup(HostSpec("elsewhere", data_root="/srv/engines/one", ssh=False), as_it_is, ("/srv/engines/one",)),
         Setup(HostSpec("linked", data_root="/data", daemon_json={"data-root": "/var/lib/docker"}, ssh=False, engine=False), link_to_the_root, ("/data/docker",)),
-        Setup(HostSpec("link-inside", ssh=False, engine=False), link_in_the_root, ("/var/lib/docker",)),
+        Setup(HostSpec("link-inside", ssh=False, engine=False, disks={"/srv": "ext4:200M"}), link_in_the_root, ("/var/lib/docker", "/srv/volumes")),
+        Setup(HostSpec("disks", ssh=False, disks={"/var/lib/docker/volumes": "xfs:1G", "/var/lib/docker/overlay2": "btrfs:1G", "/srv/disk": "ext4:500M"},
+                       links={"/var/lib/docker/containers": "/srv/disk/containers"}),
+              as_it_is, ("/var/lib/docker", "/var/lib/docker/volumes", "/var/lib/docker/overlay2", "/srv/disk/containers")),
+        Setup(HostSpec("containerd-disks", root="forky", daemon_json=CONTAINERD, ssh=False,
+                       disks={"/var/lib/docker/containerd": "xfs:1G", "/srv/disk": "btrfs:1G"}, links={"/var/lib/docker/volumes": "/srv/disk/volumes"}),
+              as_it_is, ("/var/lib/docker", "/var/lib/docker/containerd", "/srv/disk/volumes"), "containerd"),
         Setup(HostSpec("userns", daemon_json={"userns-remap": "default"}, ssh=False, engine=False), user_namespaces, ("/var/lib/docker/100000.100000",)),
         # This engine does not say what it calls itself at its containerd; the next ones do.
         Setup(HostSpec("userns-containerd", root="trixie", daemon_json={"userns-remap": "default", **CONTAINERD}, ssh=False, engine=False), user_namespaces,
@@ -304,16 +310,47 @@ def test_what_is_there_is_found(world: World, name: str) -> None:
     assert 1 * MB <= disk["containers"] < (9 * MB if name == "userns-containerd" else 2 * MB), disk
     assert MB <= disk["logs"] < 1.1 * MB, disk
     assert bool(report["usage"]["build_cache"]["count"]) == world.cached[name], disk
-    assert (disk["volumes"] is None) if name == "link-inside" else (4 * MB <= disk["volumes"] < 5 * MB), disk
+    assert 4 * MB <= disk["volumes"] < 5 * MB, disk
 
 
-def test_a_link_below_the_data_root_is_not_followed_and_a_warning_says_so(world: World) -> None:
-    host, report = world["link-inside"]
-    assert [line for line in words(report) if "/var/lib/docker/volumes leads elsewhere by a link; what is there is not counted" in line]
+#: What of the engine lies on which filesystem, the data root's first.
+HOLDS = {
+    "link-inside": [{"images", "containers", "build_cache", "logs", "container_metadata", "engine_metadata", "tmp"}, {"volumes"}],
+    "disks": [{"engine_metadata", "tmp"}, {"logs", "container_metadata"}, {"volumes"}, {"images", "containers", "build_cache"}],
+    "containerd-moved": [{"images", "containers", "volumes", "build_cache", "logs", "container_metadata", "engine_metadata", "tmp"}],
+    "containerd-disks": [{"logs", "container_metadata", "engine_metadata", "tmp"}, {"volumes"}, {"images", "containers", "build_cache", "tmp"}],
+}
+
+
+def test_each_filesystem_that_holds_what_the_engine_owns_is_reported_once(world: World, name: str) -> None:
+    host, report = world[name]
+    found = report["filesystems"]
+    assert [set(entry["holds"]) for entry in found] == HOLDS.get(name, HOLDS["containerd-moved"]), found
+    for place in SETUPS[name].places:
+        device = os.stat(host.path(place)).st_dev
+        (entry,) = [entry for entry in found if os.stat(host.path(entry["mount_point"])).st_dev == device]
+        figures = os.statvfs(host.path(place))
+        assert entry["size"] == figures.f_blocks * figures.f_frsize
+    for entry in report["roots"]:
+        # Each by itself, to the byte, and none of them twice.
+        said = du(host, entry["path"])
+        assert abs(entry["disk_bytes"] - entry["subvolume_bytes"] - said) <= said * 0.005 + 65536, entry
+    assert report["mounts"] == [], "the engine's own disks are no others"
+
+
+def test_a_link_that_somebody_else_made_is_not_followed_and_a_warning_says_so(world: World) -> None:
+    host, _report = world["link-inside"]
+    host.exec(["chown", "--no-dereference", "nobody", "/var/lib/docker/volumes"])
+    try:
+        report = world.report(host)
+    finally:
+        host.exec(["chown", "--no-dereference", "root", "/var/lib/docker/volumes"])
+    why = "/var/lib/docker/volumes leads elsewhere by a link; what is there is not counted: /var/lib/docker/volumes belongs to user 65534"
+    assert [line for line in words(report) if why in line], words(report)
     assert report["usage"]["volumes"]["count"] == 2 and report["usage"]["volumes"]["disk_bytes"] is None
-    assert host.path("/srv/volumes/data/_data/kept").stat().st_size == 4 * MB
+    assert [entry["path"] for entry in report["roots"]] == ["/var/lib/docker"]
     for name in SETUPS:
-        assert name == "link-inside" or name not in world.hosts or words(world[name][1]) == []
+        assert name not in world.hosts or words(world[name][1]) == []
 
 
 def test_what_was_in_use_before_is_a_leftover_and_nothing_else_is(world: World, name: str) -> None:
@@ -356,6 +393,17 @@ def test_fast_finds_the_same_places(world: World, name: str) -> None:
         category: report["usage"][category]["count"] for category in ("images", "containers", "volumes")
     }
     assert fast["usage"]["images"]["logical_bytes"]
+
+
+@pytest.mark.parametrize("name", ["link-inside", "containerd-disks"])
+def test_the_engine_removes_no_volume_behind_a_link_and_the_plan_says_so(world: World, name: str) -> None:
+    host, _report = world[name]
+    host.must("POST", "/volumes/create", {"Name": "unused"})
+    result = Bare(host, "docker_clean").run(volumes={"scope": "unused"}, state_dir="").result
+    assert (result["changed"], result["failures"]) == (False, [])
+    assert "behind a link (the volumes' folder is one), through which the engine removes nothing" in {entry["reason"] for entry in result["kept"]}
+    status, answer = host.api("DELETE", "/volumes/unused")
+    assert status == 500 and "outside of the local volume root" in answer["message"], "else it could go"
 
 
 def test_a_log_is_cut_wherever_the_data_root_is(world: World, name: str) -> None:

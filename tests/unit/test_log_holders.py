@@ -39,7 +39,7 @@ Start = t.Callable[..., Holder]
 
 
 def log(root: Path, ident: str = IDENT, kind: t.Any = JSON_FILE, content: bytes = b"x" * 50_000) -> Path:
-    path = Path(kind.path(str(root), ident))
+    path = Path(kind.path(str(root / "containers"), ident))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     with path.open("rb") as stream:

@@ -26,7 +26,7 @@ class Log:
 
     def __init__(self, root: Path, content: bytes = b"x\n", kind: Kind = JSON_FILE) -> None:
         self.root = root
-        self.path = Path(kind.path(str(root), IDENT))
+        self.path = Path(kind.path(str(root / "containers"), IDENT))
         self.folder = self.path.parent
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path.write_bytes(content)
@@ -44,7 +44,7 @@ def refusal(root: Path, ident: str = IDENT, kind: Kind = JSON_FILE) -> str:
     said = set()
     for write in (True, False):
         with pytest.raises(LogRefused) as caught:
-            with logs.open_log(str(root), ident, write, kind):
+            with logs.open_log(str(root / "containers"), ident, write, kind):
                 pass
         said.add(str(caught.value))
     assert len(said) == 1
@@ -52,19 +52,19 @@ def refusal(root: Path, ident: str = IDENT, kind: Kind = JSON_FILE) -> str:
 
 
 def test_names_are_the_engines() -> None:
-    assert JSON_FILE.path("/root", IDENT) == f"/root/containers/{IDENT}/{IDENT}-json.log"
-    assert LOCAL.path("/root", IDENT) == f"/root/containers/{IDENT}/local-logs/container.log"
-    assert CACHE.path("/root", IDENT) == f"/root/containers/{IDENT}/container-cached.log"
+    assert JSON_FILE.path("/root/containers", IDENT) == f"/root/containers/{IDENT}/{IDENT}-json.log"
+    assert LOCAL.path("/root/containers", IDENT) == f"/root/containers/{IDENT}/local-logs/container.log"
+    assert CACHE.path("/root/containers", IDENT) == f"/root/containers/{IDENT}/container-cached.log"
     assert [kind.driver for kind in KINDS] == ["json-file", "local", None]
 
 
 @every_kind
 def test_the_engines_own_plain_file_is_opened(tmp_path: Path, kind: Kind) -> None:
     log = Log(tmp_path, kind=kind)
-    with logs.open_log(str(tmp_path), IDENT, True, kind) as descriptor:
+    with logs.open_log(str(tmp_path / "containers"), IDENT, True, kind) as descriptor:
         assert os.path.samestat(os.fstat(descriptor), log.path.stat())
         assert os.pwrite(descriptor, b"y", 0) == 1
-    with logs.open_log(str(tmp_path), IDENT, False, kind) as descriptor:
+    with logs.open_log(str(tmp_path / "containers"), IDENT, False, kind) as descriptor:
         assert os.pread(descriptor, 10, 0) == b"y\n"
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.pwrite(descriptor, b"z", 0)
@@ -74,7 +74,7 @@ def test_a_data_root_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:
     # /var/lib/docker -> /data/docker is common, and the root was proven.
     Log(tmp_path / "data", b"x\n")
     (tmp_path / "docker").symlink_to(tmp_path / "data")
-    with logs.open_log(str(tmp_path / "docker"), IDENT, write=True) as descriptor:
+    with logs.open_log(str(tmp_path / "docker/containers"), IDENT, write=True) as descriptor:
         assert os.pread(descriptor, 10, 0) == b"x\n"
 
 
@@ -153,7 +153,7 @@ def test_a_rootless_engines_log_belongs_to_the_owner_of_its_folder(tmp_path: Pat
     log = Log(tmp_path, b"x\n")
     os.chown(log.path, 12345, 12345)
     os.chown(log.folder, 12345, 12345)
-    with logs.open_log(str(tmp_path), IDENT, write=True) as descriptor:
+    with logs.open_log(str(tmp_path / "containers"), IDENT, write=True) as descriptor:
         assert os.pread(descriptor, 10, 0) == b"x\n"
 
 
@@ -171,35 +171,35 @@ def test_a_socket_or_a_folder_instead_of_a_log_is_not_opened_for_writing(
     log.path.unlink()
     log.path.mkdir()
     with pytest.raises((OSError, LogRefused)):
-        with logs.open_log(str(tmp_path), IDENT, write=True):
+        with logs.open_log(str(tmp_path / "containers"), IDENT, write=True):
             pass
     log.path.rmdir()
     monkeypatch.chdir(log.folder)
     with socket.socket(socket.AF_UNIX) as fake:
         fake.bind(log.path.name)
         with pytest.raises((OSError, LogRefused)):
-            with logs.open_log(str(tmp_path), IDENT, write=True):
+            with logs.open_log(str(tmp_path / "containers"), IDENT, write=True):
                 pass
 
 
 def test_a_log_that_is_not_there_is_the_systems_own_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        with logs.open_log(str(tmp_path), IDENT, write=False):
+        with logs.open_log(str(tmp_path / "containers"), IDENT, write=False):
             pass
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     log = Log(tmp_path)
     before = sorted(os.listdir("/proc/self/fd"))
-    with logs.open_log(str(tmp_path), IDENT, write=False):
+    with logs.open_log(str(tmp_path / "containers"), IDENT, write=False):
         pass
-    with logs.claim(str(tmp_path), IDENT, JSON_FILE):
+    with logs.claim(str(tmp_path / "containers"), IDENT, JSON_FILE):
         pass
     log.rotate()
-    assert logs.rotated(str(tmp_path), IDENT, JSON_FILE)
-    logs.remove_rotated(str(tmp_path), IDENT, JSON_FILE, ())
+    assert logs.rotated(str(tmp_path / "containers"), IDENT, JSON_FILE)
+    logs.remove_rotated(str(tmp_path / "containers"), IDENT, JSON_FILE, ())
     with pytest.raises(ZeroDivisionError):
-        with logs.claim(str(tmp_path), IDENT, JSON_FILE):
+        with logs.claim(str(tmp_path / "containers"), IDENT, JSON_FILE):
             raise ZeroDivisionError
     os.link(log.path, tmp_path / "other")
     refusal(tmp_path)
@@ -215,10 +215,10 @@ def test_who_comes_second_waits_until_the_first_is_done(tmp_path: Path, kind: Ki
     order: list[str] = []
 
     def second() -> None:
-        with logs.claim(str(tmp_path), IDENT, kind):
+        with logs.claim(str(tmp_path / "containers"), IDENT, kind):
             order.append("second")
 
-    with logs.claim(str(tmp_path), IDENT, kind):
+    with logs.claim(str(tmp_path / "containers"), IDENT, kind):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.1)
@@ -230,7 +230,7 @@ def test_who_comes_second_waits_until_the_first_is_done(tmp_path: Path, kind: Ki
 def test_other_containers_logs_are_not_waited_for(tmp_path: Path) -> None:
     Log(tmp_path)
     Log(tmp_path, kind=CACHE)
-    with logs.claim(str(tmp_path), IDENT, JSON_FILE), logs.claim(str(tmp_path), IDENT, CACHE):
+    with logs.claim(str(tmp_path / "containers"), IDENT, JSON_FILE), logs.claim(str(tmp_path / "containers"), IDENT, CACHE):
         pass
 
 
@@ -239,10 +239,10 @@ def test_a_log_that_was_rotated_while_we_waited_is_opened_anew(tmp_path: Path) -
     found: list[bytes] = []
 
     def second() -> None:
-        with logs.claim(str(tmp_path), IDENT, JSON_FILE) as descriptor:
+        with logs.claim(str(tmp_path / "containers"), IDENT, JSON_FILE) as descriptor:
             found.append(os.pread(descriptor, 10, 0))
 
-    with logs.claim(str(tmp_path), IDENT, JSON_FILE):
+    with logs.claim(str(tmp_path / "containers"), IDENT, JSON_FILE):
         thread = threading.Thread(target=second)
         thread.start()
         end = time.monotonic() + 20
@@ -255,48 +255,48 @@ def test_a_log_that_was_rotated_while_we_waited_is_opened_anew(tmp_path: Path) -
 
 def test_a_log_that_is_gone_or_no_plain_file_cannot_be_claimed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        with logs.claim(str(tmp_path), IDENT, JSON_FILE):
+        with logs.claim(str(tmp_path / "containers"), IDENT, JSON_FILE):
             pass
     log = Log(tmp_path)
     os.link(log.path, tmp_path / "other")
     with pytest.raises(LogRefused, match="a hard link"):
-        with logs.claim(str(tmp_path), IDENT, JSON_FILE):
+        with logs.claim(str(tmp_path / "containers"), IDENT, JSON_FILE):
             pass
 
 
 @every_kind
 def test_a_rotation_is_seen_from_the_open_file(tmp_path: Path, kind: Kind) -> None:
     log = Log(tmp_path, kind=kind)
-    with logs.claim(str(tmp_path), IDENT, kind) as descriptor:
-        assert logs.is_current(str(tmp_path), IDENT, kind, descriptor)
+    with logs.claim(str(tmp_path / "containers"), IDENT, kind) as descriptor:
+        assert logs.is_current(str(tmp_path / "containers"), IDENT, kind, descriptor)
         log.rotate()
-        assert not logs.is_current(str(tmp_path), IDENT, kind, descriptor)
+        assert not logs.is_current(str(tmp_path / "containers"), IDENT, kind, descriptor)
         log.path.unlink()
-        assert not logs.is_current(str(tmp_path), IDENT, kind, descriptor)
+        assert not logs.is_current(str(tmp_path / "containers"), IDENT, kind, descriptor)
         log.path.symlink_to(f"{log.path}.1")
-        assert not logs.is_current(str(tmp_path), IDENT, kind, descriptor)
+        assert not logs.is_current(str(tmp_path / "containers"), IDENT, kind, descriptor)
 
 
 # -- rotated files ---------------------------------------------------------------------------------
 
 
 def test_the_kinds_of_log_that_a_container_has_are_told_by_name(tmp_path: Path) -> None:
-    assert logs.kinds(str(tmp_path), IDENT) == []
+    assert logs.kinds(str(tmp_path / "containers"), IDENT) == []
     for number, kind in enumerate(KINDS):
         Log(tmp_path, kind=kind)
-        assert logs.kinds(str(tmp_path), IDENT) == list(KINDS[:number + 1])
-    Path(CACHE.path(str(tmp_path), IDENT)).unlink()
+        assert logs.kinds(str(tmp_path / "containers"), IDENT) == list(KINDS[:number + 1])
+    Path(CACHE.path(str(tmp_path / "containers"), IDENT)).unlink()
     # What it is comes later: a link that leads nowhere is refused, not passed over.
-    Path(CACHE.path(str(tmp_path), IDENT)).symlink_to("/nowhere/at/all")
-    assert logs.kinds(str(tmp_path), IDENT) == list(KINDS)
+    Path(CACHE.path(str(tmp_path / "containers"), IDENT)).symlink_to("/nowhere/at/all")
+    assert logs.kinds(str(tmp_path / "containers"), IDENT) == list(KINDS)
     for nobody in ("", "..", IDENT[:12], "../" * 20):
-        assert logs.kinds(str(tmp_path), nobody) == []
+        assert logs.kinds(str(tmp_path / "containers"), nobody) == []
 
 
 @every_kind
 def test_between_the_old_logs_new_name_and_the_new_log_the_container_still_has_a_log(tmp_path: Path, kind: Kind) -> None:
     log = Log(tmp_path, kind=kind)
-    for look in (lambda: logs.kinds(str(tmp_path), IDENT) == [kind], lambda: not refused(tmp_path, kind)):
+    for look in (lambda: logs.kinds(str(tmp_path / "containers"), IDENT) == [kind], lambda: not refused(tmp_path, kind)):
         log.path.rename(f"{log.path}.1")
         timer = threading.Timer(0.1, log.path.write_bytes, (b"new\n",))
         timer.start()
@@ -307,7 +307,7 @@ def test_between_the_old_logs_new_name_and_the_new_log_the_container_still_has_a
 def refused(root: Path, kind: Kind) -> bool:
     """Whether the log cannot be opened."""
     try:
-        with logs.open_log(str(root), IDENT, False, kind):
+        with logs.open_log(str(root / "containers"), IDENT, False, kind):
             return False
     except OSError:
         return True
@@ -316,7 +316,7 @@ def refused(root: Path, kind: Kind) -> bool:
 def test_a_deleted_log_with_rotated_files_is_not_waited_for_for_long(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.path.rename(f"{log.path}.1")
-    assert logs.kinds(str(tmp_path), IDENT) == []
+    assert logs.kinds(str(tmp_path / "containers"), IDENT) == []
     assert refused(tmp_path, JSON_FILE)
 
 
@@ -332,7 +332,7 @@ def test_rotated_files_that_get_their_next_name_meanwhile_hide_no_others(tmp_pat
         return real(path, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "stat", stat)
-    assert [name for name, _about in logs.rotated(str(tmp_path), IDENT, JSON_FILE)] == [f"{log.path.name}.2", f"{log.path.name}.3"]
+    assert [name for name, _about in logs.rotated(str(tmp_path / "containers"), IDENT, JSON_FILE)] == [f"{log.path.name}.2", f"{log.path.name}.3"]
 
 
 @every_kind
@@ -346,7 +346,7 @@ def test_rotated_files_are_told_from_everything_else_in_the_folder(tmp_path: Pat
     Path(f"{log.path}.4").symlink_to(tmp_path / "outside")
     Path(f"{log.path}.5").mkdir()
     os.mkfifo(f"{log.path}.6")
-    names = [name for name, _about in logs.rotated(str(tmp_path), IDENT, kind)]
+    names = [name for name, _about in logs.rotated(str(tmp_path / "containers"), IDENT, kind)]
     assert names == [f"{log.path.name}{ending}" for ending in (".1", ".10", ".2", ".3.gz")]
 
 
@@ -361,12 +361,12 @@ def test_rotated_files_are_removed_and_nothing_else(tmp_path: Path, kind: Kind) 
     for ending in (".1", ".2.gz"):
         with open(f"{log.path}{ending}", "rb") as stream:
             os.fsync(stream.fileno())
-    blocks = sum(about.st_blocks * 512 for _name, about in logs.rotated(str(tmp_path), IDENT, kind))
+    blocks = sum(about.st_blocks * 512 for _name, about in logs.rotated(str(tmp_path / "containers"), IDENT, kind))
     assert blocks >= 70_000
-    assert logs.remove_rotated(str(tmp_path), IDENT, kind, ()) == blocks
+    assert logs.remove_rotated(str(tmp_path / "containers"), IDENT, kind, ()) == blocks
     assert sorted(path.name for path in log.folder.iterdir()) == sorted(log.path.name + ending for ending in ("", ".3", ".tmp"))
     assert (tmp_path / "outside").read_bytes() == b"y"
-    assert logs.remove_rotated(str(tmp_path), IDENT, kind, ()) == 0
+    assert logs.remove_rotated(str(tmp_path / "containers"), IDENT, kind, ()) == 0
 
 
 def test_a_rotated_file_that_is_still_written_stays(tmp_path: Path) -> None:
@@ -375,17 +375,17 @@ def test_a_rotated_file_that_is_still_written_stays(tmp_path: Path) -> None:
     for number in (1, 2):
         Path(f"{log.path}.{number}").write_bytes(b"x" * 9000)
     held = Path(f"{log.path}.1").stat()
-    logs.remove_rotated(str(tmp_path), IDENT, JSON_FILE, {(held.st_dev, held.st_ino)})
-    assert [name for name, _about in logs.rotated(str(tmp_path), IDENT, JSON_FILE)] == [f"{log.path.name}.1"]
+    logs.remove_rotated(str(tmp_path / "containers"), IDENT, JSON_FILE, {(held.st_dev, held.st_ino)})
+    assert [name for name, _about in logs.rotated(str(tmp_path / "containers"), IDENT, JSON_FILE)] == [f"{log.path.name}.1"]
 
 
 def test_a_rotated_file_with_a_second_name_goes_and_frees_nothing(tmp_path: Path) -> None:
     log = Log(tmp_path)
     Path(f"{log.path}.1").write_bytes(b"x" * 50_000)
     os.link(f"{log.path}.1", tmp_path / "backup")
-    assert logs.remove_rotated(str(tmp_path), IDENT, JSON_FILE, ()) == 0
+    assert logs.remove_rotated(str(tmp_path / "containers"), IDENT, JSON_FILE, ()) == 0
     assert (tmp_path / "backup").read_bytes() == b"x" * 50_000
-    assert not logs.rotated(str(tmp_path), IDENT, JSON_FILE)
+    assert not logs.rotated(str(tmp_path / "containers"), IDENT, JSON_FILE)
 
 
 def test_rotated_files_behind_a_link_stay(tmp_path: Path) -> None:
@@ -393,15 +393,15 @@ def test_rotated_files_behind_a_link_stay(tmp_path: Path) -> None:
     Path(f"{log.path}.1").write_bytes(b"x")
     log.folder.rename(tmp_path / "elsewhere")
     log.folder.symlink_to(tmp_path / "elsewhere")
-    for act in (lambda: logs.rotated(str(tmp_path), IDENT, LOCAL), lambda: logs.remove_rotated(str(tmp_path), IDENT, LOCAL, ())):
+    for act in (lambda: logs.rotated(str(tmp_path / "containers"), IDENT, LOCAL), lambda: logs.remove_rotated(str(tmp_path / "containers"), IDENT, LOCAL, ())):
         with pytest.raises(LogRefused, match="reached through a link"):
             act()
     assert (tmp_path / "elsewhere/container.log.1").exists()
 
 
 def test_a_container_that_is_gone_has_no_rotated_files(tmp_path: Path) -> None:
-    assert logs.rotated(str(tmp_path), IDENT, JSON_FILE) == []
-    assert logs.remove_rotated(str(tmp_path), IDENT, LOCAL, ()) == 0
+    assert logs.rotated(str(tmp_path / "containers"), IDENT, JSON_FILE) == []
+    assert logs.remove_rotated(str(tmp_path / "containers"), IDENT, LOCAL, ()) == 0
 
 
 # -- which files are logs --------------------------------------------------------------------------

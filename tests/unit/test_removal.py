@@ -61,7 +61,8 @@ def step(name: str, kind: str = "image", size: int = 10, waits: bool = False) ->
 
 def carry_out(engine: FakeEngine, *steps: Step, enough: t.Callable[[], bool] | None = None) -> removal.Outcome:
     outcome = removal.Outcome()
-    removal.carry_out(t.cast(t.Any, engine), Plan(steps), 1, lambda: None, enough, outcome)
+    needed = (lambda _steps: not enough()) if enough else None
+    removal.carry_out(t.cast(t.Any, engine), Plan(steps), 1, lambda: None, needed, outcome)
     return outcome
 
 

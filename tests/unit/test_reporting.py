@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import history, measure, reporting, session, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import history, measure, places, reporting, session, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import chain_ids
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage
@@ -637,12 +637,11 @@ def test_layers_on_devices_of_their_own_are_not_taken_from_what_the_filesystem_h
 
 
 def test_what_lies_on_another_filesystem_is_not_taken_from_the_data_roots(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = measure.device
-    monkeypatch.setattr(measure, "device", lambda path: "0:4711" if path.startswith(f"{host.root}/volumes") else real(path))
+    volumes = f"{host.root}/volumes"
+    monkeypatch.setattr(places, "find", lambda storage: {storage.root: measure.device(storage.root), volumes: "0:4711"})
     result = host.report()
-    (row,) = result["filesystems"]
-    volumes = du(*(host.root / "volumes" / name for name in ("data", "old", ANONYMOUS)))
-    assert row["attributed_bytes"] == result["totals"]["disk_bytes"] - volumes
+    row = result["filesystems"][0]
+    assert row["attributed_bytes"] == result["totals"]["disk_bytes"] - du(host.root / "volumes")
 
 
 def test_a_deleted_log_that_the_engine_writes_can_be_had_back_and_others_cannot(host: Host, held: t.Callable[..., int]) -> None:

@@ -136,7 +136,7 @@ class World:
         return self.holders[-1]
 
     def path(self, name: str, kind: Kind = JSON_FILE) -> Path:
-        return Path(kind.path(str(self.root), self.ident(name)))
+        return Path(kind.path(str(self.root / "containers"), self.ident(name)))
 
     def ident(self, name: str) -> str:
         return next(box.id for box in self.engine.boxes.values() if box.name == name)

@@ -1,0 +1,291 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""On which filesystems an engine's data lies: its data root, its containerd's, and what is mounted or linked there.
+
+A link right below one of these roots is followed once, by its name in the root, if root (or, for an engine without root, the owner
+of the data root) made it where nobody else may write, and if what it leads to is shown to be this engine's: by folders of its
+objects, or by databases that its own processes hold open there. In doubt it is not followed, and that is said. Links further below are
+never followed.
+
+A filesystem mounted on one of the folders that hold objects of one sort is the engine's; one that is mounted further below, on an object's own
+folder, is somebody else's (``Storage.structure``), and so is whatever comes from another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import typing as t
+from dataclasses import dataclass, replace
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import measure
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name, open_files
+
+_ID = re.compile(r"[0-9a-f]{64}")
+#: Links on the way to a link's target; the kernel follows 40 of them (fs/namei.c, MAXSYMLINKS).
+_MOST_LINKS = 40
+#: Types that are no disk of this host's: what other machines have may hang, and what the kernel makes up is nobody's data.
+_FOREIGN = re.compile(
+    r"nfs\d?|cifs|smb\d?|smbfs|ceph|afs|9p|lustre|glusterfs|gpfs|fuse(\..*)?|autofs|proc|sysfs|cgroup2?|devpts|devtmpfs|mqueue|nsfs|bpf|debugfs"
+    r"|tracefs|securityfs|overlay"
+)
+
+
+class Objects(t.Protocol):
+    """What of an engine is asked for, to tell its folders by."""
+
+    def containers(self) -> list[dict[str, t.Any]]:
+        """The engine's list of containers."""
+
+    def volumes(self) -> list[dict[str, t.Any]]:
+        """The engine's list of volumes."""
+
+    def images(self) -> list[dict[str, t.Any]]:
+        """The engine's list of images."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A filesystem that holds what the engine owns. ``device`` tells it from others, wherever it is mounted.
+
+    ``places``: the folders from which on it is the engine's, ``holds``: what of the engine's lies there, by the names that reports have for it.
+    """
+
+    device: str
+    places: tuple[str, ...]
+    holds: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Where to ask for it."""
+        return self.places[0]
+
+
+# -- mounts ----------------------------------------------------------------------------------------
+
+
+def find(storage: Storage) -> dict[str, str]:
+    """The engine's places, the data root first, and the device of each: what is below one, and below no other, is on that filesystem."""
+    roots = storage.roots
+    found = {root: measure.device(root) for root in roots}
+    structure = storage.structure()
+    for mount in measure.mounts_below(roots):
+        if mount.path in structure and not mount.own and not _FOREIGN.fullmatch(mount.type):
+            found[mount.path] = measure.device(mount.path)
+    return found
+
+
+def disks(storage: Storage) -> list[Disk]:
+    """The filesystems of these places, that of the data root first."""
+    by_device: dict[str, list[str]] = {}
+    places = find(storage)
+    for path, device in places.items():
+        by_device.setdefault(device, []).append(path)
+    holds: dict[str, list[str]] = {device: [] for device in by_device}
+    for category, path in _holding(storage):
+        device = places[place_of(path, places)]
+        if category not in holds[device] and os.path.isdir(path):
+            holds[device].append(category)
+    return [Disk(device, tuple(paths), tuple(holds[device])) for device, paths in by_device.items()]
+
+
+def disk_of(path: str, found: t.Sequence[Disk]) -> Disk:
+    """The filesystem of these that a path lies on."""
+    place = place_of(path, [place for disk in found for place in disk.places])
+    return next(disk for disk in found if place in disk.places)
+
+
+def place_of(path: str, places: t.Collection[str]) -> str:
+    """The place that a path lies in; the data root, which is the first, if it is in none."""
+    while path not in places:
+        if path in ("", "/"):
+            return next(iter(places))
+        path = os.path.dirname(path)
+    return path
+
+
+def _holding(storage: Storage) -> t.Iterator[tuple[str, str]]:
+    layers = [*storage.layer_folders(), *storage.pools]
+    content = [storage.content] if storage.content else []
+    for category, paths in (
+        ("images", [*layers, *content]),
+        ("containers", layers),
+        ("volumes", [storage.volumes]),
+        ("build_cache", layers),
+        ("logs", [storage.containers]),
+        ("container_metadata", [storage.containers]),
+        ("engine_metadata", [storage.root]),
+        ("tmp", storage.temporary()),
+    ):
+        for path in paths:
+            yield category, path
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+def locate(storage: Storage, engine: Objects) -> tuple[Storage, list[str]]:
+    """Return the storage as it really lies, and in words which links were not followed.
+
+    To be called once ``storage.root`` is proven to be this engine's.
+    """
+    found = replace(storage, root=os.path.realpath(storage.root))
+    refused: list[str] = []
+    witness = _Witness(found, engine)
+    found = witness.follow(found.root, refused)
+    containerd = found.containerd
+    if containerd and os.path.realpath(containerd) != containerd and not containerd.startswith(f"{found.root}/"):
+        containerd = os.path.realpath(containerd)
+    if containerd and os.path.realpath(containerd) == containerd:
+        found = replace(found, containerd_root=containerd)
+        found = _Witness(found, engine).follow(containerd, refused)
+    return found, refused
+
+
+class _Witness:
+    """Tells whose it is where a link leads."""
+
+    def __init__(self, storage: Storage, engine: Objects) -> None:
+        self._storage = storage
+        self._engine = engine
+        self._databases: list[list[str]] | None = None
+
+    def follow(self, root: str, refused: list[str]) -> Storage:
+        """Follow the links right below a root, those first that are told by the engine's objects."""
+        links = _links(root)
+        known = self._known_names(root)
+        for link in sorted(links, key=lambda path: (path not in known, path)):
+            target, why = _target(link)
+            if target and not os.listdir(target):
+                continue  # nothing is there that could be counted
+            if target and not why:
+                why = self._doubt(target, known.get(link))
+            if target and not why:
+                self._storage = replace(self._storage, moved={**self._storage.moved, link: target})
+            else:
+                refused.append(f"{link} leads elsewhere by a link; what is there is not counted: {why}")
+        return self._storage
+
+    def _known_names(self, root: str) -> dict[str, t.Callable[[str], tuple[str, list[str]]]]:
+        """By link, how to ask for the folder below its target that has a folder for each of these objects of the engine's."""
+        storage = self._storage
+        images = "io.containerd.content.v1.content"
+        found: dict[str, t.Callable[[str], tuple[str, list[str]]]] = {
+            f"{storage.root}/containers": lambda at: (at, [str(raw.get("Id")) for raw in self._engine.containers()]),
+            f"{storage.root}/volumes": lambda at: (at, [str(raw["Name"]) for raw in self._engine.volumes() if raw.get("Driver") == "local"]),
+            f"{storage.root}/image": lambda at: (f"{at}/{storage.driver}/imagedb/content/sha256", self._images()),
+            f"{storage.root}/containerd": lambda at: (f"{at}/daemon/{images}/blobs/sha256", self._images()),
+            f"{root}/{images}": lambda at: (f"{at}/blobs/sha256", self._images()),
+        }
+        if root == storage.root and storage.image_store == "graphdriver":
+            # aufs has three of them in one folder, and the first holds the files.
+            top, _slash, inner = os.path.relpath(storage.layer_folders()[0], root).partition("/")
+            found[f"{root}/{top}"] = lambda at: (f"{at}/{inner}".rstrip("/"), self._layers())
+        return found
+
+    def _doubt(self, target: str, ask: t.Callable[[str], tuple[str, list[str]]] | None) -> str:
+        """Why what is there may not be this engine's; empty if it is."""
+        for other in (*self._storage.roots, *self._storage.moved.values()):
+            if other == target or other.startswith(f"{target.rstrip('/')}/") or target.startswith(f"{other}/"):
+                return f"{target} and {other} have each other's files"
+        try:
+            folder, names = ask(target) if ask else (target, [])
+        except FleetcleanError as error:
+            return str(error)
+        names = [name for name in names if is_name(name)]
+        there = sum(1 for name in names if os.path.lexists(f"{folder}/{name}"))
+        # Objects come and go while we look.
+        if there * 2 > len(names) or self._is_open_by_the_engine(target):
+            return ""
+        if names:
+            return f"{len(names) - there} of {len(names)} objects of this engine are not in {target}"
+        return f"nothing shows that {target} is this engine's"
+
+    def _images(self) -> list[str]:
+        found = [str(raw.get("Id")).rpartition(":")[2] for raw in self._engine.images()]
+        return [name for name in found if _ID.fullmatch(name)]
+
+    def _layers(self) -> list[str]:
+        """The folders of all layers that the layer store names."""
+        found = []
+        for kind, names in (("sha256", ("cache-id",)), ("mounts", ("mount-id",))):
+            folder = f"{self._storage.layer_records}/{kind}"
+            try:
+                records = os.listdir(folder)
+            except OSError:
+                continue
+            for record in records:
+                for name in names:
+                    try:
+                        with open(f"{folder}/{record}/{name}", encoding="ascii", errors="replace") as stream:
+                            found.append(stream.read(200).strip())
+                    except OSError:
+                        continue
+        return found
+
+    def _is_open_by_the_engine(self, target: str) -> bool:
+        """Whether a process has databases open there and in a root that is the engine's: nobody but an engine, or its containerd, does."""
+        if self._databases is None:
+            self._databases = [[path for path in opened if path.endswith(".db")] for opened in open_files()]
+        beneath = tuple(f"{root}/" for root in self._storage.roots)
+        return any(
+            any(path.startswith(beneath) for path in opened) and any(path.startswith(f"{target}/") for path in opened) for opened in self._databases
+        )
+
+
+def _links(root: str) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            return sorted(entry.path for entry in entries if entry.is_symlink())
+    except OSError:
+        return []
+
+
+def _target(link: str) -> tuple[str, str]:
+    """The folder that a link leads to, and why it is not to be followed; neither if it leads to no folder."""
+    try:
+        trusted = {0, os.stat(os.path.dirname(link)).st_uid}
+        return _trusted(link, trusted), ""
+    except _NotTrusted as why:
+        return "", str(why)
+    except OSError as error:
+        return "", f"{error.filename or link}: {error.strerror}"
+
+
+class _NotTrusted(Exception):
+    """Somebody else could lead us elsewhere."""
+
+
+def _trusted(path: str, users: t.Collection[int]) -> str:
+    """Where a path leads, if nobody but these users can make any part of it lead elsewhere."""
+    real, todo, links = "", path.split("/")[1:], 0
+    while todo:
+        name = todo.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            real = os.path.dirname(real).rstrip("/")
+            continue
+        here = f"{real}/{name}"
+        found = os.lstat(here)
+        if found.st_uid not in users:
+            raise _NotTrusted(f"{here} belongs to user {found.st_uid}")
+        if stat.S_ISLNK(found.st_mode):
+            links += 1
+            if links > _MOST_LINKS:
+                raise _NotTrusted(f"{here} leads in a circle")
+            target = os.readlink(here)
+            if target.startswith("/"):
+                real = ""
+            todo = target.split("/") + todo
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            raise _NotTrusted(f"{here} is no folder")
+        # In a folder such as /tmp nobody can take away or rename what is another's (S_ISVTX).
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
+            raise _NotTrusted(f"others may write to {here}")
+        real = here
+    return real or "/"
