@@ -153,6 +153,14 @@ def test_a_filesystem_is_that_of_the_longest_mount_above(table: t.Callable[..., 
     assert measure.filesystem(str(tmp_path)).mount_point == "/"
 
 
+def test_a_path_within_its_filesystem_is_told_whatever_is_mounted_where(table: t.Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    table(ROOT, f"31 23 0:40 /sub {tmp_path}/a rw - xfs /dev/x rw")
+    assert [measure.within(f"{tmp_path}/{path}") for path in ("a", "a/b")] == ["/sub", "/sub/b"]
+    assert measure.within(str(tmp_path)) == str(tmp_path)
+    assert measure.within("/") == "/"
+
+
 # -- when space is there again ---------------------------------------------------------------------------------
 
 

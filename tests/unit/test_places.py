@@ -75,10 +75,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
             return os.stat_result((found.st_mode & ~0o022, *tuple(found)[1:4], 0, *tuple(found)[5:]))
         return found
 
-    def fake_trusted(path: str, users: t.Collection[int]) -> str:
+    def fake_trusted(path: str, *users: t.Collection[int]) -> str:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(places.os, "lstat", fake_lstat)
-            return trusted(path, users)
+            return trusted(path, *users)
 
     monkeypatch.setattr(places, "_trusted", fake_trusted)
     return Tree(tmp_path, monkeypatch)
@@ -176,6 +176,16 @@ def test_a_link_of_somebody_elses_is_not_followed(tree: Tree) -> None:
     assert moved == {} and line.endswith(f"{tree.root}/containers belongs to user 12345")
 
 
+@pytest.mark.parametrize(("name", "followed"), [("12345.12345", True), ("54321.12345", False), ("docker", False)])
+def test_with_user_namespaces_the_target_may_belong_to_their_root(tree: Tree, name: str, followed: bool) -> None:
+    if os.geteuid():
+        pytest.skip("not here: only root gives files away")
+    target = tree.link("containers", ONE, TWO)
+    tree.root = tree.root.rename(tree.root.parent / name)
+    os.chown(target, 12345, 12345)
+    assert bool(tree.locate()[0]) == followed
+
+
 @pytest.mark.parametrize(("mode", "followed"), [(0o755, True), (0o775, False), (0o757, False), (0o1777, True)])
 @pytest.mark.parametrize("where", ["docker", "srv"])
 def test_where_others_may_write_no_link_is_followed(tree: Tree, mode: int, followed: bool, where: str) -> None:
@@ -232,6 +242,7 @@ def mounted(monkeypatch: pytest.MonkeyPatch) -> t.Callable[..., None]:
         monkeypatch.setattr(measure, "mounts_below", lambda _roots: [Mount(f"{root}/{path}", kind, path in own) for path, kind in types.items()])
         devices = {f"{root}/{path}": (alike or {}).get(path, path) for path in types}
         monkeypatch.setattr(measure, "device", lambda path: devices.get(path, "main"))
+        monkeypatch.setattr(measure, "within", lambda path: f"/{os.path.basename(path)}" if path in devices else path)
 
     return put
 
@@ -273,6 +284,15 @@ def test_what_is_mounted_on_a_folder_of_one_sort_of_objects_is_the_engines(
 def test_a_folder_mounted_over_itself_is_no_place_of_its_own(tmp_path: Path, mounted: t.Callable[..., None]) -> None:
     mounted(str(tmp_path), {"overlay2": "ext4"}, own=["overlay2"])
     assert list(places.find(Storage(str(tmp_path), "overlay2", "graphdriver", {}))) == [str(tmp_path)]
+
+
+@pytest.mark.parametrize(("inner", "counts"), [("/docker/real", False), ("/docker", False), ("/docker-volumes", True), ("/srv/volumes", True)])
+def test_a_folder_of_the_data_roots_own_that_is_mounted_again_counts_once(
+    tmp_path: Path, mounted: t.Callable[..., None], monkeypatch: pytest.MonkeyPatch, inner: str, counts: bool
+) -> None:
+    mounted(str(tmp_path), {"volumes": "ext4"}, alike={"volumes": "main"})
+    monkeypatch.setattr(measure, "within", lambda path: inner if path.endswith("/volumes") else "/docker")
+    assert (f"{tmp_path}/volumes" in places.find(Storage(str(tmp_path), "overlay2", "graphdriver", {}))) == counts
 
 
 def test_a_filesystem_is_there_once_wherever_it_is_mounted_and_says_what_it_holds(tmp_path: Path, mounted: t.Callable[..., None]) -> None:
