@@ -62,6 +62,12 @@ def device(path: str) -> str:
     return _mount_of(path).device
 
 
+def pool(path: str) -> str:
+    """What tells the space of the filesystem at ``path`` from that of others: the datasets of a zfs pool have one and the same."""
+    mount = _mount_of(path)
+    return f"zfs {mount.source.partition('/')[0]}" if mount.type == "zfs" else mount.device
+
+
 def within(path: str) -> str:
     """The same path as it stands in its filesystem, whatever part of that is mounted."""
     mount, real = _mount_of(path), os.path.realpath(path)

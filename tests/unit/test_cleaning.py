@@ -252,8 +252,10 @@ class TwoDisks(World):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         super().__init__(monkeypatch, tmp_path)
         self.b_is_read_only = False
+        self.pool = ""
         monkeypatch.setattr(places, "disks", lambda _storage: [places.Disk("dev a", ("/a",), ("logs",)), places.Disk("dev b", ("/b",))])
         monkeypatch.setattr(places, "disk_of", lambda _path, disks: disks[0])
+        monkeypatch.setattr(measure, "pool", lambda path: self.pool or path)
         monkeypatch.setattr(measure, "filesystem", lambda path: self._on(path))
 
     def _on(self, path: str) -> measure.Filesystem:
@@ -311,6 +313,21 @@ def test_figures_are_there_for_each_filesystem_and_add_up(two: TwoDisks) -> None
     ]
     assert (check["planned_bytes"], done["reclaimed_bytes"], done["free_after"]) == (60 * MB, 60 * MB, 150 * MB)
     assert [entry["reclaimed_bytes"] for entry in done["filesystems"]] == [50 * MB, 10 * MB]
+
+
+def test_what_two_datasets_of_a_pool_have_more_is_the_same_bytes(two: TwoDisks) -> None:
+    two.pool = "zfs tank"
+    done = two.run(images={"scope": "unused"})
+    assert [entry["reclaimed_bytes"] for entry in done["filesystems"]] == [50 * MB, 10 * MB]
+    assert done["reclaimed_bytes"] == 50 * MB
+
+
+def test_build_cache_does_not_go_for_a_filesystem_that_it_does_not_lie_on(two: TwoDisks) -> None:
+    """The builder is asked once more, after images went that shared its records."""
+    first = next(image for image, picture in two.engine.pictures.items() if "a:1" in picture.tags)
+    two.engine.add_record("r", images=frozenset({first, "another"}), created=NOW - DAY)
+    result = two.run(images={"scope": "unused"}, build_cache={"scope": "all"}, free_target="30MB")
+    assert (names(result), result["target_met"]) == (["a:1"], False)
 
 
 def test_one_read_only_filesystem_stops_a_run_and_is_named(two: TwoDisks) -> None:
