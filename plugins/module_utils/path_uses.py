@@ -27,7 +27,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.words import pri
 _CONTAINER, _VOLUME = "container", "volume"
 #: What the engine itself mounts in a container's folder while it runs, and lets go of before it removes it (``container/container_unix.go``).
 _IN_CONTAINERS = ("mounts/shm", "mounts/secrets", "mounts/mqueue", "shm", "secrets", "mqueue")
-_OF_MEMORY = ("tmpfs", "mqueue")
 #: Where storage drivers mount a container's root file system, below its layer: the layer itself, or this.
 _IN_LAYERS = ("", "merged")
 _LAYER = "layer"
@@ -175,7 +174,7 @@ class PathUses:
         is_device = kind_at == _VOLUME and rest == "_data" and name in bound
         if kind_at == _VOLUME:
             yield Hold(f"{_VOLUME}:{name}", self._mounted(mount), f"{_VOLUME}:{name}" if not via and is_device else via)
-        elif kind_at == _CONTAINER and not (rest in _IN_CONTAINERS and mount.type in _OF_MEMORY):
+        elif kind_at == _CONTAINER and rest not in _IN_CONTAINERS:
             yield Hold(f"{_CONTAINER}:{name}", self._mounted(mount), via)
         kind, name, rest = self._folders.find(mount.shows)
         if kind == _VOLUME:

@@ -9,7 +9,6 @@ import typing as t
 from pathlib import Path
 
 import pytest
-
 from ansible_collections.fleetclean.docker.plugins.module_utils import mounts, path_uses
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Container, Volume, _overlaid
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
@@ -74,7 +73,7 @@ def test_what_the_engine_mounts_for_itself_keeps_nothing(holds: t.Callable[..., 
 
 
 @pytest.mark.parametrize(
-    "place", ["checkpoints/x", "mounts", "mounts/shm/x", "mounts/other", "secrets", "x"],
+    "place", ["checkpoints/x", "mounts", "mounts/shm/x", "mounts/other", "secrets/x", "x"],
 )
 def test_anything_else_in_a_containers_folder_keeps_it(holds: t.Callable[..., set[tuple[str, str, str]]], place: str) -> None:
     assert holds(f"30 21 8:1 /srv/x {ROOT}/containers/{ONE}/{place} rw - ext4 /dev/sda1 rw") == {

@@ -66,7 +66,7 @@ def test_what_a_mount_shows_elsewhere_keeps_it_and_ends_with_its_container(monke
     reasons = {(hold.reason, hold.via) for hold in looked.holds if hold.holder == "volume:other"}
     assert reasons == {
         (f"its data is mounted at /data as well in the mount namespace of container {WEB[:12]}", f"container:{WEB}"),
-        ("tmpfs is mounted at /data/sub", f"container:{WEB}"),
+        (f"tmpfs is mounted at /data/sub in the mount namespace of container {WEB[:12]}", f"container:{WEB}"),
     }
 
 
