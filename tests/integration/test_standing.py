@@ -191,8 +191,14 @@ def test_a_volume_that_is_used_by_its_path_stays(host: Host) -> None:
             "its folder _data is a link to /var/lib/docker/volumes/linked/_data": 1,
             "volume link shows its data": 1,
         }
-        # Who goes keeps nothing: in one run the containers that are killed, and what they alone had.
-        full = clean(host, containers={"states": LIVE, "volumes": True}, volumes={"scope": "unused", "drivers": ["local", "local/*"]})
+        # Who goes keeps nothing: in one run the containers that are killed, and what they alone had, whoever of them goes first.
+        container(host, "has", "base/app:1", run="on", Mounts=[{"Type": "volume", "Target": "/own"}])
+        (own,) = host.must("GET", "/containers/has/json")["Mounts"]
+        container(host, "borrows", "base/app:1", run="on", Binds=[f"{own['Source']}:/a"])
+        wishes = {"containers": {"states": LIVE, "volumes": True}, "volumes": {"scope": "unused", "drivers": ["local", "local/*"]}}
+        foretold, full = clean(host, check=True, **wishes), clean(host, **wishes)
+        assert (removed(full).keys(), kept(full)) == (removed(foretold).keys(), kept(foretold))
+        assert own["Name"] in removed(full, "volume")
         assert {"running", "deep", "by-volume", "shows", "by-link"} <= removed(full, "volume").keys(), kept(full)
         assert state(host)["volumes"] == {"created", "by-mount", "mounted", "linked", "link", "links"}
     host.exec(["rm", "/var/lib/docker/volumes/link/_data", "/var/lib/docker/volumes/links"])
