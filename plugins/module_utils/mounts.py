@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import typing as t
-from dataclasses import dataclass, field
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 #: What stands between the lower folders of an overlay; one with a backslash before it is a part of a name.
@@ -27,8 +26,7 @@ _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _REMOVED = "//deleted"
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(t.NamedTuple):
     """One mount. ``at`` is None for the root of its namespace.
 
     ``path``: where it is in its namespace; ``source``: the device or whatever it was mounted from; ``containers``: the ids in
@@ -42,8 +40,8 @@ class Mount:
     type: str
     source: str
     containers: tuple[str, ...] = ()
-    root: str = field(default="", repr=False)
-    overlay: str = field(default="", repr=False)
+    root: str = ""
+    overlay: str = ""
 
     @property
     def layers(self) -> list[str]:
@@ -82,16 +80,21 @@ def ancestors(place: str) -> t.Iterator[str]:
 class Table:
     """All mounts at one moment. ``namespaces`` are all that can be seen, this process's own first."""
 
-    def __init__(self, own: str, others: t.Iterable[tuple[str, tuple[str, ...]]] = ()) -> None:
+    def __init__(self, own: str, others: t.Iterable[tuple[str, tuple[str, ...]]] = (), before: Table | None = None) -> None:
         """Read mount tables.
 
         :param own: this process's own, as the kernel writes it.
         :param others: those of other namespaces, each with the ids of containers that its processes belong to.
+        :param before: an earlier table, whose work is used.
         """
         self.namespaces = [Namespace(own), *(Namespace(*other) for other in others)]
-        self._here: dict[str, Mount] = {}
         self._places: dict[str, str] = {}
+        #: By path, and by the number of the one that they are mounted on.
+        self._here: dict[str, Mount] = {}
         self._on: dict[str, list[tuple[str, Mount]]] = {}
+        if before and before.namespaces[0] == self.namespaces[0]:
+            self._here, self._on = before._here, before._on
+            return
         for ident, above, mount in _read(self.namespaces[0]):
             self._here[mount.path] = mount  # of several on one path the last is on top
             self._on.setdefault(above, []).append((ident, mount))
@@ -126,14 +129,14 @@ class Table:
         return min(found, key=len, default=None)
 
 
-def collect() -> Table:
-    """Read the mount tables of all namespaces that can be seen."""
+def collect(before: Table | None = None) -> Table:
+    """Read the mount tables of all namespaces that can be seen; ``before``: an earlier table, whose work is used."""
     own = _text("/proc/self/mountinfo")
     try:
         seen = {os.readlink("/proc/self/ns/mnt")}
         pids = [name for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
-        return Table(own)
+        return Table(own, (), before)
     others = []
     for pid in pids:
         try:
@@ -144,7 +147,7 @@ def collect() -> Table:
         except OSError:
             continue  # it ended, or is not ours to look at; another process may tell of the same namespace
         seen.add(namespace)
-    return Table(own, others)
+    return Table(own, others, before)
 
 
 def _text(path: str) -> str:
@@ -191,8 +194,9 @@ def _read(namespace: Namespace) -> t.Iterator[tuple[str, str, Mount]]:
     root = next((shows for _ident, _above, shows, point, _of in reversed(lines) if point == "/"), "")
     for ident, above, shows, point, of in lines:
         upper = by_id.get(above) if above != ident else None
-        inside = upper is not None and below(point, upper[1]) and point != "/"
-        at = _join(upper[0], point[len(upper[1].rstrip("/")):]) if upper and inside else None
+        at = None
+        if upper and point != "/" and below(point, upper[1]):
+            at = _join(upper[0], point[len(upper[1].rstrip("/")):])
         overlay = of[2] if of[0] == "overlay" and len(of) > 2 else ""
         yield ident, above if upper else "", Mount(shows, at, point, of[0], _plain(of[1]), namespace.containers, root, overlay)
 

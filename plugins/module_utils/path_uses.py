@@ -69,8 +69,11 @@ class Folders:
         return "", "", ""
 
     def touches(self, mount: mounts.Mount) -> bool:
-        """Whether a mount has to do with these folders."""
-        return bool(self.find(mount.shows)[0] or self.find(mount.at or "")[0] or mount.overlay)
+        """Whether a mount has to do with objects' folders, other than the root file systems of containers."""
+        kind, _name, rest = self.find(mount.at or "")
+        if kind in (_VOLUME, _CONTAINER) or self.find(mount.shows)[0]:
+            return True
+        return rest not in _IN_LAYERS if kind == _LAYER else bool(mount.overlay)
 
     def owner(self, path: str) -> str:
         """The object in whose folder a path of the host lies, such as ``volume:data``; empty if in none."""
@@ -98,7 +101,7 @@ class PathUses:
 
     def __init__(self, storage: Storage | None, root: str, before: PathUses | None = None) -> None:
         """``root``: the engine's data root; ``storage`` only where it is proven to be this host's; ``before``: an earlier look, whose work is used."""
-        self._table = mounts.collect() if storage else None
+        self._table: mounts.Table | None = mounts.collect(before._table if before else None) if storage else None
         self._folders = Folders(root, storage, self._table)
         known: dict[mounts.Namespace, tuple[mounts.Mount, ...]] = before._mounts if before and before._folders == self._folders else {}
         self._mounts: dict[mounts.Namespace, tuple[mounts.Mount, ...]] = {
