@@ -191,8 +191,8 @@ class Snapshot:
 
     ``seen`` is when the engine saw something in use, by its events: by the name or id of an image as its user gave
     it, by volume name behind ``VOLUME`` and by network id behind ``NETWORK``; ``came`` is when it saw an image come, in the same way.
-    Seconds since 1970. Of these events none is missing since ``events_since`` (None if it told none); ``events_lost`` says that
-    there were earlier ones that it does not hold any more, or that it did not tell them.
+    Seconds since 1970. Of these events none is missing since ``events_since`` (None if that is not known); ``events_lost`` says that
+    there may have been earlier ones that it does not hold any more, since it holds few and none from before its start, or that it did not tell them.
     ``service_images`` and ``service_volumes`` are those that swarm's services name, as a manager knows them.
 
     ``service_binds`` are the host's paths that they name; ``holds`` what on the host keeps objects (see ``path_uses``).
@@ -268,6 +268,10 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
         with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
         past = past_uses(engine) if with_events else PastUses({}, {})
+        if wanted.networks and not past.lost:
+            # It forgets them all when it ends, so none is older than its start.
+            first = [moment for moment in (past.since, _started(engine.info, networks)) if moment is not None]
+            past = past._replace(since=min(first, default=None), lost=True)
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
@@ -303,6 +307,12 @@ _SIGNS_OF_USE = ("create", "start", "restart", "unpause", "die", "stop", "exec_s
 _SIGNS_OF_ARRIVAL = ("pull", "load", "import")
 #: The engine's memory of events counts as full a few before it is: meanwhile others may come, and an event may have no time.
 _NEARLY_FULL = 16
+
+
+def _started(info: dict[str, t.Any], networks: t.Sequence[Network]) -> float | None:
+    """When the engine was started: it makes its bridge anew then, unless containers went on without it (daemon_unix.go, initBridgeDriver)."""
+    bridge = next((network for network in networks if network.name == "bridge" and network.predefined), None)
+    return bridge.created if bridge and not info.get("LiveRestoreEnabled") else None
 
 
 class PastUses(t.NamedTuple):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
-from worlds import NOW, hexadecimal, sha
+from worlds import DAY, NOW, hexadecimal, sha
 
 LIVE = ("running", "paused", "restarting")
 PREDEFINED = ("bridge", "host", "none")
@@ -146,7 +146,8 @@ class Model:
         self.before: t.Callable[[str, str], None] | None = None
         self._lock = threading.RLock()
         for name in PREDEFINED:
-            self.add_net(name, NOW - 1000)
+            # It has run for so long, and remembers all events.
+            self.add_net(name, NOW - 1000 * DAY)
 
     # -- making it ---------------------------------------------------------------------------
 

@@ -601,8 +601,29 @@ def test_an_engine_that_tells_no_events_is_believed_for_all_else() -> None:
     ],
 )
 def test_since_when_no_event_is_missing_is_that_of_the_oldest(events: list[t.Any], since: float | None, lost: bool) -> None:
-    found = take(FakeEngine(past_events=events), networks=True, container_ages=True)
-    assert (found.events_since, found.events_lost) == (since, lost)
+    found = snapshot.read_events([event for event in events if isinstance(event, dict)], 256)
+    assert (found.since, found.lost) == (since, lost)
+
+
+@pytest.mark.parametrize(
+    ("events", "live_restore", "since"),
+    [
+        # The bridge was made when the engine was started, and all events since then are there.
+        ([], False, NOON - 600),
+        ([{"time": NOON - 60}], False, NOON - 600),
+        # Containers went on while it was away: the bridge may be older than its memory.
+        ([{"time": NOON - 60}], True, NOON - 59),
+        ([], True, None),
+        # Its memory is full: there were others.
+        ([{"time": NOON - 60}] * 256, False, NOON - 59),
+    ],
+)
+def test_an_engine_remembers_no_event_from_before_its_start(events: list[t.Any], live_restore: bool, since: float | None) -> None:
+    networks = [{"Id": name, "Name": name, "Driver": "bridge", "Created": f"2024-03-01T{time}Z"} for name, time in (("bridge", "11:50:00"), ("old", "01:00:00"))]
+    engine = FakeEngine(past_events=events, networks=networks)
+    engine.info["LiveRestoreEnabled"] = t.cast(t.Any, live_restore)
+    found = take(engine, networks=True, container_ages=True)
+    assert (found.events_since, found.events_lost) == (since, True)
 
 
 def test_events_are_asked_for_networks_too_and_not_where_no_age_is() -> None:
