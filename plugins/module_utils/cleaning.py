@@ -69,7 +69,15 @@ class Space:
     def settled(self) -> int | None:
         """Free bytes of all of them once all that was given back is there."""
         self.settle()
-        return sum(self.free().values()) if self._disks else None
+        return self.total(self.free()) if self._disks else None
+
+    def total(self, figures: t.Mapping[str, int]) -> int:
+        """The sum of what each has, where two of them have not the same."""
+        pools: dict[str, int] = {}
+        for disk in self._disks:
+            pool = measure.pool(disk.path)
+            pools[pool] = max(figures[disk.device], pools.get(pool, 0))
+        return sum(pools.values())
 
     def low(self) -> bool:
         """Whether there is a reason to begin: on one of them is enough."""
@@ -273,7 +281,12 @@ class _Run:
             again = path_uses.complete(snapshot.take(self._site.engine, wanted, self._own), self._own, self._site.storage.root)
             only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
             worker.forget_kept("build_cache")
-            worker.carry_out(decide(again, only))
+            more = decide(again, only)
+            if self._own and self._marks.target:
+                # None of it goes for a filesystem that it does not lie on.
+                device = places.disk_of(next(iter(self._own.layer_folders()), self._own.root), self._space.disks).device
+                more = replace(more, steps=tuple(replace(step, frees=(Freed(device, step.bytes or 0, 0),)) for step in more.steps))
+            worker.carry_out(more)
         worker.complain()
 
     def _cache_may_be_had(self, looked: snapshot.Snapshot) -> bool:
@@ -437,7 +450,9 @@ class _Worker:
             entry["reclaimed_bytes"] = max(0, after[device].free - self._before[device].free)
         if after:
             result["free_after"] = result["filesystems"][0]["free_after"]
-            result["reclaimed_bytes"] = sum(entry["reclaimed_bytes"] for entry in result["filesystems"])
+            result["reclaimed_bytes"] = self._space.total(
+                {device: entry["reclaimed_bytes"] for device, entry in zip(after, result["filesystems"])}
+            )
         if self._target:
             result["target_met"] = self._space.enough()
 

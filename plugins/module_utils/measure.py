@@ -62,6 +62,18 @@ def device(path: str) -> str:
     return _mount_of(path).device
 
 
+def pool(path: str) -> str:
+    """What tells the space of the filesystem at ``path`` from that of others: the datasets of a zfs pool have one and the same."""
+    mount = _mount_of(path)
+    return f"zfs {mount.source.partition('/')[0]}" if mount.type == "zfs" else mount.device
+
+
+def within(path: str) -> str:
+    """The same path as it stands in its filesystem, whatever part of that is mounted."""
+    mount, real = _mount_of(path), os.path.realpath(path)
+    return f"{mount.root.rstrip('/')}/{real[len(mount.point.rstrip('/')):].lstrip('/')}".rstrip("/") or "/"
+
+
 #: Where in ext4's superblock, which stands 1024 bytes into the device (fs/ext4/ext4.h): magic number, log2 of a block in KiB,
 #: blocks reserved for root, features; and the feature that numbers of blocks have high halves.
 _EXT_MAGIC, _EXT_BLOCK, _EXT_RESERVED, _EXT_RESERVED_HIGH, _EXT_FEATURES, _EXT_64BIT = 0x38, 0x18, 0x08, 0x154, 0x60, 0x80

@@ -74,8 +74,16 @@ def find(storage: Storage) -> dict[str, str]:
     structure = storage.structure()
     for mount in measure.mounts_below(roots):
         if mount.path in structure and not mount.own and not _FOREIGN.fullmatch(mount.type):
-            found[mount.path] = measure.device(mount.path)
+            device = measure.device(mount.path)
+            # A folder of a place, mounted once more, counts where it lies.
+            if not any(_lies_in(mount.path, place) for place, other in found.items() if other == device):
+                found[mount.path] = device
     return found
+
+
+def _lies_in(path: str, place: str) -> bool:
+    inner, outer = measure.within(path), measure.within(place)
+    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
 
 
 def disks(storage: Storage) -> list[Disk]:
@@ -247,8 +255,11 @@ def _links(root: str) -> list[str]:
 def _target(link: str) -> tuple[str, str]:
     """The folder that a link leads to, and why it is not to be followed; neither if it leads to no folder."""
     try:
-        trusted = {0, os.stat(os.path.dirname(link)).st_uid}
-        return _trusted(link, trusted), ""
+        root = os.path.dirname(link)
+        trusted = {0, os.stat(root).st_uid}
+        # With user namespaces what is the engine's belongs to those whom the data root is named by.
+        remapped = re.fullmatch(r"([0-9]+)\.[0-9]+", os.path.basename(root))
+        return _trusted(link, trusted, trusted | {int(remapped[1])} if remapped else trusted), ""
     except _NotTrusted as why:
         return "", str(why)
     except OSError as error:
@@ -259,8 +270,11 @@ class _NotTrusted(Exception):
     """Somebody else could lead us elsewhere."""
 
 
-def _trusted(path: str, users: t.Collection[int]) -> str:
-    """Where a path leads, if nobody but these users can make any part of it lead elsewhere."""
+def _trusted(path: str, users: t.Collection[int], owners: t.Collection[int]) -> str:
+    """Where a path leads, if nobody but these users can make any part of it lead elsewhere.
+
+    :param owners: to one of whom the folder itself has to belong.
+    """
     real, todo, links = "", path.split("/")[1:], 0
     while todo:
         name = todo.pop(0)
@@ -271,7 +285,8 @@ def _trusted(path: str, users: t.Collection[int]) -> str:
             continue
         here = f"{real}/{name}"
         found = os.lstat(here)
-        if found.st_uid not in users:
+        last = stat.S_ISDIR(found.st_mode) and not any(part not in ("", ".") for part in todo)
+        if found.st_uid not in (owners if last else users):
             raise _NotTrusted(f"{here} belongs to user {found.st_uid}")
         if stat.S_ISLNK(found.st_mode):
             links += 1

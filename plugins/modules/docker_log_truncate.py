@@ -15,7 +15,8 @@ description:
   - Logs of the C(json-file) and C(local) drivers, and the copies that the engine keeps of what other drivers get (dual logging,
     C(container-cached.log)), of running and stopped containers. Drivers that keep nothing here (C(none), C(journald),
     C(syslog)) are said so in RV(logs[].words). Health checks and exec sessions write no log files.
-  - Nothing is touched unless the data root on this host is proven to be the engine's, and no file that is reached through a link.
+  - Nothing is touched unless the data root on this host is proven to be the engine's, and no file that is reached through a link, but one of
+    root's at the containers' folder itself, once what it leads to is verified to be this engine's.
   - How it is done depends on filesystem, engine and who writes, see RV(logs[].method). What C(docker logs) does afterwards is
     said in RV(logs[].readers).
   - A log that the engine rotates is cut with its container paused for about 0.3 seconds, since an engine that packs a file

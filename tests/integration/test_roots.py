@@ -109,10 +109,8 @@ def system_containerd(host: Host) -> Host:
     if host.name == "containerd-systems":
         before_that(host, {"containerd": None})
     place = "/data/elsewhere" if host.name == "containerd-moved" else "/var/lib/containerd"
-    host.exec(["mkdir", "-p", "/data/containerd", place])
-    if place != "/data/elsewhere":
-        # overlayfs cannot have its layers on the host's root, which is one itself.
-        host.exec(["mount", "--bind", "/data/containerd", place])
+    # The former is a disk: overlayfs cannot have its layers on the host's root, which is one itself.
+    host.exec(["mkdir", "-p", place])
     host.path("/run/containerd.toml").write_text(f'version = 2\nroot = "{place}"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
     host.exec(["sh", "-c", "setsid containerd --config /run/containerd.toml >/run/fleet/containerd.log 2>&1 </dev/null &"])
     _wait_for(lambda: host.path("/run/containerd/containerd.sock").exists(), "containerd")
@@ -195,7 +193,7 @@ SETUPS = {
         Setup(HostSpec("containerd-moved", root="forky", data_root="/data", ssh=False, engine=False,
                        daemon_json={"data-root": "/data/docker", "containerd": "/run/containerd/containerd.sock", **CONTAINERD}),
               system_containerd, ("/data/docker", "/data/elsewhere"), "containerd"),
-        Setup(HostSpec("containerd-systems", root="trixie", data_root="/data", ssh=False, engine=False,
+        Setup(HostSpec("containerd-systems", root="trixie", data_root="/data", ssh=False, engine=False, disks={"/var/lib/containerd": "xfs:1G"},
                        daemon_json={"data-root": "/data/docker", "containerd": "/run/containerd/containerd.sock", **CONTAINERD}),
               system_containerd, ("/data/docker", "/var/lib/containerd"), "containerd", leftovers=CONTAINERDS_STORE),
         Setup(HostSpec("back-to-overlay2", root="forky", daemon_json={"features": {"containerd-snapshotter": False}}, ssh=False, engine=False),
@@ -318,6 +316,7 @@ HOLDS = {
     "link-inside": [{"images", "containers", "build_cache", "logs", "container_metadata", "engine_metadata", "tmp"}, {"volumes"}],
     "disks": [{"engine_metadata", "tmp"}, {"logs", "container_metadata"}, {"volumes"}, {"images", "containers", "build_cache"}],
     "containerd-moved": [{"images", "containers", "volumes", "build_cache", "logs", "container_metadata", "engine_metadata", "tmp"}],
+    "containerd-systems": [{"volumes", "logs", "container_metadata", "engine_metadata", "tmp"}, {"images", "containers", "build_cache", "tmp"}],
     "containerd-disks": [{"logs", "container_metadata", "engine_metadata", "tmp"}, {"volumes"}, {"images", "containers", "build_cache", "tmp"}],
 }
 

@@ -16,6 +16,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     history,
     measure,
     options,
+    places,
     removal,
     session,
 )
@@ -276,3 +277,125 @@ def test_an_engine_that_is_lost_for_the_second_look_is_told_beside_what_failed(m
     assert caught.value.code == "engine_down"
     assert len(world.result["failures"]) == 2 and "a:1" in names(world.result)
     assert not {"msg", "failure"} & world.result.keys(), "these are the error's, and are given once"
+
+
+# -- several filesystems -----------------------------------------------------------------------------------
+
+
+class TwoDisks(World):
+    """The same, with the first image on a filesystem of its own (/b), which has 10 MB free of 100."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        super().__init__(monkeypatch, tmp_path)
+        self.b_is_read_only = False
+        self.pool = ""
+        monkeypatch.setattr(places, "disks", lambda _storage: [places.Disk("dev a", ("/a",), ("logs",)), places.Disk("dev b", ("/b",))])
+        monkeypatch.setattr(places, "disk_of", lambda _path, disks: disks[0])
+        monkeypatch.setattr(measure, "pool", lambda path: self.pool or path)
+        monkeypatch.setattr(measure, "filesystem", lambda path: self._on(path))
+
+    def _on(self, path: str) -> measure.Filesystem:
+        left = {name for name in IMAGES if any(f"{name}:1" in picture.tags for picture in self.engine.pictures.values())}
+        size, base, mine = (100 * MB, 10 * MB, {"a"}) if path == "/b" else (1000 * MB, 100 * MB, {"b", "c"})
+        free = base + sum(IMAGES[name] * MB for name in mine - left)
+        return measure.Filesystem(path, "ext4", size, size - free, free, free, 0, 0, free, path == "/b" and self.b_is_read_only)
+
+    def _survey(self, engine: t.Any, storage: object, how: object, wanted: t.Any) -> attribution.Survey:
+        survey = super()._survey(engine, storage, how, wanted)
+        for account in survey.ledger._accounts.values():
+            (holder,) = account.holders
+            image = next(image for image in survey.snapshot.images if f"image:{image.id}" == holder)
+            object.__setattr__(account, "disk", "dev b" if "a:1" in image.tags else "")
+        return survey
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TwoDisks:
+    return TwoDisks(monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(("mark", "begins"), [("9%", False), ("10%", False), ("11%", True), ("9MB", False), ("11MB", True), ("99MB", True), ("101MB", True)])
+def test_one_low_filesystem_is_reason_enough_by_its_own_size(two: TwoDisks, mark: str, begins: bool) -> None:
+    assert two.run(check=True, images={"scope": "unused"}, only_below=mark)["changed"] == begins
+
+
+def test_a_target_is_one_for_each_filesystem_and_nothing_else_goes_for_it(two: TwoDisks) -> None:
+    for check in (True, False):
+        result = two.run(check=check, images={"scope": "unused"}, free_target="15MB")
+        assert (names(result), result["target_met"]) == (["a:1"], True)
+        assert {entry["reason"] for entry in result["kept"]} == {"frees nothing on a filesystem that has less than its target"}
+    assert [(entry["planned_bytes"], entry["reclaimed_bytes"]) for entry in result["filesystems"]] == [(0, 0), (10 * MB, 10 * MB)]
+    assert (result["reclaimed_bytes"], result["free_before"], result["free_after"]) == (10 * MB, 100 * MB, 100 * MB)
+
+
+def test_a_target_that_one_filesystem_cannot_meet_takes_nothing_more_from_another(two: TwoDisks) -> None:
+    for check in (True, False):
+        result = two.run(check=check, images={"scope": "unused"}, free_target="30MB")
+        assert (names(result), result["target_met"]) == (["a:1"], False)
+
+
+def test_where_each_lacks_something_each_gets_what_it_lacks(two: TwoDisks) -> None:
+    for check in (True, False):
+        result = two.run(check=check, images={"scope": "unused"}, free_target="11%")
+        # 10 of 100 MB and 100 of 1000: each lacks a share of its own.
+        assert (names(result), result["target_met"]) == (["a:1", "b:1"], True)
+
+
+def test_figures_are_there_for_each_filesystem_and_add_up(two: TwoDisks) -> None:
+    check, done = (two.run(check=check, images={"scope": "unused"}) for check in (True, False))
+    assert check["filesystems"] == [
+        {"mount_point": "/a", "size": 1000 * MB, "free_before": 100 * MB, "free_after": 150 * MB, "planned_bytes": 50 * MB, "reclaimed_bytes": 0},
+        {"mount_point": "/b", "size": 100 * MB, "free_before": 10 * MB, "free_after": 20 * MB, "planned_bytes": 10 * MB, "reclaimed_bytes": 0},
+    ]
+    assert (check["planned_bytes"], done["reclaimed_bytes"], done["free_after"]) == (60 * MB, 60 * MB, 150 * MB)
+    assert [entry["reclaimed_bytes"] for entry in done["filesystems"]] == [50 * MB, 10 * MB]
+
+
+def test_what_two_datasets_of_a_pool_have_more_is_the_same_bytes(two: TwoDisks) -> None:
+    two.pool = "zfs tank"
+    done = two.run(images={"scope": "unused"})
+    assert [entry["reclaimed_bytes"] for entry in done["filesystems"]] == [50 * MB, 10 * MB]
+    assert done["reclaimed_bytes"] == 50 * MB
+
+
+def test_build_cache_does_not_go_for_a_filesystem_that_it_does_not_lie_on(two: TwoDisks) -> None:
+    """The builder is asked once more, after images went that shared its records."""
+    first = next(image for image, picture in two.engine.pictures.items() if "a:1" in picture.tags)
+    two.engine.add_record("r", images=frozenset({first, "another"}), created=NOW - DAY)
+    result = two.run(images={"scope": "unused"}, build_cache={"scope": "all"}, free_target="30MB")
+    assert (names(result), result["target_met"]) == (["a:1"], False)
+
+
+def test_one_read_only_filesystem_stops_a_run_and_is_named(two: TwoDisks) -> None:
+    two.b_is_read_only = True
+    with pytest.raises(FleetcleanError, match="a filesystem of the engine at /b is mounted read-only"):
+        two.run(images={"scope": "unused"})
+
+
+# -- what earlier tasks would have reclaimed -----------------------------------------------------------------
+
+
+def assumed(megabytes: int, container: str = "") -> dict[str, t.Any]:
+    return {"assume_reclaimed": [{"container": container, "bytes": megabytes * MB}]}
+
+
+def test_in_check_mode_what_logs_would_have_freed_counts_as_free(two: TwoDisks) -> None:
+    healthy = two.run(check=True, images={"scope": "unused"}, only_below="120MB", **assumed(111))
+    assert healthy["changed"] is True, "the other filesystem is low still"
+    result = two.run(check=True, images={"scope": "unused"}, only_below="11%", free_target="13%", **assumed(20))
+    # 130 MB are missing on the first, of which it has 120 then; b gives 20.
+    assert (names(result), result["target_met"]) == (["a:1", "b:1"], True)
+    assert (result["free_before"], result["free_after"], result["assumed_bytes"]) == (120 * MB, 140 * MB, 20 * MB)
+    enough = two.run(check=True, images={"scope": "unused"}, free_target="13%", **assumed(30))
+    assert (names(enough), enough["target_met"]) == (["a:1"], True)
+
+
+def test_in_a_real_run_the_filesystem_alone_tells(two: TwoDisks) -> None:
+    result = two.run(images={"scope": "unused"}, free_target="13%", **assumed(30))
+    assert (names(result), result["assumed_bytes"]) == (["a:1", "b:1", "c:1"][:3], 0)
+
+
+@pytest.mark.parametrize("size", [-1, 2**60])
+def test_a_figure_that_no_disk_has_is_refused(two: TwoDisks, size: int) -> None:
+    with pytest.raises(FleetcleanError, match="assume_reclaimed.bytes: .* is out of range"):
+        two.run(check=True, images={"scope": "unused"}, assume_reclaimed=[{"bytes": size}])

@@ -564,3 +564,79 @@ def test_names_cannot_move_a_cursor(table: str) -> None:
     evil["items"]["logs"][0]["name"] = "web\x1b]0;owned\x07\r"
     for line in fleet.fleet_table([record("h\x1b[1most\n", engine=evil, clean=CLEAN_RESULT)], table):
         assert line.isprintable(), repr(line)
+
+
+# -- several filesystems ----------------------------------------------------------------------------------
+
+
+def spread() -> dict[str, t.Any]:
+    """A host whose images lie on a full filesystem of their own."""
+    engine = copy.deepcopy(ENGINE)
+    engine["filesystems"] = [
+        {"mount_point": "/", "size": 50 * GB, "used": 10 * GB, "available": 40 * GB, "holds": ["logs", "engine_metadata"]},
+        {"mount_point": "/var/lib/containerd", "size": 20 * GB, "used": 19 * GB, "available": GB, "holds": ["images", "build_cache"]},
+    ]
+    return engine
+
+
+def spread_clean(**more: t.Any) -> dict[str, t.Any]:
+    return {
+        **CLEAN_RESULT, "free_before": 40 * GB, "free_after": 41 * GB,
+        "filesystems": [
+            {"mount_point": "/", "size": 50 * GB, "free_before": 40 * GB, "free_after": 41 * GB},
+            {"mount_point": "/var/lib/containerd", "size": 20 * GB, "free_before": GB, "free_after": 13 * GB},
+        ],
+        **more,
+    }
+
+
+def test_each_further_filesystem_has_a_line_of_its_own() -> None:
+    lines = fleet.fleet_table([record("web3", engine=spread())], "report")
+    assert "web3: /var/lib/containerd 20.0 GB, 95 % used, holds images, build cache" in lines
+    found = record("web3", engine=spread(), clean=spread_clean())
+    lines = fleet.fleet_table([found], "clean")
+    assert "/var/lib/containerd 20.0 GB, free 1.0 GB 5 % before, 13.0 GB 65 % after, holds images, build cache" in " ".join(" ".join(lines).split())
+    assert fleet.clean_figures(found, check=False)["freed"] == 13 * GB  # type: ignore[index]
+    assert all(len(line) <= 100 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("assumed", "elsewhere", "after"), [(None, False, 49), (8 * GB, False, 41), (None, True, 41), (8 * GB, True, 41)]
+)
+def test_in_check_mode_the_logs_bytes_are_added_once_and_where_logs_lie(assumed: int | None, elsewhere: bool, after: int) -> None:
+    engine = spread()
+    if elsewhere:
+        engine["filesystems"][1]["holds"].append("logs")
+    clean = spread_clean(**({"assumed_bytes": assumed} if assumed else {}))
+    found = fleet.clean_figures(record(engine=engine, logs=LOG_RESULT, clean=clean), check=True)
+    assert found and (found["before"], found["after"], found["freed"]) == (40 * GB, after * GB, 20 * GB)
+
+
+def test_what_a_host_says_of_its_filesystems_is_looked_at_first() -> None:
+    for wrong in ({"filesystems": [{"mount_point": "/", "size": 1}]}, {"filesystems": 7}, {"assumed_bytes": "many"}):
+        assert record(engine=spread(), clean={**spread_clean(), **wrong})["error"] == "the answers of this host are none of this collection's modules'"
+    engine = spread()
+    engine["filesystems"][1].update(mount_point="/a\x1b[2J\nb", holds={"not": "a list"})
+    lines = fleet.fleet_table([record(engine=engine)], "report")
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("logs", "handed_on"),
+    [
+        ({"logs": [{"container": "a" * 64, "reclaimed_bytes": 5, "method": "collapse"}]}, [{"container": "a" * 64, "bytes": 5}]),
+        ({"logs": [{"container": "a" * 64, "reclaimed_bytes": 5, "method": "deleted"}]}, [{"container": "", "bytes": 5}]),
+        ({"logs": [{"container": "{{ evil }}", "reclaimed_bytes": 5}]}, [{"container": "", "bytes": 5}]),
+        ({"logs": [{"container": "a" * 64, "reclaimed_bytes": 0}, {"container": "a" * 64, "reclaimed_bytes": -5}]}, []),
+        ({"logs": [{"reclaimed_bytes": "5"}]}, []),
+        ({"logs": [{"reclaimed_bytes": 2**60}]}, []),
+        ({"logs": [{"reclaimed_bytes": 5.5}]}, []),
+        ({"logs": [{"reclaimed_bytes": 1}] * 20_001}, []),
+        ({"logs": "{{ evil }}"}, []),
+        ({"skipped": True}, []),
+        ({}, []),
+        ("text", []),
+    ],
+)
+def test_of_what_a_host_says_of_its_logs_numbers_alone_are_handed_on(logs: t.Any, handed_on: list[dict[str, t.Any]]) -> None:
+    assert fleet.logs_reclaimed(logs) == handed_on

@@ -132,3 +132,24 @@ def test_sums_are_new_and_change_no_account() -> None:
     ledger.in_category("images").disk += 1000
     assert ledger.of("image:a").disk == 30
     assert ledger.in_category("images").disk == 70
+
+
+def test_what_comes_free_is_told_by_filesystem() -> None:
+    accounts = {
+        "layer": Account("images", frozenset({"image:a", "container:c"}), disk="images"),
+        "top": Account("images", frozenset({"image:a"}), disk="images"),
+        "log": Account("logs", frozenset({"container:c"}), disk="data"),
+        "empty": Account("containers", frozenset({"container:c"}), disk="elsewhere"),
+    }
+    ledger = Ledger(accounts, {"layer": Sizes(frees=1, inodes=1), "top": Sizes(frees=2), "log": Sizes(frees=4)})
+    assert (ledger.disks("container:c"), ledger.disks("image:a"), ledger.disks("image:never")) == ({"images", "data"}, {"images"}, set())
+    go = ledger.turns()
+    assert {disk: sizes.frees for disk, sizes in go("image:a").items()} == {"images": 2}
+    assert {disk: sizes.frees for disk, sizes in go("container:c").items() if sizes.frees} == {"images": 1, "data": 4}
+    assert go("container:c") == {}
+
+
+def test_what_came_free_already_does_not_come_free_again() -> None:
+    ledger = Ledger(ACCOUNTS, SIZES).reduced({"writable": 5, "top of a": 99, "stranger": 7})
+    assert ledger.freed_in_turn(["image:a", "container:c"]) == [0, 3]
+    assert Ledger(ACCOUNTS, SIZES).freed_in_turn(["image:a", "container:c"]) == [2, 8]

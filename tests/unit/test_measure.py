@@ -153,6 +153,24 @@ def test_a_filesystem_is_that_of_the_longest_mount_above(table: t.Callable[..., 
     assert measure.filesystem(str(tmp_path)).mount_point == "/"
 
 
+def test_a_path_within_its_filesystem_is_told_whatever_is_mounted_where(table: t.Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    table(ROOT, f"31 23 0:40 /sub {tmp_path}/a rw - xfs /dev/x rw")
+    assert [measure.within(f"{tmp_path}/{path}") for path in ("a", "a/b")] == ["/sub", "/sub/b"]
+    assert measure.within(str(tmp_path)) == str(tmp_path)
+    assert measure.within("/") == "/"
+
+
+def test_datasets_of_a_pool_share_their_space_and_other_filesystems_do_not(table: t.Callable[..., None], tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    table(
+        ROOT, f"31 23 0:40 / {tmp_path}/a rw - zfs tank/a rw", f"32 23 0:41 / {tmp_path}/b rw - zfs tank/b rw",
+        f"33 23 7:1 / {tmp_path}/c rw - ext4 /dev/loop1 rw",
+    )
+    assert [measure.pool(f"{tmp_path}/{name}") for name in "abc"] == ["zfs tank", "zfs tank", "7:1"]
+
+
 # -- when space is there again ---------------------------------------------------------------------------------
 
 

@@ -757,3 +757,26 @@ def test_a_restart_after_which_the_engine_still_writes_elsewhere_cured_nothing(m
     result = world.run(restart="containers")
     assert result["failure"] == "disk"
     assert world.entry("web")["readers"] == "stale"
+
+
+# -- behind a link -------------------------------------------------------------------------------------
+
+
+def test_a_containers_folder_that_is_a_link_is_followed_only_once_it_was_verified(make: Make) -> None:
+    world = make()
+    world.add("large", records=4000, state="exited")
+    world.add("small", records=3, state="exited")
+    elsewhere = world.root / "elsewhere"
+    (world.root / "containers").rename(elsewhere)
+    (world.root / "containers").symlink_to(elsewhere)
+    result = world.run(check=True)
+    # Whosever it is, there is nothing to cut in the small one.
+    assert [(entry["name"], entry["method"]) for entry in result["logs"]] == [("large", "none")]
+    assert result["failure"] == "disk" and "reached through a link; it stays as it is" in result["msg"]
+    storage = Storage(str(world.root), "overlay2", "graphdriver", {}, moved={f"{world.root}/containers": str(elsewhere)})
+    site = session.open_site({})
+    world.patch.setattr(session, "open_site", lambda _params: site._replace(located=storage))
+    result = world.run()
+    assert "failure" not in result
+    assert [(entry["name"], entry["path"].startswith(f"{elsewhere}/")) for entry in result["logs"]] == [("large", True)]
+    assert world.run()["logs"] == []

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import walk
+from ansible_collections.fleetclean.docker.plugins.module_utils.measure import Mount
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, LINKS, SNAPSHOTS
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Found, Model, Seen, Sizes, Unit
 
@@ -874,3 +875,46 @@ def test_a_million_keys_take_no_more_than_they_say() -> None:
     for number in range(count):
         seen.add(number * 4096)
     assert len(seen._keys) * seen._keys.itemsize <= 32 * count * 1.01
+
+
+# -- several filesystems ---------------------------------------------------------------------------------------
+
+
+def test_a_mount_that_many_units_lie_behind_is_named_once() -> None:
+    one, two = walk.Found(mounts=[Mount("/a", "nfs", False)]), walk.Found(mounts=[Mount("/a", "nfs", False), Mount("/b", "nfs", False)])
+    one.merge(two)
+    one.merge(two)
+    assert [mount.path for mount in one.mounts] == ["/a", "/b"]
+
+
+@pytest.mark.parametrize(("disks", "together"), [(("x", "x"), True), (("x", "y"), False)])
+def test_the_same_place_on_two_disks_is_not_the_same_extent(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, disks: tuple[str, str], together: bool
+) -> None:
+    paths = []
+    for name in ("one", "two"):
+        (tree / name).mkdir()
+        (tree / name / "file").write_bytes(b"x" * 8192)
+        paths.append(str(tree / name))
+    monkeypatch.setattr(walk, "_shared_extents", lambda _descriptor: iter([(1 << 30, 8192)]))
+    models = {os.stat(tree).st_dev: walk.Model(reflinks=True)}
+    found = walk.walk([Unit((path,)) for path in paths], {path: path for path in paths}, models, places=dict(zip(paths, disks)))
+    assert found.together == ({frozenset(paths): 8192} if together else {})
+
+
+def test_a_place_is_walked_though_something_is_mounted_on_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tree / "volumes"
+    (inner / "data/_data").mkdir(parents=True)
+    (inner / "data/_data/file").write_bytes(b"x" * 8192)
+    (inner / "foreign").mkdir()
+    (inner / "foreign/file").write_bytes(b"x" * 8192)
+    table = [Mount(str(inner), "xfs", False), Mount(f"{inner}/foreign", "ext4", False)]
+    monkeypatch.setattr(walk, "mounts_below", lambda _paths: table)
+    owners = {str(tree): "root", str(inner): "engine", f"{inner}/data": "volume"}
+    units = [Unit((str(tree), str(inner))), Unit((f"{inner}/data",))]
+    models = {os.stat(tree).st_dev: walk.Model()}
+    closed = walk.walk(units, owners, models)
+    assert closed.sizes.get("volume") is None and {mount.path for mount in closed.mounts} == {str(inner)}
+    found = walk.walk(units, owners, models, places={str(tree): "a", str(inner): "b"})
+    assert found.sizes["volume"].disk >= 8192
+    assert [mount.path for mount in found.mounts] == [f"{inner}/foreign"]
