@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import history, measure, places, reporting, session, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import attribution, history, measure, places, reporting, session, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import chain_ids
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage
@@ -657,6 +657,33 @@ def test_a_deleted_log_that_the_engine_writes_can_be_had_back_and_others_cannot(
     assert result["totals"]["reclaimable_bytes"] - before["totals"]["reclaimable_bytes"] == freed
     # In usage there are files that have a name.
     assert result["totals"]["disk_bytes"] == du(host.root)
+
+
+def test_a_deleted_log_behind_a_link_can_be_had_back_as_well(host: Host, held: t.Callable[..., int], tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    (host.root / "containers").rename(moved)
+    (host.root / "containers").symlink_to(moved)
+    host.storage = replace(host.graph.storage, moved={f"{host.root}/containers": str(moved)})
+    held(f"containers/{WEB}/container-cached.log")
+    result = host.report()
+    (entry,) = [entry for entry in result["deleted_open"]["largest"] if entry["path"].startswith(str(moved))]
+    assert entry["means"] == "docker_log_truncate: deleted: true"
+    assert (result["reclaimable"]["deleted_logs"]["count"], result["reclaimable"]["deleted_logs"]["bytes"]) == (1, entry["bytes"])
+
+
+def test_what_lies_behind_a_link_that_is_not_followed_frees_nothing_on_the_data_roots_filesystem(host: Host, tmp_path: Path) -> None:
+    (host.root / "overlay2").rename(tmp_path / "moved")
+    (host.root / "overlay2").symlink_to(tmp_path / "moved")
+    result = host.report()
+    assert result["totals"]["disk_bytes"] == du(host.root)
+    assert "images" not in result["filesystems"][0]["holds"] and "volumes" in result["filesystems"][0]["holds"]
+    how = attribution.How(True, False, "", "")
+    survey = attribution.survey(t.cast(t.Any, host.engine), host.graph.storage, how)
+    main = measure.device(str(host.root))
+    freed = survey.ledger.turns()(f"image:{sha('two')}")
+    # The engine's own figure is known, and where it comes free is not.
+    assert freed[main].frees < 50_000 and freed["elsewhere"].frees >= 100_000
+    assert survey.ledger.disks("volume:old") == {main}
 
 
 @pytest.mark.parametrize("top", [0, 1])
