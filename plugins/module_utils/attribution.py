@@ -104,10 +104,8 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
         container_ages=how.exact,
         sizes=True,
         volume_sizes=not (own and how.exact),
-        # What images share is measured here. A report names the engine's figure as well.
-        image_sizes=wanted is None or own is None,
-        # Of another machine's images nobody here knows how large each layer is.
-        layers=wanted is None or own is not None,
+        # What images share is measured here, for those who have no other use for the engine's figure.
+        image_sizes=own is None or wanted is None or wanted.image_sizes,
     )
     looked = path_uses.complete(snapshot.take(engine, everything, own), own, from_info(engine.info).root)
     if own is None:

@@ -557,6 +557,24 @@ def test_fast_measures_what_nobody_has_a_figure_for_and_takes_the_engines_for_th
     assert (usage["containers"]["logical_bytes"], usage["volumes"]["logical_bytes"], usage["build_cache"]["logical_bytes"]) == (7000, 60_000, 40_000)
 
 
+@pytest.mark.parametrize("how", ["exact", "fast"])
+@pytest.mark.parametrize("here", [True, False])
+def test_a_report_asks_for_the_engines_own_figure_of_its_images(host: Host, monkeypatch: pytest.MonkeyPatch, how: str, here: bool) -> None:
+    """On containerd's store nothing else tells it."""
+    asked: list[snapshot.Wanted] = []
+    take = snapshot.take
+
+    def noting_take(engine: t.Any, wanted: snapshot.Wanted, storage: Storage | None) -> snapshot.Snapshot:
+        asked.append(wanted)
+        return take(engine, wanted, storage)
+
+    monkeypatch.setattr(snapshot, "take", noting_take)
+    if not here:
+        host.storage = None
+    host.report(measure=how)
+    assert [(wanted.sizes, wanted.image_sizes, wanted.layers) for wanted in asked] == [(True, True, True)]
+
+
 def test_fast_frees_by_the_engines_figures(host: Host) -> None:
     ways = {name: way["bytes"] for name, way in host.report(measure="fast")["reclaimable"].items()}
     # The layer that "two" alone has; a few records beside it are measured.
