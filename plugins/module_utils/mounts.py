@@ -90,7 +90,7 @@ class Table:
 
 def collect() -> Table:
     """Read the mount tables of all namespaces that can be seen."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         own = stream.read()
     try:
         seen = {os.readlink("/proc/self/ns/mnt")}
@@ -103,7 +103,7 @@ def collect() -> Table:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace in seen:
                 continue
-            with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+            with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
                 text = stream.read()
             with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as stream:
                 containers = tuple(dict.fromkeys(_CONTAINER_ID.findall(stream.read())))
