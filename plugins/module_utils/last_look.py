@@ -51,7 +51,7 @@ class LastLook:
         self._used: dict[str, float] = {}
         self._events_at, self._events_took = float("-inf"), 0.0
         self._at = float("-inf")
-        self._of_layers: dict[tuple[tuple[str, str], ...], list[Hold]] = {(): []}
+        self._of_layers: dict[tuple[path_uses.LayerUse, ...], list[Hold]] = {(): []}
 
     def why_needed(self, ident: str, users: t.Collection[str]) -> str:
         """Who uses something of a container and is there: one of ``users``, who were to go before, or one that came; empty if nobody is."""
@@ -89,9 +89,8 @@ class LastLook:
                 path = dict(container.reaches).get(key)
                 if path and not (kind == "container" and container.id == ident):
                     return f"container {container.name} binds {path}"
-            link = seen.uses.link(ident) if kind == "volume" else ""
             held = next((hold.reason for hold in seen.holds.get(key, ()) if hold.via != key), "")
-            return held or (path_uses.link_reason(link) if link else "")
+            return held or (seen.uses.link_reason(ident) if kind == "volume" else "")
 
         return self._find(find)
 
@@ -105,17 +104,17 @@ class LastLook:
         """The look of this moment; one that came ``after`` another."""
         with self._lock:
             if self._seen is None or self._seen is after or time.monotonic() - self._at > _FRESH:
-                uses = path_uses.PathUses(self._storage, from_info(self._engine.info).root)
+                uses = path_uses.PathUses(self._storage, from_info(self._engine.info).root, self._seen.uses if self._seen else None)
                 containers = tuple(uses.container(container_from(raw)) for raw in self._engine.containers())
                 holds: dict[str, list[Hold]] = {}
-                for hold in uses.holds((), {container.id for container in containers}) + self._in_layers(uses):
+                for hold in uses.holds((), {container.id for container in containers}) + self._in_layers(uses, containers):
                     holds.setdefault(hold.holder, []).append(hold)
                 self._seen = _Seen(containers, mounted_by(containers), uses, holds)
                 self._at = time.monotonic()
             return self._seen
 
-    def _in_layers(self, uses: path_uses.PathUses) -> list[Hold]:
-        strange = tuple(sorted(uses.in_layers()))
+    def _in_layers(self, uses: path_uses.PathUses, containers: t.Iterable[Container]) -> list[Hold]:
+        strange = tuple(sorted(uses.in_layers(containers)))
         if strange not in self._of_layers and self._storage:
             everything = take(self._engine, Wanted(images=True, build_cache=True, services=False), self._storage)
             self._of_layers[strange] = path_uses.of_layers(everything, self._storage, strange)

@@ -16,22 +16,22 @@ from __future__ import annotations
 import os
 import re
 import typing as t
-from dataclasses import dataclass, field
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
+#: What stands between the lower folders of an overlay; one with a backslash before it is a part of a name.
+_COLONS = re.compile(r"(?<!\\):+")
 #: Engines name the control group of each container by its id, with every driver of control groups.
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 #: The kernel's mark behind a folder that was removed while it was mounted elsewhere.
 _REMOVED = "//deleted"
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(t.NamedTuple):
     """One mount. ``at`` is None for the root of its namespace.
 
     ``path``: where it is in its namespace; ``source``: the device or whatever it was mounted from; ``containers``: the ids in
     the name of the control group of a process in its namespace, none in this process's own; ``root``: what its namespace has as its
-    root directory.
+    root directory. ``overlay``: what an overlay is made of, as the kernel writes it.
     """
 
     shows: str
@@ -40,7 +40,27 @@ class Mount:
     type: str
     source: str
     containers: tuple[str, ...] = ()
-    root: str = field(default="", repr=False)
+    root: str = ""
+    overlay: str = ""
+
+    @property
+    def layers(self) -> list[str]:
+        """The folders that an overlay is made of, by the paths that were given."""
+        found = []
+        for option in self.overlay.split(","):
+            name, _equals, value = option.partition("=")
+            if name in ("lowerdir", "lowerdir+", "datadir+"):
+                found += [re.sub(r"\\(.)", r"\1", folder) for folder in _COLONS.split(_plain(value)) if folder]
+            elif name in ("upperdir", "workdir"):
+                found.append(_plain(value))
+        return found
+
+
+class Namespace(t.NamedTuple):
+    """The mount table of a namespace, as the kernel writes it, and the ids of the containers that its processes belong to."""
+
+    text: str
+    containers: tuple[str, ...] = ()
 
 
 def below(path: str, above: str) -> bool:
@@ -58,27 +78,48 @@ def ancestors(place: str) -> t.Iterator[str]:
 
 
 class Table:
-    """All mounts at one moment."""
+    """All mounts at one moment. ``namespaces`` are all that can be seen, this process's own first."""
 
-    def __init__(self, own: str, others: t.Iterable[tuple[str, tuple[str, ...]]] = ()) -> None:
+    def __init__(self, own: str, others: t.Iterable[tuple[str, tuple[str, ...]]] = (), before: Table | None = None) -> None:
         """Read mount tables.
 
         :param own: this process's own, as the kernel writes it.
         :param others: those of other namespaces, each with the ids of containers that its processes belong to.
+        :param before: an earlier table, whose work is used.
         """
-        self.mounts = _parse(own, ())
-        self._here = {mount.path: mount for mount in self.mounts}  # of several on one path the last is on top
-        for text, containers in others:
-            self.mounts += _parse(text, containers)
+        self.namespaces = [Namespace(own), *(Namespace(*other) for other in others)]
+        self._places: dict[str, str] = {}
+        #: By path, and by the number of the one that they are mounted on.
+        self._here: dict[str, Mount] = {}
+        self._on: dict[str, list[tuple[str, Mount]]] = {}
+        if before and before.namespaces[0] == self.namespaces[0]:
+            self._here, self._on = before._here, before._on
+            return
+        for ident, above, mount in _read(self.namespaces[0]):
+            self._here[mount.path] = mount  # of several on one path the last is on top
+            self._on.setdefault(above, []).append((ident, mount))
+
+    @property
+    def mounts(self) -> list[Mount]:
+        """All of them."""
+        return [mount for namespace in self.namespaces for mount in parse(namespace)]
 
     def place(self, path: str) -> str:
         """The place of a path of this process's own namespace; links are followed, as a mount does that names it."""
-        real = os.path.realpath(path)
-        for above in ancestors(real):
-            mount = self._here.get(above or "/")
-            if mount:
-                return _join(mount.shows, real[len(above.rstrip("/")):])
-        return real
+        if path not in self._places:
+            real = os.path.realpath(path)
+            mount = self._covering(real)
+            self._places[path] = _join(mount.shows, real[len(mount.path.rstrip("/")):]) if mount else real
+        return self._places[path]
+
+    def _covering(self, real: str) -> Mount | None:
+        """The mount that a path without links is on: the root, what is mounted first on the way from there, what is mounted on that, and so on."""
+        ident, found = "", None
+        while True:
+            further = [(len(mount.path), other, mount) for other, mount in self._on.get(ident, ()) if below(real, mount.path)]
+            if not further:
+                return found
+            _length, ident, found = min(further, key=lambda one: one[0])
 
     def path(self, place: str) -> str | None:
         """A path in this process's own namespace by which a place is reached, the shortest; None if there is none."""
@@ -88,51 +129,76 @@ class Table:
         return min(found, key=len, default=None)
 
 
-def collect() -> Table:
-    """Read the mount tables of all namespaces that can be seen."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
-        own = stream.read()
+def collect(before: Table | None = None) -> Table:
+    """Read the mount tables of all namespaces that can be seen; ``before``: an earlier table, whose work is used."""
+    own = _text("/proc/self/mountinfo")
     try:
         seen = {os.readlink("/proc/self/ns/mnt")}
         pids = [name for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
-        return Table(own)
+        return Table(own, (), before)
     others = []
     for pid in pids:
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace in seen:
                 continue
-            with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
-                text = stream.read()
-            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as stream:
-                containers = tuple(dict.fromkeys(_CONTAINER_ID.findall(stream.read())))
+            others.append((_text(f"/proc/{pid}/mountinfo"), tuple(dict.fromkeys(_CONTAINER_ID.findall(_text(f"/proc/{pid}/cgroup"))))))
         except OSError:
             continue  # it ended, or is not ours to look at; another process may tell of the same namespace
         seen.add(namespace)
-        others.append((text, containers))
-    return Table(own, others)
+    return Table(own, others, before)
 
 
-def _parse(text: str, containers: tuple[str, ...]) -> list[Mount]:
+def _text(path: str) -> str:
+    # A carriage return is a part of a path, and no line's end.
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+        return stream.read()
+
+
+def loops() -> list[tuple[str, str]]:
+    """The loop devices that have a file that is there, and its path."""
+    found = []
+    try:
+        names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
+    except OSError:
+        return []
+    for name in names:
+        try:
+            path = _text(f"/sys/block/{name}/loop/backing_file")
+        except OSError:
+            continue  # it has none
+        path = path[:-1] if path.endswith("\n") else path
+        if os.path.isfile(path):
+            found.append((f"/dev/{name}", path))
+    return found
+
+
+def parse(namespace: Namespace) -> list[Mount]:
+    """The mounts of a namespace."""
+    return [mount for _ident, _above, mount in _read(namespace)]
+
+
+def _read(namespace: Namespace) -> t.Iterator[tuple[str, str, Mount]]:
+    """Each mount with its number and that of the one it is mounted on, "" for none that is there."""
     lines = []
-    for line in text.split("\n"):
+    for line in namespace.text.split("\n"):
         left, dash, right = line.partition(" - ")
         parts, of = left.split(" "), right.split(" ")
         if not dash or len(parts) < 6 or len(of) < 2:
             continue
         shown = _plain(parts[3])
         shown = shown[: -len(_REMOVED)] if shown.endswith(_REMOVED) else shown
-        lines.append((parts[0], parts[1], f"{parts[2]} {shown}", _plain(parts[4]), of[0], _plain(of[1])))
-    by_id = {ident: (shows, point) for ident, _above, shows, point, _type, _source in lines}
-    root = next((shows for _ident, _above, shows, point, _type, _source in reversed(lines) if point == "/"), "")
-    found = []
-    for _ident, above, shows, point, kind, source in lines:
-        upper = by_id.get(above)
-        inside = upper is not None and below(point, upper[1]) and point != "/"
-        at = _join(upper[0], point[len(upper[1].rstrip("/")):]) if upper and inside else None
-        found.append(Mount(shows, at, point, kind, source, containers, root))
-    return found
+        lines.append((parts[0], parts[1], f"{parts[2]} {shown}", _plain(parts[4]), of))
+    by_id = {ident: (shows, point) for ident, _above, shows, point, _of in lines}
+    root = next((shows for _ident, _above, shows, point, _of in reversed(lines) if point == "/"), "")
+    for ident, above, shows, point, of in lines:
+        upper = by_id.get(above) if above != ident else None
+        at = None
+        if upper and point != "/" and below(point, upper[1]):
+            at = _join(upper[0], point[len(upper[1].rstrip("/")):])
+        overlay = of[2] if of[0] == "overlay" and len(of) > 2 else ""
+        yield ident, above if upper else "", Mount(shows, at, point, of[0], _plain(of[1]), namespace.containers, root, overlay)
 
 
 def _join(above: str, rest: str) -> str:

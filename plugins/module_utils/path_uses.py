@@ -25,11 +25,13 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.storage import S
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
 
 _CONTAINER, _VOLUME = "container", "volume"
-#: What the engine itself mounts in a container's folder while it runs, and lets go of before it removes it.
-_IN_CONTAINERS = ("mounts", "secrets", "shm", "mqueue", "checkpoints")
+#: What the engine itself mounts in a container's folder while it runs, and lets go of before it removes it (``container/container_unix.go``).
+_IN_CONTAINERS = ("mounts/shm", "mounts/secrets", "mounts/mqueue", "shm", "secrets", "mqueue")
 #: Where storage drivers mount a container's root file system, below its layer: the layer itself, or this.
 _IN_LAYERS = ("", "merged")
 _LAYER = "layer"
+#: Something of a layer's folder that is used: the folder, why that keeps it in words, and through whom (``Hold.via``).
+LayerUse = t.Tuple[str, str, str]
 
 
 class Folders:
@@ -47,6 +49,11 @@ class Folders:
             self._add(folder, _LAYER)
             if table:
                 self._layers[table.place(folder)] = folder
+        #: The longest first, which is the nearest.
+        self._by_length = sorted(((f"{top.rstrip('/')}/", kind) for top, kind in self._tops.items()), key=lambda top: -len(top[0]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folders) and self._by_length == other._by_length
 
     def _add(self, folder: str, kind: str) -> None:
         self._tops[posixpath.normpath(folder)] = kind
@@ -55,20 +62,30 @@ class Folders:
 
     def find(self, place: str) -> tuple[str, str, str]:
         """What a place lies in, and the rest of the path there: (kind, name, rest); ("", "", "") if in none."""
-        below = ""
-        for above in mounts.ancestors(place):
-            if above in self._tops and below:
-                return self._tops[above], below[len(above.rstrip("/")) + 1:], place[len(below) + 1:]
-            below = above
+        for above, kind in self._by_length:
+            if place.startswith(above) and len(place) > len(above):
+                name, _slash, rest = place[len(above):].partition("/")
+                return kind, name, rest
         return "", "", ""
+
+    def touches(self, mount: mounts.Mount) -> bool:
+        """Whether a mount has to do with objects' folders, other than the root file systems of containers."""
+        kind, _name, rest = self.find(mount.at or "")
+        if kind in (_VOLUME, _CONTAINER) or self.find(mount.shows)[0]:
+            return True
+        return rest not in _IN_LAYERS if kind == _LAYER else bool(mount.overlay)
 
     def owner(self, path: str) -> str:
         """The object in whose folder a path of the host lies, such as ``volume:data``; empty if in none."""
-        for place in (self._table.place(path), path) if self._table else (path,):
-            kind, name, _rest = self.find(posixpath.normpath(place) if place == path else place)
+        for place in (self._table.place(path), posixpath.normpath(path)) if self._table else (posixpath.normpath(path),):
+            kind, name, _rest = self.find(place)
             if kind in (_VOLUME, _CONTAINER):
                 return f"{kind}:{name}"
         return ""
+
+    def layer_at(self, path: str) -> str:
+        """The folder of the layer in which a path of the host lies, as storage names it; empty if in none."""
+        return self.layer(self._table.place(path)) if self._table else ""
 
     def layer(self, place: str) -> str:
         """The path of the layer's folder in which a place lies; empty if in none."""
@@ -82,10 +99,15 @@ class Folders:
 class PathUses:
     """What is mounted on this host at one moment, as far as it concerns the engine's folders."""
 
-    def __init__(self, storage: Storage | None, root: str) -> None:
-        """``root``: the engine's data root; ``storage`` only where it is proven to be this host's."""
-        self._table = mounts.collect() if storage else None
+    def __init__(self, storage: Storage | None, root: str, before: PathUses | None = None) -> None:
+        """``root``: the engine's data root; ``storage`` only where it is proven to be this host's; ``before``: an earlier look, whose work is used."""
+        self._table: mounts.Table | None = mounts.collect(before._table if before else None) if storage else None
         self._folders = Folders(root, storage, self._table)
+        known: dict[mounts.Namespace, tuple[mounts.Mount, ...]] = before._mounts if before and before._folders == self._folders else {}
+        self._mounts: dict[mounts.Namespace, tuple[mounts.Mount, ...]] = {
+            namespace: known[namespace] if namespace in known else tuple(filter(self._folders.touches, mounts.parse(namespace)))
+            for namespace in (self._table.namespaces if self._table else ())
+        }
 
     def owner(self, path: str) -> str:
         """The object in whose folder a path of the host lies, such as ``volume:data``; empty if in none."""
@@ -93,14 +115,14 @@ class PathUses:
 
     def container(self, container: Container) -> Container:
         """The container with the objects whose folders it has by a path."""
-        found = {owner: path for path in container.binds for owner in (self._folders.owner(path),) if owner}
+        found = {owner: printable(path) for path in container.binds for owner in (self._folders.owner(path),) if owner}
         return replace(container, reaches=tuple(found.items())) if found else container
 
     def volume(self, volume: Volume) -> Volume:
-        """The volume with the volumes whose data it shows: as its device, or by a link in the place of its folder."""
-        paths = [volume.device] if volume.device else []
-        link = self.link(volume.name)
-        owners = {self._folders.owner(path) for path in paths + ([link] if link else [])}
+        """The volume with the volumes whose data it shows: as its device, as a part of an overlay, or by a link in the place of its folder."""
+        _link, target = self.link(volume.name)
+        paths = [path for path in (volume.device, target, *volume.overlaid) if path]
+        owners = {self._folders.owner(path) for path in paths}
         shows = tuple(sorted(owners - {"", f"{_VOLUME}:{volume.name}"}))
         return replace(volume, shows=shows) if shows else volume
 
@@ -114,74 +136,96 @@ class PathUses:
         for volume in volumes:
             if volume.driver.startswith("local/"):
                 bound.add(volume.name)  # the engine mounts it at its folder as long as a container that runs has it
-            link = self.link(volume.name)
-            if link:
-                hold = Hold(f"{_VOLUME}:{volume.name}", link_reason(link))
-                found[(hold.holder, hold.reason, "")] = hold
-        for mount in self._table.mounts if self._table else ():
+            reason = self.link_reason(volume.name)
+            if reason:
+                found[(f"{_VOLUME}:{volume.name}", reason, "")] = Hold(f"{_VOLUME}:{volume.name}", reason)
+        for mount in self._all():
             for hold in self._of_mount(mount, bound, containers):
                 found[(hold.holder, hold.reason, hold.via)] = hold
+        for device, path in mounts.loops() if self._table else ():
+            owner = self._folders.owner(path)
+            if owner:
+                reason = f"{printable(device)} has its data in {printable(path)}"
+                found[(owner, reason, "")] = Hold(owner, reason)
         return list(found.values())
 
-    def in_layers(self) -> list[tuple[str, str]]:
-        """Foreign mounts in folders of layers: the layer's path, and the reason in words. Nearly always there are none."""
-        found = {}
-        for mount in self._table.mounts if self._table else ():
-            for place, reason in ((mount.at, self._mounted(mount)), (mount.shows, self._seen(mount))):
+    def in_layers(self, containers: t.Iterable[Container]) -> list[LayerUse]:
+        """Foreign mounts in folders of layers, and those that containers bind. Nearly always there are none."""
+        found: list[LayerUse] = []
+        ids = set()
+        for container in containers:
+            ids.add(container.id)
+            for path in container.binds:
+                layer = self._folders.layer_at(path)
+                if layer:
+                    found.append((layer, f"container {container.name} binds {printable(path)}", f"{_CONTAINER}:{container.id}"))
+        for mount in self._all():
+            for place, say in ((mount.at, self._mounted), (mount.shows, self._seen)):
                 kind, _name, rest = self._folders.find(place or "")
                 # Below its own root file system each container has its mounts.
                 if kind == _LAYER and rest not in _IN_LAYERS and not (mount.containers and mounts.below(place or "", mount.root)):
-                    found[self._folders.layer(place or "")] = reason
-        return list(found.items())
+                    found.append((self._folders.layer(place or ""), say(mount), _through(mount, ids)))
+        return list(dict.fromkeys(found))
+
+    def _all(self) -> t.Iterator[mounts.Mount]:
+        for found in self._mounts.values():
+            yield from found
 
     def _of_mount(self, mount: mounts.Mount, bound: t.Collection[str], containers: t.Collection[str]) -> t.Iterator[Hold]:
-        via = next((f"{_CONTAINER}:{ident}" for ident in mount.containers if ident in containers), "")
-        if mount.at is not None:
-            kind, name, rest = self._folders.find(mount.at)
-            if kind == _VOLUME:
-                own = f"{_VOLUME}:{name}" if not via and rest == "_data" and name in bound else via
-                yield Hold(f"{_VOLUME}:{name}", self._mounted(mount), own)
-            elif kind == _CONTAINER and rest.split("/")[0] not in _IN_CONTAINERS:
-                yield Hold(f"{_CONTAINER}:{name}", self._mounted(mount), via)
+        via = _through(mount, containers)
+        kind_at, name, rest = self._folders.find(mount.at or "")
+        is_device = kind_at == _VOLUME and rest == "_data" and name in bound
+        if kind_at == _VOLUME:
+            yield Hold(f"{_VOLUME}:{name}", self._mounted(mount), f"{_VOLUME}:{name}" if not via and is_device else via)
+        elif kind_at == _CONTAINER and rest not in _IN_CONTAINERS:
+            yield Hold(f"{_CONTAINER}:{name}", self._mounted(mount), via)
         kind, name, rest = self._folders.find(mount.shows)
         if kind == _VOLUME:
             # A volume that shows this one's data keeps it by itself as long as it stays (Volume.shows).
-            if via or not self._is_device(mount, bound):
+            if via or not is_device:
                 yield Hold(f"{_VOLUME}:{name}", self._seen(mount), via)
         elif kind == _CONTAINER and not mount.containers:
             yield Hold(f"{_CONTAINER}:{name}", self._seen(mount))
-
-    def _is_device(self, mount: mounts.Mount, bound: t.Collection[str]) -> bool:
-        """Whether it is a volume's device, which the engine has mounted at its folder."""
-        kind, name, rest = self._folders.find(mount.at or "")
-        return kind == _VOLUME and rest == "_data" and name in bound
+        # An overlay is the engine's where it is mounted in a layer, or is a container's root.
+        if mount.overlay and kind_at != _LAYER and mount.path != "/" and (via or not is_device):
+            for owner in sorted({self._folders.owner(path) for path in mount.layers if path.startswith("/")} - {""}):
+                yield Hold(owner, f"the overlay at {printable(mount.path)}{_where(mount)} has its data", via)
 
     def _mounted(self, mount: mounts.Mount) -> str:
         shown = mount.shows.partition(" ")[2]
         path = self._table.path(mount.shows) if self._table else None
         # A whole filesystem is called by its device, part of one by a path; the shortest one may be the mount itself.
         what = mount.source if shown in ("", "/") or path in (None, mount.path) else path
-        return f"{printable(what)} is mounted at {printable(mount.path)}"
+        return f"{printable(what)} is mounted at {printable(mount.path)}{_where(mount)}"
 
     @staticmethod
     def _seen(mount: mounts.Mount) -> str:
-        where = f" in the mount namespace of container {mount.containers[-1][:12]}" if mount.containers else ""
-        return f"its data is mounted at {printable(mount.path)} as well{where}"
+        return f"its data is mounted at {printable(mount.path)} as well{_where(mount)}"
 
-    def link(self, volume: str) -> str:
-        """Where a volume's folder ``_data`` leads, if somebody put a link in its place."""
+    def link(self, volume: str) -> tuple[str, str]:
+        """The link that somebody put in the place of a volume's folder or of its ``_data``, and where its data is by that; "" for none."""
         if not self._table or not is_name(volume):
-            return ""
-        path = f"{self._folders.root}/volumes/{volume}/_data"
+            return "", ""
+        folder = f"{self._folders.root}/volumes/{volume}"
         try:
-            return os.path.realpath(path) if os.path.islink(path) else ""
+            return next(((path, os.path.realpath(f"{folder}/_data")) for path in (folder, f"{folder}/_data") if os.path.islink(path)), ("", ""))
         except (OSError, ValueError):
-            return ""
+            return "", ""
+
+    def link_reason(self, volume: str) -> str:
+        """Why a volume stays that is a link: the engine would empty what it leads to, if that is below its volumes; empty if it is none."""
+        link, target = self.link(volume)
+        what = "its folder _data" if link.endswith("/_data") else "its folder"
+        return f"{what} is a link to {printable(target if what.endswith('_data') else posixpath.dirname(target))}" if link else ""
 
 
-def link_reason(target: str) -> str:
-    """Why a volume stays that is a link: the engine would empty what it leads to, if that is below its volumes."""
-    return f"its folder _data is a link to {printable(target)}"
+def _through(mount: mounts.Mount, containers: t.Collection[str]) -> str:
+    """The container in whose mount namespace a mount is, as ``Hold.via`` has it."""
+    return next((f"{_CONTAINER}:{ident}" for ident in mount.containers if ident in containers), "")
+
+
+def _where(mount: mounts.Mount) -> str:
+    return f" in the mount namespace of container {mount.containers[-1][:12]}" if mount.containers else ""
 
 
 def complete(looked: Snapshot, storage: Storage | None, root: str) -> Snapshot:
@@ -196,21 +240,18 @@ def complete(looked: Snapshot, storage: Storage | None, root: str) -> Snapshot:
     holds = uses.holds(volumes, {container.id for container in containers})
     holds += [Hold(owner, "used by a swarm service", "swarm") for owner in map(uses.owner, looked.service_binds) if owner]
     looked = replace(looked, containers=containers, volumes=volumes, holds=tuple(holds))
-    strange = uses.in_layers()
+    strange = uses.in_layers(containers)
     return replace(looked, holds=looked.holds + tuple(of_layers(looked, storage, strange))) if storage and strange else looked
 
 
-def of_layers(looked: Snapshot, storage: Storage, strange: t.Iterable[tuple[str, str]]) -> list[Hold]:
-    """The objects that have layers in whose folders something is mounted.
-
-    :param strange: the layers' folders, each with the reason in words.
-    """
+def of_layers(looked: Snapshot, storage: Storage, strange: t.Iterable[LayerUse]) -> list[Hold]:
+    """The objects that have layers in whose folders something is mounted, or that somebody binds."""
     # Who holds which layer is read only where it is asked for: with thousands of images that takes a second.
     from ansible_collections.fleetclean.docker.plugins.module_utils import layers
 
     holdings = layers.read(storage, looked)
     found = []
-    for path, reason in strange:
+    for path, reason, via in strange:
         account = holdings.accounts.get(holdings.paths.get(path, ""))
-        found += [Hold(holder, reason) for holder in sorted(account.holders if account else ())]
+        found += [Hold(holder, reason, via) for holder in sorted(account.holders if account else ())]
     return found

@@ -245,9 +245,11 @@ def _users_of(containers: t.Sequence[Container]) -> _UsersOf:
     users: dict[str, list[tuple[Container, str]]] = defaultdict(list)
     for container in containers:
         for given, what in container.stands_on:
-            ident = known.get(given) or next((one.id for one in containers if len(given) >= 12 and one.id.startswith(given)), None)
-            if ident and ident != container.id:
-                users[ident].append((container, _USES[what]))
+            # Engines keep what was given for --volumes-from: a name, an id, or as much of it as was enough.
+            meant = [known[given]] if given in known else [one.id for one in containers if len(given) >= 4 and one.id.startswith(given)]
+            for ident in meant:
+                if ident != container.id:
+                    users[ident].append((container, _USES[what]))
         for path, owner in ((path, owner) for owner, path in container.reaches):
             kind, _colon, ident = owner.partition(":")
             if kind == "container" and ident != container.id:
@@ -686,7 +688,8 @@ def _decide_volumes(
 
 def _keep_what_is_shown(volumes: t.Sequence[Volume], reasons: dict[str, str | None]) -> None:
     """Let volumes stay whose data another one shows that stays; volumes without an entry in ``reasons`` were not asked for, and stay."""
-    showing = [volume for volume in volumes if volume.shows]
+    # Engines list volumes in any order, and check mode is to name the same one as the real run.
+    showing = sorted((volume for volume in volumes if volume.shows), key=lambda volume: volume.name)
     found = bool(showing)
     while found:
         found = False

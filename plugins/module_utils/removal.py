@@ -338,7 +338,7 @@ class _Actor:
             return Result(step, _KEPT, f"it ran meanwhile, and is {now.state} now")
         reason = self._look.why_needed(step.id, step.users) or self._look.why_held("container", step.id)
         if reason:
-            return Result(step, _KEPT, reason)
+            return Result(step, _KEPT, reason, later=True)  # by a container perhaps that is about to go
         self._engine.remove_container(step.id, force=step.force and now.live)
         return Result(step, _DONE)
 
@@ -368,7 +368,7 @@ class _Actor:
             return Result(step, _KEPT, _IN_USE)
         held = self._look.why_held("image", step.id)
         if held:
-            return Result(step, _KEPT, held)
+            return Result(step, _KEPT, held, later=True)
         try:
             self._engine.remove_image(step.id, force=step.force)
         except EngineError as error:
@@ -387,7 +387,7 @@ class _Actor:
     def _volume(self, step: Step) -> Result:
         held = self._look.why_held("volume", step.id)
         if held:
-            return Result(step, _KEPT, held)
+            return Result(step, _KEPT, held, later=True)
         # A volume has no id: one that was made anew under this name, or used, is another one.
         if step.expects and repr(parse_time(self._engine.volume(step.id).get("CreatedAt"))) not in step.expects:
             return Result(step, _KEPT, "it was made anew or changed meanwhile")

@@ -127,8 +127,8 @@ class Volume:
 
     ``changed`` is the last change of its data's own folder, where that is at hand. ``created`` is the engine's CreatedAt: before 26 the
     last change of that folder, since then its making.
-    ``device`` is the host's path that it shows instead of a folder of its own; ``shows`` are the volumes whose data that is or
-    lies in, such as ``volume:data``.
+    ``device`` is the host's path that it shows instead of a folder of its own, ``overlaid`` are those that it shows as an overlay;
+    ``shows`` are the volumes whose data that is or lies in, such as ``volume:data``.
     """
 
     name: str
@@ -140,6 +140,7 @@ class Volume:
     bytes: int | None
     changed: float | None = None
     device: str = ""
+    overlaid: tuple[str, ...] = ()
     shows: tuple[str, ...] = ()
 
 
@@ -679,6 +680,7 @@ def _volumes(engine: Engine, usage: dict[str, t.Any], storage: Storage | None) -
                 bytes=sizes.get(name),
                 changed=_changed(storage.volume_data(name)) if storage and raw.get("Driver") == "local" else None,
                 device=_bound(raw),
+                overlaid=_overlaid(raw),
             )
         )
     return tuple(found)
@@ -700,6 +702,20 @@ def _bound(raw: dict[str, t.Any]) -> str:
     device = str(options.get("device") or "")
     flags = str(options.get("o") or "").split(",")
     return device if device.startswith("/") and ({"bind", "rbind"}.intersection(flags) or options.get("type") in (None, "", "none")) else ""
+
+
+def _overlaid(raw: dict[str, t.Any]) -> tuple[str, ...]:
+    """The host's paths that a volume of the local driver lays over each other."""
+    options = raw.get("Options")
+    if raw.get("Driver") != "local" or not isinstance(options, dict) or options.get("type") != "overlay":
+        return ()
+    paths = [
+        path
+        for name, _equals, value in (option.partition("=") for option in str(options.get("o") or "").split(","))
+        for path in (re.split(r"(?<!\\):+", value) if name == "lowerdir" else [value])
+        if name in ("lowerdir", "upperdir", "workdir")
+    ]
+    return tuple(path for path in paths if path.startswith("/"))
 
 
 def _volume_driver(raw: dict[str, t.Any]) -> str:

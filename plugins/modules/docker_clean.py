@@ -125,7 +125,7 @@ options:
       - Which volumes to remove. A volume that any container has, stopped ones too, stays; also one that a container has by a path, as a
         bind of its folder or something below it, or through another volume that shows its data. A bind of all volumes keeps none.
       - A volume stays if anything is mounted at or below its folder, in any mount namespace, or if its data is mounted elsewhere on the
-        host. The engine would empty what is mounted there.
+        host, be it as a part of an overlay or as the file of a loop device. The engine would empty what is mounted there.
     type: dict
     suboptions:
       scope:

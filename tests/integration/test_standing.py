@@ -89,11 +89,13 @@ def stop(host: Host, *names: str) -> None:
 
 @on_all_hosts
 def test_what_is_mounted_below_an_objects_folder_is_not_emptied_by_its_removal(host: Host) -> None:
-    for folder in ("/srv/i", "/srv/disk", "/srv/deep"):
+    folders = ("/srv/i", "/srv/disk", "/srv/deep", "/srv/odd")
+    for folder in folders:
         host.exec(["mkdir", "-p", folder])
         host.exec(["touch", f"{folder}/a"])
-    data = {name: volume(host, name) for name in ("shared", "whole", "free")}
-    with mounted(host, "/srv/disk", data["whole"]):
+    data = {name: volume(host, name) for name in ("shared", "whole", "odd", "free")}
+    # A line's end in a path is none in the kernel's table.
+    with mounted(host, "/srv/disk", data["whole"]), mounted(host, "/srv/odd", f"{data['odd']}/a\r\nb \\c"):
         if host.name == "copies":
             # The recipe's mount does not come out of this driver's containers; so somebody made one in a layer, as only a plain folder lets.
             ident = container(host, "sh", "base/app:1", ["/bin/true"], run="done")
@@ -111,16 +113,17 @@ def test_what_is_mounted_below_an_objects_folder_is_not_emptied_by_its_removal(h
             assert kept(result, "container") == {f"/srv/deep is mounted at {place}": 1}
             assert ident in state(host)["containers"].values()
             assert "base/app:1" in state(host)["tags"], "the container that stays can be started again"
-            for folder in ("/srv/i", "/srv/disk", "/srv/deep"):
+            assert f"/srv/odd is mounted at {data['odd']}/a??b \\c" in kept(result, "volume")
+            for folder in folders:
                 assert host.path(folder).joinpath("a").exists(), folder
             if host.name != "copies":
                 assert f"/srv/i is mounted at {data['shared']}/i" in kept(result, "volume")
                 host.exec(["umount", f"{data['shared']}/i"])
     result = clean(host)
-    assert "whole" in removed(result, "volume")
+    assert {"whole", "odd"} <= removed(result, "volume").keys()
     assert (host.name == "copies") or "shared" in removed(result, "volume")
     assert ident not in state(host)["containers"].values()
-    assert all(host.path(folder).joinpath("a").exists() for folder in ("/srv/i", "/srv/disk", "/srv/deep"))
+    assert all(host.path(folder).joinpath("a").exists() for folder in folders)
 
 
 def test_what_is_mounted_while_the_run_is_under_way_is_seen_right_before_the_removal(host: Host) -> None:
@@ -144,7 +147,7 @@ def test_what_is_mounted_while_the_run_is_under_way_is_seen_right_before_the_rem
 
 @both_stores
 def test_a_volume_that_is_used_by_its_path_stays(host: Host) -> None:
-    names = ("running", "deep", "created", "by-volume", "by-nobodys-volume", "by-link", "by-mount", "mounted", "linked", "agent", "free")
+    names = ("running", "deep", "created", "by-volume", "by-nobodys-volume", "by-link", "by-mount", "mounted", "linked", "overlaid", "agent", "free")
     data = {name: volume(host, name) for name in names}
     host.path(data["deep"]).joinpath("sub").mkdir()
     volume(host, "shows", device=data["by-volume"])
@@ -155,6 +158,12 @@ def test_a_volume_that_is_used_by_its_path_stays(host: Host) -> None:
     volume(host, "link")
     host.path("/var/lib/docker/volumes/link/_data").rmdir()
     host.exec(["ln", "-s", "../linked/_data", "/var/lib/docker/volumes/link/_data"])
+    volume(host, "links")
+    host.exec(["sh", "-c", "cd /var/lib/docker/volumes && rm -r links && ln -s linked links"])
+    for folder in ("upper", "work"):
+        host.path(data["overlaid"]).joinpath(folder).mkdir()
+    overlay = f"lowerdir={data['overlaid']},upperdir={data['overlaid']}/upper,workdir={data['overlaid']}/work"
+    host.must("POST", "/volumes/create", {"Name": "overlay", "DriverOpts": {"type": "overlay", "device": "overlay", "o": overlay}})
     root = "/var/lib/docker/volumes"
     with mounted(host, data["by-mount"], "/srv/m"), mounted(host, data["mounted"], "/srv/ftp"):
         binds = [f"{data['running']}:/a", f"{data['deep']}/sub:/b", "shows:/c", "/srv/links/a:/d", "/srv/m:/e"]
@@ -164,7 +173,7 @@ def test_a_volume_that_is_used_by_its_path_stays(host: Host) -> None:
         result = both(host)
         assert set(removed(result, "volume")) == {"agent", "free"}
         there = state(host)["volumes"]
-        assert there == {*names, "shows", "shows-too", "link"} - {"agent", "free"}
+        assert there == {*names, "shows", "shows-too", "link", "links", "overlay"} - {"agent", "free"}
         assert kept(result, "volume") == {
             f"container web binds {data['running']}": 1,
             f"container web binds {data['deep']}/sub": 1,
@@ -173,17 +182,26 @@ def test_a_volume_that_is_used_by_its_path_stays(host: Host) -> None:
             "volume shows shows its data": 1,
             "volume shows-too shows its data": 1,
             "of volume driver local/bind": 1,
+            "of volume driver local/overlay": 1,
+            "volume overlay shows its data": 1,
+            "its folder is a link to /var/lib/docker/volumes/linked": 1,
             "container web binds /srv/links/a": 1,
             "container web binds /srv/m": 1,
             "its data is mounted at /srv/ftp as well": 1,
             "its folder _data is a link to /var/lib/docker/volumes/linked/_data": 1,
             "volume link shows its data": 1,
         }
-        # Who goes keeps nothing: in one run the containers that are killed, and what they alone had.
-        full = clean(host, containers={"states": LIVE, "volumes": True}, volumes={"scope": "unused", "drivers": ["local", "local/*"]})
+        # Who goes keeps nothing: in one run the containers that are killed, and what they alone had, whoever of them goes first.
+        container(host, "has", "base/app:1", run="on", Mounts=[{"Type": "volume", "Target": "/own"}])
+        (own,) = host.must("GET", "/containers/has/json")["Mounts"]
+        container(host, "borrows", "base/app:1", run="on", Binds=[f"{own['Source']}:/a"])
+        wishes = {"containers": {"states": LIVE, "volumes": True}, "volumes": {"scope": "unused", "drivers": ["local", "local/*"]}}
+        foretold, full = clean(host, check=True, **wishes), clean(host, **wishes)
+        assert (removed(full).keys(), kept(full)) == (removed(foretold).keys(), kept(foretold))
+        assert own["Name"] in removed(full, "volume")
         assert {"running", "deep", "by-volume", "shows", "by-link"} <= removed(full, "volume").keys(), kept(full)
-        assert state(host)["volumes"] == {"created", "by-mount", "mounted", "linked", "link"}
-    host.exec(["rm", "/var/lib/docker/volumes/link/_data"])
+        assert state(host)["volumes"] == {"created", "by-mount", "mounted", "linked", "link", "links"}
+    host.exec(["rm", "/var/lib/docker/volumes/link/_data", "/var/lib/docker/volumes/links"])
 
 
 # -- containers that others stand on ------------------------------------------------------------------------

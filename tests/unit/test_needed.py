@@ -34,6 +34,20 @@ def test_a_container_stays_without_which_another_one_cannot_start_with_all_that_
     assert reasons(plan, "container")["base"].startswith("container user ")
 
 
+@pytest.mark.parametrize("length", [4, 12, 64])
+def test_as_much_of_an_id_as_was_given_names_the_container_and_no_name_that_is_taken_does(length: int) -> None:
+    base, other = container("base"), container("other")
+    given = base.id[:length]
+    user = container("user", state="running", stands_on=((given, "volumes"),))
+    assert reasons(decide(world(base, other, user), EVERYTHING), "container") == {
+        "base": "container user has its volumes (--volumes-from)", "user": "running",
+    }
+    # Engines look for a name first.
+    called_so = container(given)
+    if length < 64:
+        assert sorted(goes(decide(world(base, other, user, called_so), EVERYTHING), "container")) == ["base", "other"]
+
+
 def test_they_all_go_where_all_go_and_each_before_what_it_stands_on() -> None:
     lowest = container("lowest", stopped=100 * MINUTE)
     middle = container("middle", stopped=50 * MINUTE, stands_on=((lowest.id, "network namespace"),))
@@ -121,6 +135,12 @@ def test_a_volume_stays_whose_data_another_one_shows_that_stays() -> None:
     assert sorted(goes(plan, "volume")) == ["a", "b", "c"]
     plan = decide(world(*chain), Wishes(volumes=VolumeWish("unused", drivers=("local", "local/bind"), keep=("c",))))
     assert reasons(plan, "volume") == {"a": "volume b shows its data", "b": "volume c shows its data", "c": "named in volumes.keep"}
+
+
+def test_the_reason_why_data_is_shown_does_not_depend_on_the_order_of_the_engines_list() -> None:
+    shown = [volume("data"), volume("a", shows=("volume:data",), driver="local/bind"), volume("b", shows=("volume:data",), driver="local/bind")]
+    for listed in (shown, shown[::-1]):
+        assert reasons(decide(world(*listed), EVERYTHING), "volume")["data"] == "volume a shows its data"
 
 
 def test_an_anonymous_volume_does_not_go_along_if_something_is_mounted_in_it() -> None:

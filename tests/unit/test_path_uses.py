@@ -31,7 +31,7 @@ def look(monkeypatch: pytest.MonkeyPatch, root: str, snapshot: Snapshot, *lines:
     """The completed snapshot where these are mounted: each line "device root point", on top of the data root's own disk."""
     own = [f"{number} 1 {line.split()[0]} {line.split()[1]} {line.split()[2]} rw - ext4 /dev/{number} rw" for number, line in enumerate(lines, 10)]
     table = mounts.Table("\n".join(["1 0 8:1 / / rw - ext4 /dev/sda1 rw", *own]), [(inside, (WEB,))] if inside else ())
-    monkeypatch.setattr(mounts, "collect", lambda: table)
+    monkeypatch.setattr(mounts, "collect", lambda _before=None: table)
     return path_uses.complete(snapshot, Storage(root, "overlay2", "graphdriver", {}), root)
 
 
@@ -54,7 +54,7 @@ def test_what_is_mounted_at_and_below_an_objects_folder_keeps_it(monkeypatch: py
 
 def test_volumes_on_a_filesystem_of_their_own_are_found_there(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     table = mounts.Table(f"1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / {root}/volumes rw - xfs b rw\n3 2 8:3 / {root}/volumes/data/_data/x rw - xfs c rw\n")
-    monkeypatch.setattr(mounts, "collect", lambda: table)
+    monkeypatch.setattr(mounts, "collect", lambda _before=None: table)
     looked = path_uses.complete(world(volume("data")), Storage(root, "overlay2", "graphdriver", {}), root)
     assert held(looked) == {"volume:data": (f"c is mounted at {root}/volumes/data/_data/x", "")}
 
@@ -66,7 +66,7 @@ def test_what_a_mount_shows_elsewhere_keeps_it_and_ends_with_its_container(monke
     reasons = {(hold.reason, hold.via) for hold in looked.holds if hold.holder == "volume:other"}
     assert reasons == {
         (f"its data is mounted at /data as well in the mount namespace of container {WEB[:12]}", f"container:{WEB}"),
-        ("tmpfs is mounted at /data/sub", f"container:{WEB}"),
+        (f"tmpfs is mounted at /data/sub in the mount namespace of container {WEB[:12]}", f"container:{WEB}"),
     }
 
 
