@@ -104,10 +104,8 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
         container_ages=how.exact,
         sizes=True,
         volume_sizes=not (own and how.exact),
-        # What images share is measured here. A report names the engine's figure as well.
-        image_sizes=wanted is None or own is None,
-        # Of another machine's images nobody here knows how large each layer is.
-        layers=wanted is None or own is not None,
+        # What images share is measured here, for those who have no other use for the engine's figure.
+        image_sizes=own is None or wanted is None or wanted.image_sizes,
     )
     looked = path_uses.complete(snapshot.take(engine, everything, own), own, from_info(engine.info).root)
     if own is None:
@@ -150,6 +148,7 @@ class _Surveyor:
         self._identities: dict[str, str] = {}
         self._plain: dict[str, bool] = {}
         self._places = places.find(storage)
+        self._beyond = places.beyond(storage)
         self._home: dict[str, str] = {}
 
     def look(self) -> Survey:
@@ -353,12 +352,14 @@ class _Surveyor:
         parts: dict[str, str] = {}
         for path, account in self._owners.items():
             place = single or places.place_of(path, self._places)
+            if self._beyond and places.is_below(path, self._beyond):
+                place = _ELSEWHERE
             if self._home.setdefault(account, place) != place:
                 parts[path] = part = f"{account} in {place}"
                 self._home[part] = place
                 self._accounts[part] = self._accounts[account]
         self._owners.update(parts)
-        self._accounts = {name: replace(account, disk=self._places[self._home[name]]) for name, account in self._accounts.items()}
+        self._accounts = {name: replace(account, disk=self._places.get(self._home[name], _ELSEWHERE)) for name, account in self._accounts.items()}
 
     def _linked(self, found: walk.Found, sizes: dict[str, Sizes]) -> None:
         """Files with hard links on several accounts come free with the last of all holders."""
@@ -408,7 +409,9 @@ class _Surveyor:
         found = dict.fromkeys(self._places, 0)
         first = next(iter(found))
         for name, figures in sizes.items():
-            found[self._home.get(name, first)] += figures.disk
+            home = self._home.get(name, first)
+            if home != _ELSEWHERE:
+                found[home] += figures.disk
         return found
 
     def _links(self) -> list[str]:
@@ -431,6 +434,8 @@ class _Surveyor:
         return self._plain[folder]
 
 
+#: Stands for the filesystem, and for the place, of what lies on none that is known.
+_ELSEWHERE = "elsewhere"
 #: Behind all layers: what a leftover shares with one of them is the layer's.
 _LAST = 1 << 20
 

@@ -36,6 +36,9 @@ if t.TYPE_CHECKING:
 
 #: How far what was promised may be from what comes free: within it the filesystem itself is asked, and waited for.
 _PRECISION = 1.25
+#: An object lies where one in so many of its bytes or inodes is, or so much of it. What is less are records of it: with graph drivers some KB of
+#: each image in ``image``, a container's log of a gigabyte beside its empty layer.
+_PART, _PART_BYTES, _PART_INODES = 10, 16 << 20, 1000
 
 
 class Space:
@@ -252,8 +255,8 @@ class _Run:
         main = self._space.disks[0].device
         # What came free with a log does not come free once more with its container.
         ledger = survey.ledger.reduced({f"log of {ident}": size for ident, size in self._assumed.items()})
-        self._sizer = _sizer(ledger, main)
-        every = _sizer(ledger, main)
+        self._sizer = _sizer(ledger, main, self._marks, plan)
+        every = _sizer(ledger, main, self._marks, plan)
         return looked, replace(plan, steps=tuple(every(step) for step in _waiting(plan.steps, looked)))
 
     def _foretell(self, plan: Plan) -> None:
@@ -322,24 +325,34 @@ def _sharers(
     return attribution.sharers(own, looked)
 
 
-def _sizer(ledger: Ledger, main: str) -> t.Callable[[Step], Step]:
+def _sizer(ledger: Ledger, main: str, marks: options.Watermarks, plan: Plan) -> t.Callable[[Step], Step]:
     """Return what gives one step after the other what comes free with it then: what is shared comes with the last that has it.
 
     :param main: the device of the data root's filesystem.
+    :param marks: what is to come free, bytes or inodes: an object goes for the sake of the filesystem on which its own lie.
+    :param plan: what shares something with what is not in it frees nothing of that.
     """
-    from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES
+    from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import IMAGE, PREFIXES
     from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
     turns = ledger.turns()
+    going = frozenset(PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES)
 
     def sized(step: Step) -> Step:
         if step.kind not in PREFIXES:
             return replace(step, frees=())
         holder = PREFIXES[step.kind] + step.id
-        freed = turns(holder)
-        there = {disk: freed.get(disk) or Sizes() for disk in sorted(ledger.disks(holder) | freed.keys())}
-        frees = tuple(Freed(disk or main, sizes.frees, sizes.inodes) for disk, sizes in there.items())
-        return replace(step, bytes=sum(part.bytes for part in frees), inodes=sum(part.inodes for part in frees), frees=frees)
+        # Its image's layers are no reason for a container to go.
+        without = IMAGE if step.kind == "container" else ""
+        freed, may, whole = turns(holder), ledger.disks(holder, going, without), ledger.disks(holder, None, without).values()
+        size, inodes = sum(sizes.frees for sizes in whole), sum(sizes.inodes for sizes in whole)
+        frees = []
+        for disk in sorted(may.keys() | freed.keys()):
+            has, comes = may.get(disk) or Sizes(), freed.get(disk) or Sizes()
+            by_bytes = marks.free_target is not None and (has.frees * _PART >= size or has.frees >= _PART_BYTES)
+            by_inodes = marks.free_target_inodes is not None and (has.inodes * _PART >= inodes or has.inodes >= _PART_INODES)
+            frees.append(Freed(disk or main, comes.frees, comes.inodes, by_bytes or by_inodes))
+        return replace(step, bytes=sum(part.bytes for part in frees), inodes=sum(part.inodes for part in frees), frees=tuple(frees))
 
     return sized
 

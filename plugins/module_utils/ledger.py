@@ -64,10 +64,20 @@ class Ledger:
             total.add(self.size(name))
         return total
 
-    def disks(self, holder: str) -> set[str]:
-        """The filesystems on which something may come free with an object, be it together with others."""
-        sizes = [(self._accounts[name].disk, self.size(name)) for name in self._held.get(holder, ())]
-        return {disk for disk, size in sizes if size.frees or size.inodes}
+    def disks(self, holder: str, going: t.Collection[str] | None = None, without: str = "") -> dict[str, Sizes]:
+        """What an object holds, on which filesystem.
+
+        :param going: no more than what may come free with it, be it together with these other objects.
+        :param without: leave out what objects of this kind hold as well.
+        """
+        found: dict[str, Sizes] = {}
+        for name in self._held.get(holder, ()):
+            account, size = self._accounts[name], self.size(name)
+            if without and any(other.startswith(without) for other in account.holders):
+                continue
+            if (size.frees or size.inodes) and (going is None or account.holders.issubset(going)):
+                found.setdefault(account.disk, Sizes()).add(size)
+        return found
 
     def of_category(self, holder: str, category: str) -> Sizes:
         """What of an object's stands in one category."""

@@ -177,7 +177,7 @@ class Mount:
 def mounts_below(paths: t.Collection[str]) -> list[Mount]:
     """What is mounted below these paths."""
     beneath = tuple(f"{path.rstrip('/')}/" for path in paths)
-    by_point = {entry.point: entry for entry in _mounts()}  # of several on one place the last is the one on top
+    by_point = _visible()
     found = []
     for point, entry in by_point.items():
         if point == "/" or not point.startswith(beneath):
@@ -197,7 +197,9 @@ def mounts_below(paths: t.Collection[str]) -> list[Mount]:
 
 
 class _Entry(t.NamedTuple):
-    """One line of the mount table: the device, what of it is mounted (``root``), where, and the filesystem's options."""
+    """One line of the mount table: the device, what of it is mounted (``root``), where, the filesystem's options, and the mount
+    that it is mounted on, both by number.
+    """
 
     device: str
     root: str
@@ -205,32 +207,50 @@ class _Entry(t.NamedTuple):
     type: str
     source: str
     options: frozenset[str]
-
-
-def _holds(point: str, path: str) -> bool:
-    return path == point or path.startswith(point.rstrip("/") + "/")
+    number: int = 0
+    above: int = 0
 
 
 def _mount_of(path: str) -> _Entry:
-    """The filesystem at ``path``, by the longest mount that holds it."""
-    real = os.path.realpath(path)
-    best = _Entry("", "/", "/", "", "", frozenset())
-    for entry in _mounts():
-        if _holds(entry.point, real) and len(entry.point) >= len(best.point):
-            best = entry
-    return best
+    """The filesystem at ``path``."""
+    by_point = _visible()
+    upper = os.path.realpath(path)
+    while upper not in by_point and upper not in ("", "/"):
+        upper = os.path.dirname(upper)
+    return by_point.get(upper) or _Entry("", "/", "/", "", "", frozenset())
+
+
+def _visible() -> dict[str, _Entry]:
+    """The mounts that can be seen, by where they are: not those that lie below another one, which came later on the same place or above it."""
+    entries = list(_mounts())
+    known = {entry.number for entry in entries if entry.above != entry.number}
+    children = {(entry.above if entry.above in known else 0, entry.point): entry for entry in entries}
+    found: dict[str, _Entry] = {}
+    for point in sorted({entry.point for entry in entries}, key=len):
+        upper = point
+        while upper not in ("", "/"):
+            upper = os.path.dirname(upper)
+            if upper in found:
+                break
+        top = found.get(upper) if upper != point else None
+        under = top.number if top else 0
+        while (under, point) in children:
+            found[point] = children.pop((under, point))
+            under = found[point].number
+    return found
 
 
 def _mounts() -> t.Iterator[_Entry]:
-    # Format: proc_pid_mountinfo(5). Spaces in paths are octal escapes there.
+    # Format: proc_pid_mountinfo(5). Spaces in paths are octal escapes there, other white space and ends of lines of other systems are not.
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
             for line in stream:
-                left, _dash, right = line.partition(" - ")
-                parts, of = left.split(), right.split()
+                left, _dash, right = line.rstrip("\n").partition(" - ")
+                parts, of = left.split(" "), right.split(" ")
                 options = frozenset(of[2].split(",")) if len(of) > 2 else frozenset()
-                yield _Entry(parts[2], _plain(parts[3]), _plain(parts[4]), of[0], _plain(of[1]) if len(of) > 1 else "", options)
-    except (OSError, IndexError):
+                source = _plain(of[1]) if len(of) > 1 else ""
+                yield _Entry(parts[2], _plain(parts[3]), _plain(parts[4]), of[0], source, options, int(parts[0]), int(parts[1]))
+    except (OSError, IndexError, ValueError):
         return
 
 

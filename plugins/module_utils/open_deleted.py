@@ -344,7 +344,7 @@ def _shared_bytes(link: str) -> int:
 def _mount_table(pid: str) -> t.Iterator[_Line]:
     # Spaces in paths are octal escapes there; optional fields end with a dash.
     try:
-        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
             for line in stream:
                 left, _dash, right = line.partition(" - ")
                 parts, of = left.split(" "), right.split(" ")

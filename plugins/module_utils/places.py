@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """On which filesystems an engine's data lies: its data root, its containerd's, and what is mounted or linked there.
 
-A link right below one of these roots is followed once, by its name in the root, if root (or, for an engine without root, the owner
+A link right below one of these roots, or in the place of containerd's, is followed once, by its name, if root (or, for an engine without root, the owner
 of the data root) made it where nobody else may write, and if what it leads to is shown to be this engine's: by folders of its
 objects, or by databases that its own processes hold open there. In doubt it is not followed, and that is said. Links further below are
 never followed.
@@ -81,6 +81,15 @@ def find(storage: Storage) -> dict[str, str]:
     return found
 
 
+def beyond(storage: Storage) -> list[str]:
+    """Folders of the engine's that lie in none of its places: behind links that were not followed, or on what another machine has."""
+    found = [link for root in storage.roots for link in _links(root) if link not in storage.moved]
+    base = storage.containerd
+    found += [base] if base and os.path.realpath(base) != base else []
+    structure = storage.structure()
+    return found + [mount.path for mount in measure.mounts_below(storage.roots) if mount.path in structure and _FOREIGN.fullmatch(mount.type)]
+
+
 def _lies_in(path: str, place: str) -> bool:
     inner, outer = measure.within(path), measure.within(place)
     return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
@@ -90,12 +99,13 @@ def disks(storage: Storage) -> list[Disk]:
     """The filesystems of these places, that of the data root first."""
     by_device: dict[str, list[str]] = {}
     places = find(storage)
+    elsewhere = beyond(storage)
     for path, device in places.items():
         by_device.setdefault(device, []).append(path)
     holds: dict[str, list[str]] = {device: [] for device in by_device}
     for category, path in _holding(storage):
         device = places[place_of(path, places)]
-        if category not in holds[device] and os.path.isdir(path):
+        if category not in holds[device] and os.path.isdir(path) and not is_below(path, elsewhere):
             holds[device].append(category)
     return [Disk(device, tuple(paths), tuple(holds[device])) for device, paths in by_device.items()]
 
@@ -115,6 +125,11 @@ def place_of(path: str, places: t.Collection[str]) -> str:
     return path
 
 
+def is_below(path: str, folders: t.Collection[str]) -> bool:
+    """Whether a path is one of these folders, or lies in one."""
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
 def _holding(storage: Storage) -> t.Iterator[tuple[str, str]]:
     layers = [*storage.layer_folders(), *storage.pools]
     content = [storage.content] if storage.content else []
@@ -125,7 +140,7 @@ def _holding(storage: Storage) -> t.Iterator[tuple[str, str]]:
         ("build_cache", layers),
         ("logs", [storage.containers]),
         ("container_metadata", [storage.containers]),
-        ("engine_metadata", [storage.root]),
+        ("engine_metadata", [storage.root, *map(storage.at, ("image", "buildkit", "network", "plugins", "swarm"))]),
         ("tmp", storage.temporary()),
     ):
         for path in paths:
@@ -142,14 +157,21 @@ def locate(storage: Storage, engine: Objects) -> tuple[Storage, list[str]]:
     """
     found = replace(storage, root=os.path.realpath(storage.root))
     refused: list[str] = []
-    witness = _Witness(found, engine)
-    found = witness.follow(found.root, refused)
-    containerd = found.containerd
-    if containerd and os.path.realpath(containerd) != containerd and not containerd.startswith(f"{found.root}/"):
-        containerd = os.path.realpath(containerd)
-    if containerd and os.path.realpath(containerd) == containerd:
-        found = replace(found, containerd_root=containerd)
-        found = _Witness(found, engine).follow(containerd, refused)
+    found = _Witness(found, engine).follow(_links(found.root), refused)
+    base = found.containerd
+    if not base:
+        return found, refused
+    # The engine's own may be told by its real path.
+    own = found.at("containerd/daemon")
+    link = own if os.path.realpath(own) == os.path.realpath(base) else base
+    if os.path.islink(link):
+        found = _Witness(found, engine).follow([link], refused)
+        base = found.containerd or base
+    elif not base.startswith(tuple(f"{root}/" for root in found.roots)):
+        base = os.path.realpath(base)
+    if os.path.realpath(base) == base:
+        found = replace(found, containerd_root=base)
+        found = _Witness(found, engine).follow(_links(base), refused)
     return found, refused
 
 
@@ -161,23 +183,22 @@ class _Witness:
         self._engine = engine
         self._databases: list[list[str]] | None = None
 
-    def follow(self, root: str, refused: list[str]) -> Storage:
-        """Follow the links right below a root, those first that are told by the engine's objects."""
-        links = _links(root)
-        known = self._known_names(root)
+    def follow(self, links: t.Sequence[str], refused: list[str]) -> Storage:
+        """Follow these links, those first that are told by the engine's objects."""
+        known = self._known_names()
         for link in sorted(links, key=lambda path: (path not in known, path)):
             target, why = _target(link)
             if target and not os.listdir(target):
                 continue  # nothing is there that could be counted
             if target and not why:
-                why = self._doubt(target, known.get(link))
+                why = self._doubt(link, target, known.get(link))
             if target and not why:
                 self._storage = replace(self._storage, moved={**self._storage.moved, link: target})
             else:
                 refused.append(f"{link} leads elsewhere by a link; what is there is not counted: {why}")
         return self._storage
 
-    def _known_names(self, root: str) -> dict[str, t.Callable[[str], tuple[str, list[str]]]]:
+    def _known_names(self) -> dict[str, t.Callable[[str], tuple[str, list[str]]]]:
         """By link, how to ask for the folder below its target that has a folder for each of these objects of the engine's."""
         storage = self._storage
         images = "io.containerd.content.v1.content"
@@ -186,19 +207,27 @@ class _Witness:
             f"{storage.root}/volumes": lambda at: (at, [str(raw["Name"]) for raw in self._engine.volumes() if raw.get("Driver") == "local"]),
             f"{storage.root}/image": lambda at: (f"{at}/{storage.driver}/imagedb/content/sha256", self._images()),
             f"{storage.root}/containerd": lambda at: (f"{at}/daemon/{images}/blobs/sha256", self._images()),
-            f"{root}/{images}": lambda at: (f"{at}/blobs/sha256", self._images()),
+            storage.at("containerd/daemon"): lambda at: (f"{at}/{images}/blobs/sha256", self._images()),
         }
-        if root == storage.root and storage.image_store == "graphdriver":
+        if storage.containerd:
+            found[storage.containerd] = lambda at: (f"{at}/{images}/blobs/sha256", self._images())
+            found[f"{storage.containerd}/{images}"] = lambda at: (f"{at}/blobs/sha256", self._images())
+        if storage.image_store == "graphdriver":
             # aufs has three of them in one folder, and the first holds the files.
-            top, _slash, inner = os.path.relpath(storage.layer_folders()[0], root).partition("/")
-            found[f"{root}/{top}"] = lambda at: (f"{at}/{inner}".rstrip("/"), self._layers())
+            top, _slash, inner = os.path.relpath(storage.layer_folders()[0], storage.root).partition("/")
+            found[f"{storage.root}/{top}"] = lambda at: (f"{at}/{inner}".rstrip("/"), self._layers())
         return found
 
-    def _doubt(self, target: str, ask: t.Callable[[str], tuple[str, list[str]]] | None) -> str:
+    def _doubt(self, link: str, target: str, ask: t.Callable[[str], tuple[str, list[str]]] | None) -> str:
         """Why what is there may not be this engine's; empty if it is."""
+        home = self._containerd_behind(link, target)
         for other in (*self._storage.roots, *self._storage.moved.values()):
+            if other == home:
+                continue
             if other == target or other.startswith(f"{target.rstrip('/')}/") or target.startswith(f"{other}/"):
                 return f"{target} and {other} have each other's files"
+        if home and self._storage.runs_containerd(home):
+            return ""
         try:
             folder, names = ask(target) if ask else (target, [])
         except FleetcleanError as error:
@@ -211,6 +240,14 @@ class _Witness:
         if names:
             return f"{len(names) - there} of {len(names)} objects of this engine are not in {target}"
         return f"nothing shows that {target} is this engine's"
+
+    def _containerd_behind(self, link: str, target: str) -> str:
+        """Where the engine's containerd really is, if this link is what leads there; else ""."""
+        storage = self._storage
+        if not storage.containerd or link not in (f"{storage.root}/containerd", storage.at("containerd/daemon"), storage.containerd):
+            return ""
+        home = os.path.realpath(storage.containerd)
+        return home if home == target or home.startswith(f"{target.rstrip('/')}/") else ""
 
     def _images(self) -> list[str]:
         found = [str(raw.get("Id")).rpartition(":")[2] for raw in self._engine.images()]

@@ -81,11 +81,15 @@ class Kept:
 
 
 class Freed(t.NamedTuple):
-    """What comes free on one filesystem, which its device tells from others."""
+    """What comes free on one filesystem, which its device tells from others.
+
+    ``counts``: whether it is for that, too, that something would go. What lies elsewhere has a few records there.
+    """
 
     device: str
     bytes: int
     inodes: int
+    counts: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Step:
 
     def helps(self, devices: t.Collection[str]) -> bool:
         """Whether its going can free something on one of these filesystems."""
-        return bool(devices) if self.frees is None else any(freed.device in devices for freed in self.frees)
+        return bool(devices) if self.frees is None else any(freed.counts and freed.device in devices for freed in self.frees)
 
     def kept(self, reason: str) -> Kept:
         """What it is if it is not done."""
@@ -240,6 +244,6 @@ class _Selection:
             self._lacking[device] = (size - sum(f[0] for f in freed), inodes - sum(f[1] for f in freed))
         if step.frees is not None:
             # What goes for another's sake helps where that does.
-            known = {freed.device for freed in step.frees}
+            known = {freed.device for freed in step.frees if freed.counts}
             step = replace(step, frees=step.frees + tuple(Freed(device, 0, 0) for device in helped if device not in known))
         self.taken.append(step)

@@ -86,6 +86,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
 
 #: Records of the build cache that the engine's own plain prune leaves alone.
 _INNER_CACHE = ("internal", "frontend")
+#: At its start an engine takes each folder beside its volumes for one of them. These are what filesystems and their tools keep at the top of a
+#: disk (``lost+found``, ``.snapshots``, ``$RECYCLE.BIN``, ``@eaDir``): names that the engine gives no volume (moby, volume/local, validateName).
+_NO_VOLUME = re.compile(r"lost\+found|[.@#$][a-zA-Z0-9][^/]*")
 #: So much of a digest is enough, as of an id.
 _DIGEST_PREFIX = re.compile("[^:]+:[0-9a-f]{4,}")
 #: With graph drivers the engine keeps no more than that of either: then the longer of two ages counts.
@@ -724,6 +727,8 @@ def _why_volume_stays(
     """``goes_along``: it is an anonymous volume of a container that goes, and takes no age of its own."""
     if volume.cluster:
         return "a cluster volume"
+    if volume.driver.partition("/")[0] == "local" and _NO_VOLUME.fullmatch(volume.name):
+        return "no volume of the engine's, but a folder that a filesystem or its tools made there"
     reason = draft.protected(volume.labels)
     drivers = wish.drivers if wish else VolumeWish.drivers
     if not reason and not any(glob_fits(pattern, volume.driver or "local") for pattern in drivers):

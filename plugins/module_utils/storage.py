@@ -186,7 +186,7 @@ class Storage:
     def other_stores(self) -> list[str]:
         """What the engine's own containerd has of an image store or a snapshotter that was in use before."""
         own = self.at("containerd/daemon")
-        in_use = self.containerd == own
+        in_use = os.path.realpath(self.containerd or "/") == os.path.realpath(own)
         found = []
         for name, kind in _SNAPSHOTTERS.items():
             folder = f"{own}/io.containerd.snapshotter.v1.{name}"
@@ -316,6 +316,10 @@ class Storage:
             places = [place for place in places if _is_open(f"{place}{_DATABASE}")] or places
         return places[0] if places else None
 
+    def runs_containerd(self, folder: str) -> bool:
+        """Whether the engine's containerd is seen to have its database open at this place."""
+        return _is_open(f"{folder}{_DATABASE}")
+
     @property
     def snapshotter(self) -> str | None:
         """The folder of the snapshotter that has the layers of containerd's image store."""
@@ -327,7 +331,9 @@ class Storage:
         """The data roots: the engine's, its containerd's where that lies elsewhere, and where links lead that were verified. Links are resolved."""
         found = [os.path.realpath(self.root)]
         base = self.containerd
-        for path in (*([os.path.realpath(base)] if base else []), *self.moved.values()):
+        # Nobody goes by a link that was not verified.
+        own = [base] if base and os.path.realpath(base) == base else []
+        for path in (*self.moved.values(), *own):
             if path not in found and not path.startswith(tuple(f"{root}/" for root in found)):
                 found.append(path)
         return found

@@ -220,7 +220,8 @@ options:
   free_target:
     description:
       - Stop as soon as this much is free, as a size or a share. Least recently used first, the cheapest loss first.
-      - With several filesystems the target is met when each of them meets it, and only what lies on one that does not goes for it.
+      - With several filesystems the target is met when each of them meets it, and only what lies on one that does not goes for it, with
+        a tenth of its bytes or 16 MiB of them at least. A size that is larger than one of them cannot be met there; take a share where they differ.
       - What comes free with each object is measured first, as in check mode, and the shortest beginning of the plan that is enough
         is carried out; further ones go only if the filesystem then has less. What can never free anything, such as networks, stays.
       - If all of it is not enough, RV(target_met) is false; that is no failure.

@@ -232,6 +232,9 @@ def _believable(engine: dict[str, t.Any], logs: dict[str, t.Any], clean: dict[st
         and _counted([clean], "planned_bytes", "reclaimed_bytes", "free_after", "assumed_bytes")
         and _counted(clean.get("filesystems") or [], "size", "free_before", "free_after", needed=True)
         and _counted(clean.get("removed") or [], "bytes")
+        and _named(clean.get("removed") or [], "kind")
+        and _named(engine.get("filesystems") or [], "mount_point")
+        and _named(clean.get("filesystems") or [], "mount_point")
         and _counted([logs], "reclaimed_bytes")
         and _counted(logs.get("logs") or [], "bytes_before", "bytes_after", "reclaimed_bytes")
     )
@@ -252,6 +255,11 @@ def _counted(entries: object, *names: str, needed: bool = False) -> bool:
         )
         for entry in entries
     )
+
+
+def _named(entries: t.Iterable[t.Mapping[str, t.Any]], name: str) -> bool:
+    """Whether each of these has a text under a name by which others find it, or null where it is left out."""
+    return all(isinstance(entry.get(name), (str, type(None))) for entry in entries)
 
 
 def _both(first: dict[str, t.Any], again: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -349,7 +357,8 @@ def clean_figures(record: Record, check: bool) -> dict[str, t.Any] | None:
     if check:
         by_kind: dict[str, int] = {}
         for entry in clean.get("removed") or []:
-            by_kind[entry["kind"]] = by_kind.get(entry["kind"], 0) + (entry["bytes"] or 0)
+            kind = entry.get("kind") or ""
+            by_kind[kind] = by_kind.get(kind, 0) + (entry.get("bytes") or 0)
         freed: int | None = (clean.get("planned_bytes") or 0) + log_bytes
     else:
         by_kind = dict(clean.get("reclaimed_by_kind") or {})

@@ -293,6 +293,21 @@ def test_what_lies_on_a_low_filesystem_goes_and_nothing_else(one: Host, more: in
         one.path(f"{full}/.filler").unlink()
 
 
+@pytest.mark.parametrize(("one", "goes"), [("disks", []), ("stores", ["user"])], indirect=["one"])
+def test_what_has_no_more_than_records_on_a_low_filesystem_does_not_go_for_it(one: Host, goes: List[str]) -> None:
+    """Each image has some KB in the data root's ``image``; all else lies elsewhere, but the log of one host's container."""
+    spread(one)
+    one.fill(one.data_root, 20 * MB)
+    try:
+        check = by_itself(one, check=True, **WISHES, state_dir="", only_below="2%", free_target="50%")
+        assert ([entry["name"] for entry in check["removed"]], check["target_met"]) == (goes, False), check
+        done = by_itself(one, **WISHES, state_dir="", only_below="2%", free_target="50%")
+        assert which(done) == which(check)
+        assert {"app:1", "app:2"} <= state(one)["tags"] and {"old", "held"} <= state(one)["volumes"]
+    finally:
+        one.path(f"{one.data_root}/.filler").unlink()
+
+
 def test_a_log_behind_a_link_is_cut_and_small_ones_are_no_failure(several: Fleet) -> None:
     host = several["disks"]
     spread(host)

@@ -184,8 +184,9 @@ SETUPS = {
                        links={"/var/lib/docker/containers": "/srv/disk/containers"}),
               as_it_is, ("/var/lib/docker", "/var/lib/docker/volumes", "/var/lib/docker/overlay2", "/srv/disk/containers")),
         Setup(HostSpec("containerd-disks", root="forky", daemon_json=CONTAINERD, ssh=False,
-                       disks={"/var/lib/docker/containerd": "xfs:1G", "/srv/disk": "btrfs:1G"}, links={"/var/lib/docker/volumes": "/srv/disk/volumes"}),
-              as_it_is, ("/var/lib/docker", "/var/lib/docker/containerd", "/srv/disk/volumes"), "containerd"),
+                       disks={"/srv/containerd": "xfs:1G", "/srv/disk": "btrfs:1G"},
+                       links={"/var/lib/docker/containerd": "/srv/containerd/there", "/var/lib/docker/volumes": "/srv/disk/volumes"}),
+              as_it_is, ("/var/lib/docker", "/srv/containerd/there", "/srv/disk/volumes"), "containerd"),
         Setup(HostSpec("userns", daemon_json={"userns-remap": "default"}, ssh=False, engine=False), user_namespaces, ("/var/lib/docker/100000.100000",)),
         # This engine does not say what it calls itself at its containerd; the next ones do.
         Setup(HostSpec("userns-containerd", root="trixie", daemon_json={"userns-remap": "default", **CONTAINERD}, ssh=False, engine=False), user_namespaces,
@@ -317,7 +318,7 @@ HOLDS = {
     "disks": [{"engine_metadata", "tmp"}, {"logs", "container_metadata"}, {"volumes"}, {"images", "containers", "build_cache"}],
     "containerd-moved": [{"images", "containers", "volumes", "build_cache", "logs", "container_metadata", "engine_metadata", "tmp"}],
     "containerd-systems": [{"volumes", "logs", "container_metadata", "engine_metadata", "tmp"}, {"images", "containers", "build_cache", "tmp"}],
-    "containerd-disks": [{"logs", "container_metadata", "engine_metadata", "tmp"}, {"volumes"}, {"images", "containers", "build_cache", "tmp"}],
+    "containerd-disks": [{"logs", "container_metadata", "engine_metadata", "tmp"}, {"images", "containers", "build_cache", "tmp"}, {"volumes"}],
 }
 
 

@@ -23,7 +23,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Account, Ledger
+from ansible_collections.fleetclean.docker.plugins.module_utils.plan import Plan, Step
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_amount
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 from model import NOW, Model
 from worlds import DAY
@@ -326,6 +328,52 @@ def test_a_target_is_one_for_each_filesystem_and_nothing_else_goes_for_it(two: T
         assert {entry["reason"] for entry in result["kept"]} == {"frees nothing on a filesystem that has less than its target"}
     assert [(entry["planned_bytes"], entry["reclaimed_bytes"]) for entry in result["filesystems"]] == [(0, 0), (10 * MB, 10 * MB)]
     assert (result["reclaimed_bytes"], result["free_before"], result["free_after"]) == (10 * MB, 100 * MB, 100 * MB)
+
+
+NO_MARKS: dict[str, t.Any] = dict.fromkeys(("only_below", "free_target", "only_below_inodes", "free_target_inodes"))
+
+
+@pytest.mark.parametrize(
+    ("mark", "layers", "records", "goes_for"),
+    [
+        ("free_target", Sizes(frees=40 * MB, inodes=10), Sizes(frees=40_000, inodes=12), {"layers"}),
+        ("free_target", Sizes(frees=MB, inodes=10), Sizes(frees=40_000, inodes=12), {"layers"}),
+        ("free_target", Sizes(frees=40 * MB, inodes=10), Sizes(frees=5 * MB, inodes=1), {"layers", "root"}),
+        ("free_target", Sizes(frees=900 * MB, inodes=10), Sizes(frees=16 * MB, inodes=1), {"layers", "root"}),
+        ("free_target", Sizes(), Sizes(frees=12_000, inodes=3), {"root"}),
+        ("free_target_inodes", Sizes(frees=40 * MB, inodes=10), Sizes(frees=40_000, inodes=12), {"layers", "root"}),
+        ("free_target_inodes", Sizes(frees=40 * MB, inodes=10_000), Sizes(frees=40_000, inodes=12), {"layers"}),
+    ],
+)
+def test_nothing_goes_for_the_sake_of_a_filesystem_that_has_its_records_alone(mark: str, layers: Sizes, records: Sizes, goes_for: set[str]) -> None:
+    accounts = {"layer": Account("images", frozenset({"image:i"}), disk="layers"), "record": Account("images", frozenset({"image:i"}), disk="root")}
+    marks = options.Watermarks(**{**NO_MARKS, mark: parse_amount("1%", mark)})
+    step = Step("image", "i", "i:1", None, "why")
+    step = cleaning._sizer(Ledger(accounts, {"layer": layers, "record": records}), "root", marks, Plan((step,)))(step)
+    assert {device for device in ("layers", "root") if step.helps({device})} == goes_for
+    assert (step.bytes, cleaning._on(Plan((step,)), "root")) == (layers.frees + records.frees, (records.frees, records.inodes)), "they come free all the same"
+    short, _rest = Plan((step,)).until_each({"root": (1, 1)})
+    assert bool(short.steps) == ("root" in goes_for)
+
+
+def test_what_shares_all_with_something_that_stays_goes_for_no_filesystem() -> None:
+    def holds(category: str, disk: str, *holders: str) -> Account:
+        return Account(category, frozenset(holders), disk=disk)
+
+    accounts = {
+        "base": holds("images", "layers", "image:a", "image:b", "image:stays", "container:c"),
+        "both": holds("images", "layers", "image:a", "image:b"),
+        "tag": holds("images", "root", "image:b2"),
+        "same": holds("images", "layers", "image:b2", "image:stays"),
+        "writable": holds("containers", "layers", "container:c"),
+        "log": holds("logs", "root", "container:c"),
+    }
+    sizes = {name: Sizes(frees=size, inodes=1) for name, size in {"base": 50 * MB, "both": 9 * MB, "tag": 9_000, "same": 9 * MB, "writable": 9_000, "log": MB}.items()}
+    marks = options.Watermarks(**{**NO_MARKS, "free_target": parse_amount("1%", "free_target")})
+    steps = tuple(Step(kind, ident, ident, None, "why") for kind, ident in (("container", "c"), ("image", "a"), ("image", "b"), ("image", "b2")))
+    sized = cleaning._sizer(Ledger(accounts, sizes), "root", marks, Plan(steps))
+    found = {step.id: {device for device in ("layers", "root") if step.helps({device})} for step in map(sized, steps)}
+    assert found == {"c": {"root"}, "a": {"layers"}, "b": {"layers"}, "b2": set()}
 
 
 def test_a_target_that_one_filesystem_cannot_meet_takes_nothing_more_from_another(two: TwoDisks) -> None:

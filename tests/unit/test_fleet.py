@@ -600,6 +600,19 @@ def test_each_further_filesystem_has_a_line_of_its_own() -> None:
     assert all(len(line) <= 100 for line in lines)
 
 
+@pytest.mark.parametrize("value", [["/"], {"a": 1}, 5])
+def test_a_name_that_is_none_spoils_no_other_hosts_lines(value: t.Any) -> None:
+    engine, clean = spread(), spread_clean()
+    engine["filesystems"][1]["mount_point"] = value
+    other, removed = copy.deepcopy(clean), {**clean, "removed": [{"kind": value, "name": "x", "bytes": 1}]}
+    other["filesystems"][1]["mount_point"] = value
+    liars = [record("liar", engine=engine, clean=clean), record("liar", engine=spread(), clean=other), record("liar", engine=spread(), clean=removed)]
+    for liar in liars:
+        assert liar["error"] == "the answers of this host are none of this collection's modules'"
+        for check in (True, False):
+            assert [line for line in fleet.fleet_table([liar, record("web3", engine=spread(), clean=clean)], "clean", check) if line.startswith("web3")]
+
+
 @pytest.mark.parametrize(
     ("assumed", "elsewhere", "after"), [(None, False, 49), (8 * GB, False, 41), (None, True, 41), (8 * GB, True, 41)]
 )

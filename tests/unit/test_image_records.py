@@ -231,7 +231,7 @@ class Asked(Exception):
 
 @pytest.mark.parametrize(
     ("here", "report", "image_sizes", "layers"),
-    [(True, False, False, True), (True, True, True, True), (False, False, True, False), (False, True, True, True)],
+    [(True, False, False, True), (True, True, True, True), (False, False, True, True), (False, True, True, True)],
 )
 def test_a_plan_does_not_let_the_engine_compute_what_is_measured_here(
     store: Store, monkeypatch: pytest.MonkeyPatch, here: bool, report: bool, image_sizes: bool, layers: bool
@@ -244,6 +244,6 @@ def test_a_plan_does_not_let_the_engine_compute_what_is_measured_here(
     monkeypatch.setattr(attribution.snapshot, "take", fake_take)
     how = attribution.How(True, False, "", "")
     with pytest.raises(Asked) as asked:
-        attribution.survey(t.cast(t.Any, engine_of(store)), store.storage if here else None, how, None if report else snapshot.Wanted())
+        attribution.survey(t.cast(t.Any, engine_of(store)), store.storage if here else None, how, snapshot.Wanted(image_sizes=report))
     (wanted,) = asked.value.args
     assert (wanted.image_sizes, wanted.layers) == (image_sizes, layers)

@@ -41,7 +41,7 @@ def below(*paths: str) -> dict[str, tuple[str, bool]]:
 def test_what_is_mounted_below_is_named_and_what_is_beside_is_not(table: t.Callable[..., None]) -> None:
     table(
         ROOT,
-        "30 23 254:16 / /var/lib/docker rw,relatime shared:1 - ext4 /dev/vdb rw",
+        "30 34 254:16 / /var/lib/docker rw,relatime shared:1 - ext4 /dev/vdb rw",
         "31 30 0:40 / /var/lib/docker/overlay2/a/merged rw - overlay overlay rw,lowerdir=x",
         "32 30 0:41 / /var/lib/docker/containers/b/mounts/shm rw - tmpfs shm rw,size=65536k",
         "33 23 0:42 / /var/lib/docker-other rw - tmpfs tmpfs rw",
@@ -84,8 +84,8 @@ def test_a_folder_over_itself_below_a_mount_counts_from_there(table: t.Callable[
         "30 23 0:50 /@docker /var/lib/docker rw - btrfs /dev/vdb rw,subvol=/@docker",
         "31 30 0:50 /@docker/btrfs /var/lib/docker/btrfs rw - btrfs /dev/vdb rw",
         "32 31 0:50 /@docker/btrfs/subvolumes/a /var/lib/docker/btrfs/subvolumes/a rw - btrfs /dev/vdb rw",
-        "33 31 0:50 /btrfs /var/lib/docker/other rw - btrfs /dev/vdb rw",
-        "34 31 0:50 /@dockerx/x /var/lib/docker/x rw - btrfs /dev/vdb rw",
+        "33 30 0:50 /btrfs /var/lib/docker/other rw - btrfs /dev/vdb rw",
+        "34 30 0:50 /@dockerx/x /var/lib/docker/x rw - btrfs /dev/vdb rw",
     )
     assert {path: own for path, (_kind, own) in below("/var/lib/docker").items()} == {
         "/var/lib/docker/btrfs": True, "/var/lib/docker/btrfs/subvolumes/a": True,
@@ -94,11 +94,31 @@ def test_a_folder_over_itself_below_a_mount_counts_from_there(table: t.Callable[
 
 
 def test_of_several_on_one_place_the_last_is_on_top(table: t.Callable[..., None]) -> None:
-    itself, other = "31 23 254:0 /data/x /data/x rw - ext4 /dev/vda rw", "32 31 0:9 / /data/x rw - tmpfs t rw"
-    table(ROOT, itself, other)
+    itself, other = "{} {} 254:0 /data/x /data/x rw - ext4 /dev/vda rw", "{} {} 0:9 / /data/x rw - tmpfs t rw"
+    table(ROOT, itself.format(31, 23), other.format(32, 31))
     assert below("/data") == {"/data/x": ("tmpfs", False)}
-    table(ROOT, other, itself)
+    table(ROOT, other.format(31, 23), itself.format(32, 31))
     assert below("/data")["/data/x"][0] == "ext4"
+    # Kernels list them by number, which is given again to later ones.
+    table(ROOT, other.format(30, 31), itself.format(31, 23))
+    assert below("/data")["/data/x"][0] == "tmpfs"
+
+
+def test_what_lies_below_a_later_mount_cannot_be_seen(table: t.Callable[..., None], tmp_path: Path) -> None:
+    root = str(tmp_path)
+    lines = [
+        ROOT,
+        f"31 23 254:16 / {root} rw - ext4 /dev/vdb rw",
+        f"32 31 0:40 / {root}/volumes rw - tmpfs hidden rw",
+        f"33 31 254:32 / {root} rw - xfs /dev/vdc rw",
+        f"34 32 0:41 / {root}/volumes/x rw - tmpfs hidden rw",
+    ]
+    table(*lines)
+    assert below(root) == {}
+    assert (measure.device(root), measure.device(f"{root}/volumes")) == ("254:32", "254:32")
+    table(*lines, f"35 33 0:42 / {root}/volumes rw - btrfs seen rw")
+    assert below(root) == {f"{root}/volumes": ("btrfs", False)}
+    assert measure.device(f"{root}/volumes/x") == "0:42"
 
 
 def test_signs_in_paths_are_read_as_the_kernel_writes_them(table: t.Callable[..., None]) -> None:
@@ -111,6 +131,12 @@ def test_signs_in_paths_are_read_as_the_kernel_writes_them(table: t.Callable[...
     assert below("/data") == {
         "/data/a b": ("ext4", True), "/data/new\nline\\\t": ("tmpfs", False), "/data/\udcff": ("tmpfs", False),
     }
+
+
+def test_white_space_that_the_kernel_writes_as_it_is_ends_no_path_and_no_line(table: t.Callable[..., None]) -> None:
+    # Whoever may mount anything at all (FUSE) chooses its name.
+    table(ROOT, "31 23 0:40 / /data/a\rb rw - tmpfs t rw", "32 23 0:41 / /data/no\u00a0break\x0b\x1c\u2028 rw - tmpfs t rw", "33 23 0:42 / /data/c rw - tmpfs t rw")
+    assert set(below("/data")) == {"/data/a\rb", "/data/no\u00a0break\x0b\x1c\u2028", "/data/c"}
 
 
 @pytest.mark.parametrize("lines", [[], ["no table at all"], [""], [ROOT, "31 23"]])

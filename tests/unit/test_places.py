@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import measure, places
+from ansible_collections.fleetclean.docker.plugins.module_utils import storage as storages
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.measure import Mount
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
@@ -167,6 +168,63 @@ def test_a_link_below_containerds_root_is_followed_too(tree: Tree) -> None:
     assert located.roots == [str(tree.root), str(content)]
 
 
+CONTENT, SNAPSHOTTER = "io.containerd.content.v1.content", "io.containerd.snapshotter.v1.overlayfs"
+
+
+@pytest.mark.parametrize("link", ["docker/containerd", "docker/containerd/daemon", "var/lib/containerd"])
+@pytest.mark.parametrize("evidence", ["images", "process", "none", "of another user"])
+def test_containerds_folder_may_be_a_link_itself(tree: Tree, monkeypatch: pytest.MonkeyPatch, link: str, evidence: str) -> None:
+    monkeypatch.setattr(storages, "_CONTAINERD", ("{root}/containerd/daemon", f"{tree.root.parent}/var/lib/containerd"))
+    storages._is_open.cache_clear()
+    base = tree.srv / ("ctd/daemon" if link.endswith("docker/containerd") else "ctd")
+    for path in (f"{SNAPSHOTTER}/snapshots/1", "io.containerd.metadata.v1.bolt", f"{CONTENT}/blobs/sha256/{THREE if evidence != 'none' else ONE}"):
+        (base / path).mkdir(parents=True)
+    where = tree.root.parent / link
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.symlink_to(tree.srv / "ctd")
+    if evidence == "of another user":
+        if os.geteuid():
+            pytest.skip("not here: only root gives files away")
+        os.chown(where, 12345, 12345, follow_symlinks=False)
+    if evidence == "process":
+        (base / CONTENT / "blobs/sha256" / THREE).rmdir()
+        opened = open(base / "io.containerd.metadata.v1.bolt/meta.db", "w")
+    located, refused = places.locate(Storage(str(tree.root), "overlayfs", "containerd", {}), tree.engine)
+    if evidence in ("images", "process"):
+        assert (refused, located.roots) == ([], [str(tree.root), str(tree.srv / "ctd")])
+        assert os.path.realpath(str(located.containerd)) == located.containerd == str(base)
+        assert located.content == f"{base}/{CONTENT}"
+        assert located.other_stores() == [], "what is in use is nobody's leftover"
+        assert places.beyond(located) == []
+    else:
+        # Then nothing is said of what is there, and none of it is on a filesystem that is known.
+        assert len(refused) == 1 and str(where) in refused[0]
+        assert located.roots == [str(tree.root)]
+        assert all(places.is_below(path, places.beyond(located)) for path in located.layer_folders())
+        (disk,) = places.disks(located)
+        assert not {"images", "containers", "build_cache"} & set(disk.holds)
+    if evidence == "process":
+        opened.close()
+    storages._is_open.cache_clear()
+
+
+def test_a_containerd_that_is_told_by_its_real_path_may_be_behind_a_link(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tree.link("containerd", f"daemon/{SNAPSHOTTER}/snapshots/1", f"daemon/{CONTENT}/blobs/sha256/{THREE}") / "daemon"
+    monkeypatch.setattr(storages, "_containerd_at", lambda _address: str(base))
+    located, refused = places.locate(Storage(str(tree.root), "overlayfs", "containerd", {}, containerd_address="/run/x.sock"), tree.engine)
+    assert (refused, located.roots) == ([], [str(tree.root), str(base.parent)])
+    assert (located.containerd, located.other_stores()) == (str(base), [])
+
+
+def test_a_link_to_a_folder_with_containerds_in_it_is_not_followed(tree: Tree) -> None:
+    (tree.root / f"containerd/daemon/{SNAPSHOTTER}").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tree.root / "containerd/volumes" / name).mkdir(parents=True)
+    (tree.root / "volumes").symlink_to("containerd/volumes")
+    moved, (line,) = tree.locate("overlayfs", "containerd")
+    assert moved == {} and "have each other's files" in line
+
+
 def test_a_link_of_somebody_elses_is_not_followed(tree: Tree) -> None:
     if os.geteuid():
         pytest.skip("not here: only root gives files away")
@@ -279,6 +337,23 @@ def test_what_is_mounted_on_a_folder_of_one_sort_of_objects_is_the_engines(
     mounted(str(tmp_path), {path: kind})
     found = places.find(Storage(str(tmp_path), "overlay2", "graphdriver", {}))
     assert found == {str(tmp_path): "main", **({f"{tmp_path}/{path}": path} if engines else {})}
+
+
+@pytest.mark.parametrize(("kind", "known"), [("nfs4", False), ("fuse.sshfs", False), ("xfs", True)])
+def test_what_another_machine_has_is_on_no_filesystem_of_this_one(tmp_path: Path, mounted: t.Callable[..., None], kind: str, known: bool) -> None:
+    for path in ("volumes", "overlay2/x1/merged"):
+        (tmp_path / path).mkdir(parents=True)
+    mounted(str(tmp_path), {"volumes": kind, "overlay2/x1/merged": "overlay"})
+    storage = Storage(str(tmp_path), "overlay2", "graphdriver", {})
+    assert places.beyond(storage) == ([] if known else [f"{tmp_path}/volumes"])
+    assert any("volumes" in disk.holds for disk in places.disks(storage)) == known
+
+
+@pytest.mark.parametrize("name", ["image", "buildkit", "network", "plugins", "swarm"])
+def test_a_disk_with_the_engines_own_records_says_so(tmp_path: Path, mounted: t.Callable[..., None], name: str) -> None:
+    (tmp_path / name).mkdir()
+    mounted(str(tmp_path), {name: "ext4"})
+    assert [disk.holds for disk in places.disks(Storage(str(tmp_path), "overlay2", "graphdriver", {}))] == [("engine_metadata",)] * 2
 
 
 def test_a_folder_mounted_over_itself_is_no_place_of_its_own(tmp_path: Path, mounted: t.Callable[..., None]) -> None:

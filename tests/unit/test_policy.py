@@ -751,6 +751,18 @@ def test_a_volume_of_a_container_in_any_state_is_in_use(state: str) -> None:
     assert stays(plan_of(here, volumes=VolumeWish("unused")), "v") == "used by a container"
 
 
+@pytest.mark.parametrize(
+    ("name", "goes"),
+    [("lost+found", False), (".snapshots", False), (".Trash-0", False), ("@eaDir", False), ("$RECYCLE.BIN", False), ("lost", True), ("a.b_c-d", True)],
+)
+def test_a_folder_beside_the_volumes_that_the_engine_takes_for_one_stays(name: str, goes: bool) -> None:
+    # A filesystem that is mounted there has a lost+found, with what fsck saved.
+    here = world(volume(name), volume("another drivers", driver="rexray"))
+    plan = decide(here, Wishes(volumes=VolumeWish(scope="unused", drivers=("*",))))
+    assert {step.name for step in plan.steps} == ({name} if goes else set()) | {"another drivers"}
+    assert [kept.reason for kept in plan.kept] == ([] if goes else ["no volume of the engine's, but a folder that a filesystem or its tools made there"])
+
+
 def test_a_cluster_volume_stays() -> None:
     here = world(volume("v", cluster=True))
     assert stays(plan_of(here, volumes=VolumeWish("unused")), "v") == "a cluster volume"

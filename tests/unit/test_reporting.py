@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import history, measure, places, reporting, session, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import attribution, history, measure, places, reporting, session, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import chain_ids
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage
@@ -557,6 +557,24 @@ def test_fast_measures_what_nobody_has_a_figure_for_and_takes_the_engines_for_th
     assert (usage["containers"]["logical_bytes"], usage["volumes"]["logical_bytes"], usage["build_cache"]["logical_bytes"]) == (7000, 60_000, 40_000)
 
 
+@pytest.mark.parametrize("how", ["exact", "fast"])
+@pytest.mark.parametrize("here", [True, False])
+def test_a_report_asks_for_the_engines_own_figure_of_its_images(host: Host, monkeypatch: pytest.MonkeyPatch, how: str, here: bool) -> None:
+    """On containerd's store nothing else tells it."""
+    asked: list[snapshot.Wanted] = []
+    take = snapshot.take
+
+    def noting_take(engine: t.Any, wanted: snapshot.Wanted, storage: Storage | None) -> snapshot.Snapshot:
+        asked.append(wanted)
+        return take(engine, wanted, storage)
+
+    monkeypatch.setattr(snapshot, "take", noting_take)
+    if not here:
+        host.storage = None
+    host.report(measure=how)
+    assert [(wanted.sizes, wanted.image_sizes, wanted.layers) for wanted in asked] == [(True, True, True)]
+
+
 def test_fast_frees_by_the_engines_figures(host: Host) -> None:
     ways = {name: way["bytes"] for name, way in host.report(measure="fast")["reclaimable"].items()}
     # The layer that "two" alone has; a few records beside it are measured.
@@ -657,6 +675,33 @@ def test_a_deleted_log_that_the_engine_writes_can_be_had_back_and_others_cannot(
     assert result["totals"]["reclaimable_bytes"] - before["totals"]["reclaimable_bytes"] == freed
     # In usage there are files that have a name.
     assert result["totals"]["disk_bytes"] == du(host.root)
+
+
+def test_a_deleted_log_behind_a_link_can_be_had_back_as_well(host: Host, held: t.Callable[..., int], tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    (host.root / "containers").rename(moved)
+    (host.root / "containers").symlink_to(moved)
+    host.storage = replace(host.graph.storage, moved={f"{host.root}/containers": str(moved)})
+    held(f"containers/{WEB}/container-cached.log")
+    result = host.report()
+    (entry,) = [entry for entry in result["deleted_open"]["largest"] if entry["path"].startswith(str(moved))]
+    assert entry["means"] == "docker_log_truncate: deleted: true"
+    assert (result["reclaimable"]["deleted_logs"]["count"], result["reclaimable"]["deleted_logs"]["bytes"]) == (1, entry["bytes"])
+
+
+def test_what_lies_behind_a_link_that_is_not_followed_frees_nothing_on_the_data_roots_filesystem(host: Host, tmp_path: Path) -> None:
+    (host.root / "overlay2").rename(tmp_path / "moved")
+    (host.root / "overlay2").symlink_to(tmp_path / "moved")
+    result = host.report()
+    assert result["totals"]["disk_bytes"] == du(host.root)
+    assert "images" not in result["filesystems"][0]["holds"] and "volumes" in result["filesystems"][0]["holds"]
+    how = attribution.How(True, False, "", "")
+    survey = attribution.survey(t.cast(t.Any, host.engine), host.graph.storage, how)
+    main = measure.device(str(host.root))
+    freed = survey.ledger.turns()(f"image:{sha('two')}")
+    # The engine's own figure is known, and where it comes free is not.
+    assert freed[main].frees < 50_000 and freed["elsewhere"].frees >= 100_000
+    assert set(survey.ledger.disks("volume:old")) == {main}
 
 
 @pytest.mark.parametrize("top", [0, 1])
