@@ -474,7 +474,7 @@ def _containerd_at(address: str) -> str | None:
         for pid in _processes() if sockets else ():
             opened = _opened_by(pid)
             # Anybody may bind a socket to a name with a line of such a table in it.
-            if sockets.intersection(opened) and _user_of(pid) == owner:
+            if sockets.intersection(opened) and _user_of(pid) in (0, owner):
                 return next((name[: -len(_DATABASE)] for name in opened if name.endswith(_DATABASE)), None)
     except OSError:
         pass
