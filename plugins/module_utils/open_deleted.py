@@ -36,6 +36,8 @@ _UNIT = re.compile(r"[^/]+\.(?:service|scope)")
 _REFLINKS = frozenset(("xfs", "btrfs", "bcachefs", "ocfs2"))
 #: Filesystems that are not asked whether a path exists.
 _REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "afs", "gluster", "lustre", "autofs")
+#: The kernel follows no more of them (fs/namei.c, MAXSYMLINKS).
+_MOST_LINKS = 40
 #: From here on a file that one process has by an overlay and another by its upper folder is counted once.
 _ALIAS_MIN_BYTES = 1 << 20
 
@@ -189,8 +191,9 @@ class _Search:
             points = {line.point: line for line in table}
             for overlay, upper in list(todo.items()):
                 for place in [upper] if upper.startswith("/") else [f"{folder}/{upper}" for folder in self._layer_folders]:
-                    line = _mount_at(points, place)
-                    if line and not line.type.startswith(_REMOTE) and os.path.lexists(prefix + place):
+                    real = _resolved(prefix, place, points)
+                    line = _mount_at(points, real) if real else None
+                    if line:
                         del todo[overlay]
                         if line.device in self._devices:
                             found[overlay] = line.device
@@ -200,7 +203,8 @@ class _Search:
         # Whose folder is gone from its place.
         points = {line.point: line for line in own}
         for overlay, upper in todo.items():
-            line = _mount_at(points, upper if upper.startswith("/") or not self._layer_folders else self._layer_folders[0])
+            place = upper if upper.startswith("/") or not self._layer_folders else self._layer_folders[0]
+            line = _mount_at(points, _resolved("", place, points, gone=True) or place)
             if line and line.device in self._devices:
                 found[overlay] = line.device
         return found
@@ -363,6 +367,39 @@ def _mount_at(points: t.Mapping[str, _Line], path: str) -> _Line | None:
     while path not in points and path not in ("", "/"):
         path = os.path.dirname(path)
     return points.get(path)
+
+
+def _resolved(prefix: str, path: str, points: t.Mapping[str, _Line], gone: bool = False) -> str | None:
+    """Where a path leads in the mount namespace of these mounts, links followed; None if it leads nowhere, or to where nothing is asked.
+
+    :param prefix: under which this process sees that namespace's root.
+    :param gone: what is not there any more is no link.
+    """
+    real, todo, links = "", path.split("/")[1:], 0
+    while todo:
+        name = todo.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            real = os.path.dirname(real).rstrip("/")
+            continue
+        here = f"{real}/{name}"
+        line = _mount_at(points, here)
+        if line and line.type.startswith(_REMOTE):
+            return None
+        try:
+            target = os.readlink(prefix + here)
+        except OSError as error:
+            if error.errno == errno.EINVAL or (gone and error.errno == errno.ENOENT):
+                real = here
+                continue
+            return None
+        links += 1
+        if links > _MOST_LINKS:
+            return None
+        real = "" if target.startswith("/") else real
+        todo = target.split("/") + todo
+    return real or "/"
 
 
 def _holder(pid: int) -> Holder:

@@ -470,8 +470,11 @@ def _containerd_at(address: str) -> str | None:
                 # The fourth are its flags: __SO_ACCEPTCON is a socket that listens (net/unix/af_unix.c).
                 if len(fields) == 8 and fields[3] == "00010000" and os.path.realpath(fields[7]) == path:
                     sockets.add(f"socket:[{fields[6]}]")
-        for opened in open_files() if sockets else ():
-            if sockets.intersection(opened):
+        owner = os.stat(path).st_uid if sockets else -1
+        for pid in _processes() if sockets else ():
+            opened = _opened_by(pid)
+            # Anybody may bind a socket to a name with a line of such a table in it.
+            if sockets.intersection(opened) and _user_of(pid) in (0, owner):
                 return next((name[: -len(_DATABASE)] for name in opened if name.endswith(_DATABASE)), None)
     except OSError:
         pass
@@ -499,17 +502,33 @@ def _children(folder: str) -> list[str]:
 
 def open_files() -> t.Iterator[list[str]]:
     """What each process has open, as far as that can be seen: another user's cannot, and processes end meanwhile."""
-    for pid in (name for name in os.listdir("/proc") if name.isdigit()):
-        found = []
-        try:
-            for number in os.listdir(f"/proc/{pid}/fd"):
-                try:
-                    found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
-                except OSError:
-                    continue
-        except OSError:
-            pass
-        yield found
+    return map(_opened_by, _processes())
+
+
+def _processes() -> t.Iterator[str]:
+    return (name for name in os.listdir("/proc") if name.isdigit())
+
+
+def _opened_by(pid: str) -> list[str]:
+    found = []
+    try:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+            except OSError:
+                continue
+    except OSError:
+        pass
+    return found
+
+
+def _user_of(pid: str) -> int | None:
+    """The effective user of a process. Its folder may belong to root, whoever it is (proc(5), PR_SET_DUMPABLE)."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
+            return next(int(line.split()[2]) for line in stream if line.startswith("Uid:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
 
 
 def prove(

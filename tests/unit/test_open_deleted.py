@@ -206,16 +206,25 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("upper", ["upper", "{top}/upper"], ids=["relative", "absolute"])
+@pytest.fixture
+def way(tmp_path: Path) -> t.Iterator[Path]:
+    """A link on another filesystem that leads to the test's own folder."""
+    link = Path("/dev/shm", f"fleetclean-{os.getpid()}-{tmp_path.name}")
+    link.symlink_to(tmp_path)
+    yield link
+    link.unlink()
+
+
+@pytest.mark.parametrize("upper", ["upper", "{top}/upper", "{way}/upper"], ids=["relative", "absolute", "by a link"])
 @root_only
-def test_what_a_container_deleted_is_on_the_filesystem_of_its_overlays_upper_folder(tmp_path: Path, script: Script, upper: str) -> None:
+def test_what_a_container_deleted_is_on_the_filesystem_of_its_overlays_upper_folder(tmp_path: Path, script: Script, upper: str, way: Path) -> None:
     if measure.filesystem(str(tmp_path)).type == "overlay":
         pytest.skip("not here: an overlay's upper folder cannot be on an overlay")
     for name in ("lower", "upper", "work", "merged"):
         (tmp_path / name).mkdir()
     put(tmp_path / "lower/image")
     put(tmp_path / "lower/copied")
-    options = f"lowerdir=lower,upperdir={upper.format(top=tmp_path)},workdir=work"
+    options = f"lowerdir=lower,upperdir={upper.format(top=tmp_path, way=way)},workdir=work"
     inside = f'cd {tmp_path} && mount -t overlay overlay -o {options} merged && exec "$@"'
     pid = script(OVERLAY, tmp_path, before=("unshare", "--mount", "sh", "-c", inside, "sh"))
     device = measure.device(str(tmp_path))

@@ -12,9 +12,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import typing as t
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -189,6 +192,51 @@ def test_a_containerd_is_found_by_its_socket_wherever_its_data_is(tmp_path: Path
             assert found.paths()["layers"] == [f"{elsewhere}/{SNAPSHOTTER}"]
             # What lies at the known place is of an engine that had its own once.
             assert found.other_stores() == [f"{own}/io.containerd.content.v1.content", f"{own}/{SNAPSHOTTER}"]
+        storage._containerd_at.cache_clear()
+
+
+#: A containerd, as far as one is known by its socket and its database.
+CONTAINERD = r"""
+import os, socket, sys
+address, database = sys.argv[1:]
+here = socket.socket(socket.AF_UNIX)
+here.bind(address)
+here.listen()
+kept = open(database, "w")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+#: Another user's process, with a socket whose name looks like a line of /proc/net/unix: that of a containerd, for another socket of its own.
+SPOOF = r"""
+import os, socket, sys
+address, database = sys.argv[1:]
+os.setresgid(12345, 12345, 12345)
+os.setresuid(12345, 12345, 12345)
+mine, named = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+inode = os.fstat(mine.fileno()).st_ino
+named.bind(f"\0x\n0: 0 0 00010000 0 0 {inode} {address}")
+named.listen()
+kept = open(database, "w")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
+def test_nobody_else_names_himself_the_containerd() -> None:
+    with tempfile.TemporaryDirectory(prefix="fc-") as folder, ExitStack() as stack:
+        os.chmod(folder, 0o755)
+        address = f"{folder}/c.sock"
+        for script, name in ((SPOOF, "spoof"), (CONTAINERD, "own")):
+            database = Path(folder, name, "io.containerd.metadata.v1.bolt/meta.db")
+            database.parent.mkdir(parents=True)
+            database.parent.chmod(0o777)
+            process = subprocess.Popen([sys.executable, "-c", script, address, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert process.stdout and process.stdout.readline() == "ready\n"
+        storage._containerd_at.cache_clear()
+        assert storage._containerd_at(address) == f"{folder}/own"
         storage._containerd_at.cache_clear()
 
 
