@@ -22,6 +22,8 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 _COLONS = re.compile(r"(?<!\\):+")
 #: Engines name the control group of each container by its id, with every driver of control groups.
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+#: The kernel follows no more links than that on one path.
+_LINKS = 40
 #: The kernel's mark behind a folder that was removed while it was mounted elsewhere.
 _REMOVED = "//deleted"
 
@@ -31,7 +33,8 @@ class Mount(t.NamedTuple):
 
     ``path``: where it is in its namespace; ``source``: the device or whatever it was mounted from; ``containers``: the ids in
     the name of the control group of a process in its namespace, none in this process's own; ``root``: what its namespace has as its
-    root directory. ``overlay``: what an overlay is made of, as the kernel writes it.
+    root directory. ``overlay``: what an overlay is made of, as the kernel writes it. ``alone``: nothing that is mounted or unmounted
+    elsewhere comes here (private propagation).
     """
 
     shows: str
@@ -42,6 +45,7 @@ class Mount(t.NamedTuple):
     containers: tuple[str, ...] = ()
     root: str = ""
     overlay: str = ""
+    alone: bool = True
 
     @property
     def layers(self) -> list[str]:
@@ -88,7 +92,7 @@ class Table:
         :param before: an earlier table, whose work is used.
         """
         self.namespaces = [Namespace(own), *(Namespace(*other) for other in others)]
-        self._places: dict[str, str] = {}
+        self._ways: dict[str, tuple[str, ...]] = {}
         #: By path, and by the number of the one that they are mounted on.
         self._here: dict[str, Mount] = {}
         self._on: dict[str, list[tuple[str, Mount]]] = {}
@@ -106,20 +110,28 @@ class Table:
 
     def place(self, path: str) -> str:
         """The place of a path of this process's own namespace; links are followed, as a mount does that names it."""
-        if path not in self._places:
-            real = os.path.realpath(path)
-            mount = self._covering(real)
-            self._places[path] = _join(mount.shows, real[len(mount.path.rstrip("/")):]) if mount else real
-        return self._places[path]
+        return self.way(path)[0]
 
-    def _covering(self, real: str) -> Mount | None:
-        """The mount that a path without links is on: the root, what is mounted first on the way from there, what is mounted on that, and so on."""
-        ident, found = "", None
+    def way(self, path: str) -> tuple[str, ...]:
+        """The place of a path, and all that lead there: those of the links that are followed, and those that mounts cover on the way.
+
+        Without any of them the path leads elsewhere, or nowhere.
+        """
+        if path not in self._ways:
+            links, real = _resolve(path)
+            self._ways[path] = tuple(dict.fromkeys([*self._covered(real), *(place for link in links for place in self._covered(link))]))
+        return self._ways[path]
+
+    def _covered(self, real: str) -> list[str]:
+        """The place of a path without links, and those that are covered on the way: by what is mounted first from the root, on that, and so on."""
+        ident, found, covered = "", None, []
         while True:
             further = [(len(mount.path), other, mount) for other, mount in self._on.get(ident, ()) if below(real, mount.path)]
             if not further:
-                return found
+                break
             _length, ident, found = min(further, key=lambda one: one[0])
+            covered += [found.at] if found.at else []
+        return [_join(found.shows, real[len(found.path.rstrip("/")):]) if found else real, *covered]
 
     def path(self, place: str) -> str | None:
         """A path in this process's own namespace by which a place is reached, the shortest; None if there is none."""
@@ -127,6 +139,30 @@ class Table:
             _join(mount.path, place[len(mount.shows.rstrip("/")):]) for mount in self._here.values() if below(place, mount.shows)
         ]
         return min(found, key=len, default=None)
+
+
+def _resolve(path: str) -> tuple[list[str], str]:
+    """The links on a path, each by the path of the link itself, and where they lead; as the kernel follows them."""
+    rest = path.split("/")[::-1]
+    links: list[str] = []
+    real = ""
+    while rest:
+        part = rest.pop()
+        if part == "..":
+            real = real.rpartition("/")[0]
+        elif part not in ("", "."):
+            here = f"{real}/{part}"
+            try:
+                target = os.readlink(here) if len(links) < _LINKS else ""
+            except (OSError, ValueError):
+                target = ""
+            if target:
+                links.append(here)
+                real = "" if target.startswith("/") else real
+                rest += target.split("/")[::-1]
+            else:
+                real = here
+    return links, real or "/"
 
 
 def collect(before: Table | None = None) -> Table:
@@ -189,16 +225,17 @@ def _read(namespace: Namespace) -> t.Iterator[tuple[str, str, Mount]]:
             continue
         shown = _plain(parts[3])
         shown = shown[: -len(_REMOVED)] if shown.endswith(_REMOVED) else shown
-        lines.append((parts[0], parts[1], f"{parts[2]} {shown}", _plain(parts[4]), of))
-    by_id = {ident: (shows, point) for ident, _above, shows, point, _of in lines}
-    root = next((shows for _ident, _above, shows, point, _of in reversed(lines) if point == "/"), "")
-    for ident, above, shows, point, of in lines:
+        alone = not any(part.startswith(("shared:", "master:")) for part in parts[6:])
+        lines.append((parts[0], parts[1], f"{parts[2]} {shown}", _plain(parts[4]), alone, of))
+    by_id = {ident: (shows, point) for ident, _above, shows, point, _alone, _of in lines}
+    root = next((shows for _ident, _above, shows, point, _alone, _of in reversed(lines) if point == "/"), "")
+    for ident, above, shows, point, alone, of in lines:
         upper = by_id.get(above) if above != ident else None
         at = None
         if upper and point != "/" and below(point, upper[1]):
             at = _join(upper[0], point[len(upper[1].rstrip("/")):])
         overlay = of[2] if of[0] == "overlay" and len(of) > 2 else ""
-        yield ident, above if upper else "", Mount(shows, at, point, of[0], _plain(of[1]), namespace.containers, root, overlay)
+        yield ident, above if upper else "", Mount(shows, at, point, of[0], _plain(of[1]), namespace.containers, root, overlay, alone)
 
 
 def _join(above: str, rest: str) -> str:

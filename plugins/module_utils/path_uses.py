@@ -7,8 +7,8 @@ The engine counts who has a volume by its name, and nothing else. It empties wha
 (moby 35323), and takes a volume's data from under a container that has it by a bind of ``volumes/NAME/_data``. So all of that
 is found here and put into the snapshot, for the policy to decide by; and found again right before a removal.
 
-A path is compared by its place (see ``mounts``), which has all links and mounts resolved, and as it is written. Only a folder of
-one object, or what lies in it, counts: who has all of ``volumes`` (backup tools, cAdvisor, Portainer's agent) wants none of it
+A path is compared by its place (see ``mounts``), which has all links and mounts resolved, by the places that lead there, and as it is
+written. Only a folder of one object, or what lies in it, counts: who has all of ``volumes`` (backup tools, cAdvisor, Portainer's agent) wants none of it
 in particular, or everything would stay.
 """
 
@@ -30,6 +30,8 @@ _IN_CONTAINERS = ("mounts/shm", "mounts/secrets", "mounts/mqueue", "shm", "secre
 #: Where storage drivers mount a container's root file system, below its layer: the layer itself, or this.
 _IN_LAYERS = ("", "merged")
 _LAYER = "layer"
+#: Where the engine mounts a container's root file system on containerd's store, by the container's id.
+_ROOT = "root"
 #: Something of a layer's folder that is used: the folder, why that keeps it in words, and through whom (``Hold.via``).
 LayerUse = t.Tuple[str, str, str]
 
@@ -44,6 +46,8 @@ class Folders:
         self._tops: dict[str, str] = {}
         for part, kind in (("volumes", _VOLUME), ("containers", _CONTAINER)):
             self._add(f"{root}/{part}", kind)
+        if storage:
+            self._add(f"{root}/rootfs/{storage.driver}", _ROOT)
         self._layers: dict[str, str] = {}
         for folder in storage.layer_folders() if storage else ():
             self._add(folder, _LAYER)
@@ -71,21 +75,23 @@ class Folders:
     def touches(self, mount: mounts.Mount) -> bool:
         """Whether a mount has to do with objects' folders, other than the root file systems of containers."""
         kind, _name, rest = self.find(mount.at or "")
-        if kind in (_VOLUME, _CONTAINER) or self.find(mount.shows)[0]:
+        if kind in (_VOLUME, _CONTAINER) or self.find(mount.shows)[0] not in ("", _ROOT):
             return True
         return rest not in _IN_LAYERS if kind == _LAYER else bool(mount.overlay)
 
-    def owner(self, path: str) -> str:
-        """The object in whose folder a path of the host lies, such as ``volume:data``; empty if in none."""
-        for place in (self._table.place(path), posixpath.normpath(path)) if self._table else (posixpath.normpath(path),):
-            kind, name, _rest = self.find(place)
-            if kind in (_VOLUME, _CONTAINER):
-                return f"{kind}:{name}"
-        return ""
+    def owners(self, path: str) -> list[str]:
+        """The objects in whose folders a path of the host lies, or what it leads through, such as ``volume:data``."""
+        found = (self.find(place) for place in (*self.way(path), posixpath.normpath(path)))
+        owned = {_VOLUME: _VOLUME, _CONTAINER: _CONTAINER, _ROOT: _CONTAINER}
+        return list(dict.fromkeys(f"{owned[kind]}:{name}" for kind, name, _rest in found if kind in owned))
 
-    def layer_at(self, path: str) -> str:
-        """The folder of the layer in which a path of the host lies, as storage names it; empty if in none."""
-        return self.layer(self._table.place(path)) if self._table else ""
+    def way(self, path: str) -> tuple[str, ...]:
+        """The places of a path, see ``mounts.Table.way``."""
+        return self._table.way(path) if self._table else ()
+
+    def layers_at(self, path: str) -> list[str]:
+        """The folders of layers in which a path of the host lies, or what it leads through, as storage names them."""
+        return [layer for layer in dict.fromkeys(map(self.layer, self.way(path))) if layer]
 
     def layer(self, place: str) -> str:
         """The path of the layer's folder in which a place lies; empty if in none."""
@@ -103,27 +109,28 @@ class PathUses:
         """``root``: the engine's data root; ``storage`` only where it is proven to be this host's; ``before``: an earlier look, whose work is used."""
         self._table: mounts.Table | None = mounts.collect(before._table if before else None) if storage else None
         self._folders = Folders(root, storage, self._table)
+        self._volumes = os.path.realpath(f"{root}/volumes") if storage else ""
         known: dict[mounts.Namespace, tuple[mounts.Mount, ...]] = before._mounts if before and before._folders == self._folders else {}
         self._mounts: dict[mounts.Namespace, tuple[mounts.Mount, ...]] = {
             namespace: known[namespace] if namespace in known else tuple(filter(self._folders.touches, mounts.parse(namespace)))
             for namespace in (self._table.namespaces if self._table else ())
         }
 
-    def owner(self, path: str) -> str:
-        """The object in whose folder a path of the host lies, such as ``volume:data``; empty if in none."""
-        return self._folders.owner(path)
+    def owners(self, path: str) -> list[str]:
+        """The objects in whose folders a path of the host lies, or what it leads through, such as ``volume:data``."""
+        return self._folders.owners(path)
 
     def container(self, container: Container) -> Container:
         """The container with the objects whose folders it has by a path."""
-        found = {owner: printable(path) for path in container.binds for owner in (self._folders.owner(path),) if owner}
+        found = {owner: printable(path) for path in container.binds for owner in self._folders.owners(path)}
         return replace(container, reaches=tuple(found.items())) if found else container
 
     def volume(self, volume: Volume) -> Volume:
         """The volume with the volumes whose data it shows: as its device, as a part of an overlay, or by a link in the place of its folder."""
-        _link, target = self.link(volume.name)
-        paths = [path for path in (volume.device, target, *volume.overlaid) if path]
-        owners = {self._folders.owner(path) for path in paths}
-        shows = tuple(sorted(owners - {"", f"{_VOLUME}:{volume.name}"}))
+        link, _target = self.link(volume.name)
+        paths = [path for path in (volume.device, f"{self._folders.root}/volumes/{volume.name}/_data" if link else "", *volume.overlaid) if path]
+        owners = {owner for path in paths for owner in self._folders.owners(path)}
+        shows = tuple(sorted(owners - {f"{_VOLUME}:{volume.name}"}))
         return replace(volume, shows=shows) if shows else volume
 
     def holds(self, volumes: t.Iterable[Volume], containers: t.Collection[str]) -> list[Hold]:
@@ -132,10 +139,10 @@ class PathUses:
         :param containers: ids of the engine's containers.
         """
         found: dict[tuple[str, str, str], Hold] = {}
-        bound = set()
+        bound = {}
         for volume in volumes:
             if volume.driver.startswith("local/"):
-                bound.add(volume.name)  # the engine mounts it at its folder as long as a container that runs has it
+                bound[volume.name] = volume.device  # the engine mounts it at its folder as long as a container that runs has it
             reason = self.link_reason(volume.name)
             if reason:
                 found[(f"{_VOLUME}:{volume.name}", reason, "")] = Hold(f"{_VOLUME}:{volume.name}", reason)
@@ -143,8 +150,7 @@ class PathUses:
             for hold in self._of_mount(mount, bound, containers):
                 found[(hold.holder, hold.reason, hold.via)] = hold
         for device, path in mounts.loops() if self._table else ():
-            owner = self._folders.owner(path)
-            if owner:
+            for owner in self._folders.owners(path):
                 reason = f"{printable(device)} has its data in {printable(path)}"
                 found[(owner, reason, "")] = Hold(owner, reason)
         return list(found.values())
@@ -156,8 +162,7 @@ class PathUses:
         for container in containers:
             ids.add(container.id)
             for path in container.binds:
-                layer = self._folders.layer_at(path)
-                if layer:
+                for layer in self._folders.layers_at(path):
                     found.append((layer, f"container {container.name} binds {printable(path)}", f"{_CONTAINER}:{container.id}"))
         for mount in self._all():
             for place, say in ((mount.at, self._mounted), (mount.shows, self._seen)):
@@ -171,10 +176,29 @@ class PathUses:
         for found in self._mounts.values():
             yield from found
 
-    def _of_mount(self, mount: mounts.Mount, bound: t.Collection[str], containers: t.Collection[str]) -> t.Iterator[Hold]:
+    def _is_device(self, mount: mounts.Mount, bound: t.Mapping[str, str]) -> bool:
+        """Whether a mount is the engine's, of what a volume shows; or follows it, as one that came elsewhere with it does."""
+        kind, name, rest = self._folders.find(mount.at or "")
+        if kind != _VOLUME or rest != "_data" or name not in bound:
+            return False
+        if mount.alone and mount.path != f"{self._volumes}/{name}/_data":
+            return False
+        return not bound[name] or mount.shows in self._device_places(name, bound, set())
+
+    def _device_places(self, name: str, bound: t.Mapping[str, str], seen: set[str]) -> set[str]:
+        """What a volume can show: its device, and what that shows in turn once it is mounted."""
+        seen.add(name)
+        found = set(self._folders.way(bound[name]))
+        for place in tuple(found):
+            kind, other, rest = self._folders.find(place)
+            if kind == _VOLUME and bound.get(other) and other not in seen and mounts.below(rest, "_data"):
+                found |= {f"{above.rstrip('/')}{rest[len('_data'):]}" for above in self._device_places(other, bound, seen)}
+        return found
+
+    def _of_mount(self, mount: mounts.Mount, bound: t.Mapping[str, str], containers: t.Collection[str]) -> t.Iterator[Hold]:
         via = _through(mount, containers)
         kind_at, name, rest = self._folders.find(mount.at or "")
-        is_device = kind_at == _VOLUME and rest == "_data" and name in bound
+        is_device = self._is_device(mount, bound)
         if kind_at == _VOLUME:
             yield Hold(f"{_VOLUME}:{name}", self._mounted(mount), f"{_VOLUME}:{name}" if not via and is_device else via)
         elif kind_at == _CONTAINER and rest not in _IN_CONTAINERS:
@@ -188,7 +212,7 @@ class PathUses:
             yield Hold(f"{_CONTAINER}:{name}", self._seen(mount))
         # An overlay is the engine's where it is mounted in a layer, or is a container's root.
         if mount.overlay and kind_at != _LAYER and mount.path != "/" and (via or not is_device):
-            for owner in sorted({self._folders.owner(path) for path in mount.layers if path.startswith("/")} - {""}):
+            for owner in sorted({owner for path in mount.layers if path.startswith("/") for owner in self._folders.owners(path)}):
                 yield Hold(owner, f"the overlay at {printable(mount.path)}{_where(mount)} has its data", via)
 
     def _mounted(self, mount: mounts.Mount) -> str:
@@ -238,7 +262,7 @@ def complete(looked: Snapshot, storage: Storage | None, root: str) -> Snapshot:
     containers = tuple(map(uses.container, looked.containers))
     volumes = tuple(map(uses.volume, looked.volumes))
     holds = uses.holds(volumes, {container.id for container in containers})
-    holds += [Hold(owner, "used by a swarm service", "swarm") for owner in map(uses.owner, looked.service_binds) if owner]
+    holds += [Hold(owner, "used by a swarm service", "swarm") for path in looked.service_binds for owner in uses.owners(path)]
     looked = replace(looked, containers=containers, volumes=volumes, holds=tuple(holds))
     strange = uses.in_layers(containers)
     return replace(looked, holds=looked.holds + tuple(of_layers(looked, storage, strange))) if storage and strange else looked

@@ -644,7 +644,9 @@ def _decide_volumes(
         for container in snapshot.containers:
             if container.id not in stays:
                 of_going.update({name: container.name for name in container.volumes})
-    written = {name for container in snapshot.containers if container.live for name in container.volumes}
+    has = {container.id: (*container.volumes, *_volumes_reached(container)) for container in snapshot.containers}
+    written = {name for container in snapshot.containers if container.live for name in has[container.id]}
+    written |= {name[len(VOLUME):] for volume in snapshot.volumes if volume.name in written for name in volume.shows}
 
     def last_use(volume: Volume) -> float | None:
         # Its folder's last change says little; a container that had it says more.
@@ -683,7 +685,12 @@ def _decide_volumes(
         else:
             draft.steps["volume"].append(replace(step, reason=_why_volume_goes(draft, volume, last_use(volume))))
     if along:
-        _go_along(draft, {container.id: container.volumes for container in snapshot.containers}, along)
+        _go_along(draft, has, along)
+
+
+def _volumes_reached(container: Container) -> list[str]:
+    """The volumes that a container has by a path."""
+    return [owner[len(VOLUME):] for owner, _path in container.reaches if owner.startswith(VOLUME)]
 
 
 def _keep_what_is_shown(volumes: t.Sequence[Volume], reasons: dict[str, str | None]) -> None:
@@ -709,10 +716,14 @@ def _why_volume_goes(draft: _Draft, volume: Volume, moment: float | None) -> str
 
 
 def _go_along(draft: _Draft, volumes: t.Mapping[str, tuple[str, ...]], along: dict[str, Step]) -> None:
-    """Put volumes behind the last container that has them: once that is gone, nobody could say whose they were."""
+    """Put volumes behind the last container that has them, by name or by a path: once that is gone, nobody could say whose they were.
+
+    That one waits for the others.
+    """
+    users = Counter(name for step in draft.steps["container"] for name in set(volumes.get(step.id, ())))
     steps: list[Step] = []
     for step in reversed(draft.steps["container"]):
-        mine = [replace(along.pop(name), of=step.id) for name in volumes.get(step.id, ()) if name in along]
+        mine = [replace(along.pop(name), of=step.id, waits=users[name] > 1) for name in dict.fromkeys(volumes.get(step.id, ())) if name in along]
         steps += [*reversed(mine), step]
     draft.steps["container"] = list(reversed(steps))
 

@@ -93,10 +93,14 @@ class World:
         self.plain: List[str] = []
         #: The volumes that each volume shows: as its device, or by a link in the place of its folder.
         self.shows: Dict[str, FrozenSet[str]] = {}
+        #: The type of what these volumes mount.
+        self.types: Dict[str, str] = {}
         #: Volumes where something is mounted, or whose data is mounted elsewhere: they stay, and what they show.
         self.entangled: Set[str] = set()
         #: Folders of the host whose markers have to stay, open, so that no later mount hides them; and what those say.
         self.wanted: Dict[str, Tuple[int, str]] = {}
+        #: Where mounts lie that are no shared ones.
+        self.private: List[str] = []
         self.made = 0
 
     def make(self) -> None:
@@ -112,7 +116,7 @@ class World:
             self.sources.append(self.host_folder())
         for _ in range(dice.randint(3, 6)):
             self.volume()
-        for _ in range(dice.randint(2, 6)):
+        for _ in range(dice.randint(3, 8)):
             self.special()
         boxes = [self.box() for _ in range(dice.randint(5, 9))]
         late = dice.random() < 0.4
@@ -149,8 +153,8 @@ class World:
         return found
 
     def labels(self) -> Dict[str, str]:
-        found = dict(self.dice.choice(({}, {}, {}, {}, {"fleetclean.keep": ""}, {"tier": "database"})))
-        if self.dice.random() < 0.25:
+        found = dict(self.dice.choice(({}, {}, {}, {}, {}, {}, {"fleetclean.keep": ""}, {"tier": "database"})))
+        if self.dice.random() < 0.2:
             found.update({PROJECT: f"{self.mark}{self.dice.choice('pq')}", "com.docker.compose.oneoff": self.dice.choice(("False", "False", "True"))})
         return found
 
@@ -186,7 +190,7 @@ class World:
         if device:
             path = dice.choice((device.path, device.path, f"{device.path}/", device.path.replace("/", "//"), f"{device.path}/../{Path(device.path).name}"))
             body["DriverOpts"] = {"type": "none", "o": dice.choice(("bind", "bind", "rbind", "bind,rw")), "device": path}
-            self.shows[name] = device.volumes
+            self.show(name, device, "none")
             contents = device.contents
         self.host.must("POST", "/volumes/create", body)
         own = self.folder(f"{VOLUMES}/{name}/_data", name)  # a device covers it, once a container has it
@@ -199,11 +203,20 @@ class World:
         self.sources.append(Source(f"{VOLUMES}/{name}", contents | {name}, frozenset([name]), "_data/marker"))
         return name
 
+    def show(self, name: str, found: Source, kind: str) -> None:
+        self.shows[name], self.types[name] = found.volumes, kind
+        if len(found.volumes) > 1:
+            self.entangled |= found.volumes  # the expectation knows of one only
+
     def special(self) -> None:
         """Something on the host that leads to a volume, or lies in one."""
         dice, host = self.dice, self.host
-        folders = [source for source in self.sources if source.marker == "marker"]
-        what = dice.choice(("device", "device", "link", "link", "elsewhere", "below", "upon", "all", "instead", "file"))
+        # By its path, a volume's folder has what lies below the device as well: nothing is mounted there as long as no container has it.
+        folders = [
+            source if source.given.startswith("/") else replace(source, given=source.path, contents=source.contents | {source.given})
+            for source in self.sources if source.marker == "marker"
+        ]
+        what = dice.choice(("device", "device", "link", "link", "inner", "elsewhere", "below", "upon", "all", "instead", "file", "layer", "overlay"))
         if what == "device":
             self.volume(dice.choice(folders))
         elif what == "link":
@@ -212,6 +225,16 @@ class World:
             target = os.path.relpath(found.path, self.place) if dice.random() < 0.3 else found.path
             host.path(self.place).joinpath(Path(path).name).symlink_to(target)
             self.sources.append(replace(found, given=path))
+        elif what == "inner":  # a link that lies in one volume and leads to another folder
+            name, found = dice.choice(self.plain), dice.choice(folders)
+            path = f"{VOLUMES}/{name}/_data/l{self.number()}"
+            if name not in self.entangled and name not in self.reached(found.volumes):
+                host.path(path).symlink_to(found.path)
+                self.sources.append(replace(found, given=path, volumes=found.volumes | {name}))
+        elif what == "layer":
+            self.mount_in_layer()
+        elif what == "overlay":
+            self.overlay(dice.choice(folders))
         elif what == "elsewhere":
             found = dice.choice(folders)
             path = self.folder(f"m{self.number()}")
@@ -229,6 +252,10 @@ class World:
         elif what == "all":
             path = self.folder(f"m{self.number()}")
             self.mount(VOLUMES, path)
+            if dice.random() < 0.3:
+                host.exec(["mount", dice.choice(("--make-rprivate", "--make-rslave")), path])
+                self.private.append(path)
+                self.entangled.update(self.shows)  # what is mounted in their folders at the moment is mounted there as well
             name = dice.choice(self.plain)
             self.sources += [
                 replace(source, given=source.given.replace(VOLUMES, path)) for source in self.sources
@@ -244,12 +271,35 @@ class World:
             host.exec(["/bin/sh", "-c", f"rm -r {own} && ln -s {found.path} {own}"])
             self.plain.remove(name)
             self.entangled |= {name} | self.reached(found.volumes)
-            self.shows[name] = found.volumes
-            self.sources = [source for source in self.sources if source.given != f"{own}/sub"]
+            self.show(name, found, "none")
+            # What was below it is gone, and a container that has the folder above it would look for the other one in itself.
+            self.sources = [source for source in self.sources if source.given not in (f"{own}/sub", f"{VOLUMES}/{name}")]
             self.covered(name, found)
         elif what == "file":
             found = dice.choice(folders)
             self.sources.append(replace(found, given=f"{found.path}/marker", marker=""))
+
+    def mount_in_layer(self) -> None:
+        """A mount that somebody made in the root file system of a container that runs."""
+        found = self.host_folder()
+        for box in self.boxes:
+            pid = self.inspect(box)["State"]["Pid"]
+            if pid:
+                self.mount(found.path, self.folder(f"{self.root_of(box)}/mnt"))
+                break
+
+    def root_of(self, box: Made) -> str:
+        raw = self.inspect(box)
+        return str(((raw.get("GraphDriver") or {}).get("Data") or {}).get("MergedDir") or f"/var/lib/docker/rootfs/overlayfs/{box.id}")
+
+    def overlay(self, found: Source) -> None:
+        """A volume that has another folder as the lower one of an overlay."""
+        name = f"{self.mark}-v{self.number()}"
+        options = {"type": "overlay", "device": "overlay", "o": f"lowerdir={found.path}:{self.folder('empty')}"}
+        self.host.must("POST", "/volumes/create", {"Name": name, "Labels": self.labels(), "DriverOpts": options})
+        self.show(name, found, "overlay")
+        self.folder(f"{VOLUMES}/{name}/_data", name)
+        self.sources.append(Source(name, found.contents, frozenset([name])))
 
     def used(self, name: str) -> bool:
         """Whether anything has led to a volume already."""
@@ -290,12 +340,14 @@ class World:
         hosts: Dict[str, Any] = {"NetworkMode": "none", "IpcMode": "shareable", "Binds": [f"{self.place}/control:/control"], "RestartPolicy": self.restarts(box)}
         body["HostConfig"] = hosts
         others = [other for other in self.boxes if other.goal != "ended" and (other.goal != "created" or box.goal == "created")]
-        if others and dice.random() < 0.5:
+        if others and dice.random() < 0.6:
             self.stand_on(box, dice.choice(others), hosts, body)
         elif dice.random() < 0.3:
             box.network = hosts["NetworkMode"] = dice.choice([*self.nets, "bridge", "host"])
         for _ in range(dice.choice((0, 1, 1, 2, 3))):
-            self.give(box, dice.choice(self.sources), hosts["Binds"])
+            # By a path more often than by name, which the engine knows itself.
+            found = [source for source in self.sources if source.given.startswith("/")]
+            self.give(box, dice.choice(found if dice.random() < 0.7 else self.sources), hosts["Binds"])
         if dice.random() < 0.1:
             hosts["Binds"].append(dice.choice((f"{VOLUMES}:/all", "/var/lib/docker:/all:ro", "/:/all:ro,rslave")))
             if box.goal in LIVE:
@@ -314,6 +366,7 @@ class World:
             if mount["Destination"] == "/anonymous":
                 self.folder(f"{VOLUMES}/{mount['Name']}/_data", mount["Name"])
                 box.has["/anonymous"] = Source(mount["Name"], frozenset([mount["Name"]]), frozenset([mount["Name"]]))
+                self.sources.append(replace(box.has["/anonymous"], given=f"{VOLUMES}/{mount['Name']}/_data"))
         self.boxes.append(box)
         return box
 
@@ -327,7 +380,8 @@ class World:
         target = f"/m{self.number()}"
         modes = ("", "", ":ro", ":rw")
         if source.given.startswith("/"):
-            modes += (":rslave", ":rshared") if source.given.startswith("/var/lib/docker/") else (":rprivate", ":shared")
+            inside = source.given.startswith("/var/lib/docker/")
+            modes += (":rslave", ":rshared") if inside else (":rprivate",) if source.given.startswith(tuple(self.private)) else (":rprivate", ":shared")
         mode = self.dice.choice(modes)
         binds.append(f"{source.given}:{target}{mode}")
         box.has[target] = source
@@ -374,7 +428,7 @@ class World:
         for name, shown in self.shows.items():
             data = found.data.get(name)
             if data:
-                data.options = {"type": "none", "device": f"/nowhere/volumes/{next(iter(shown))}" if shown else "/srv"}
+                data.options = {"type": self.types[name], "device": f"/nowhere/volumes/{next(iter(shown))}" if shown else "/srv"}
         return found
 
     @staticmethod
@@ -433,19 +487,19 @@ def wishes_for(world: World) -> policy.Wishes:
     names = [box.name for box in world.boxes]
 
     def age() -> Optional[int]:
-        return 3600 if dice.random() < 0.06 else None
+        return 3600 if dice.random() < 0.04 else None
 
     containers = policy.ContainerWish(
-        states=tuple(state for state in ("created", "exited", "dead", "running", "paused") if dice.random() < (0.4 if state in LIVE else 0.85)),
+        states=tuple(state for state in ("created", "exited", "dead", "running", "paused") if dice.random() < (0.35 if state in LIVE else 0.9)),
         older_than=age(), keep=tuple(name for name in names if dice.random() < 0.08), volumes=dice.random() < 0.5, compose=dice.random() < 0.3,
     )
     images = policy.ImageWish(scope=dice.choice(("dangling", "unused", "unused", "all")), older_than=age(), keep_latest=dice.choice((0, 0, 0, 1)))
     volumes = policy.VolumeWish(
-        dice.choice(("anonymous", "unused", "unused", "unused")), age(), tuple(name for name in world.plain if dice.random() < 0.06),
+        dice.choice(("anonymous", "unused", "unused", "unused", "unused", "unused")), age(), tuple(name for name in world.plain if dice.random() < 0.06),
         dice.choice((("local",), ("local", "local/*"), ("local", "local/*"), ("*",))),
     )
     wishes = policy.Wishes(
-        containers if dice.random() < 0.85 else None, images if dice.random() < 0.6 else None, volumes if dice.random() < 0.85 else None,
+        containers if dice.random() < 0.85 else None, images if dice.random() < 0.6 else None, volumes if dice.random() < 0.9 else None,
         policy.NetworkWish(age()) if dice.random() < 0.6 else None, None,
         dice.choice((("fleetclean.keep",), ("fleetclean.keep",), ("fleetclean.keep", "tier=data*"), ())), dice.choice(("keep", "keep", "keep", "clean")),
     )

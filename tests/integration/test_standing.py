@@ -204,6 +204,27 @@ def test_a_volume_that_is_used_by_its_path_stays(host: Host) -> None:
     host.exec(["rm", "/var/lib/docker/volumes/link/_data", "/var/lib/docker/volumes/links"])
 
 
+def test_what_a_path_leads_through_stays(host: Host) -> None:
+    data = {name: volume(host, name) for name in ("linking", "linked-to", "deep", "free")}
+    host.exec(["ln", "-s", data["linked-to"], f"{data['linking']}/current"])
+    # One volume shows another, which shows a third; while a container has it, its device is mounted there.
+    middle = volume(host, "middle", device=data["deep"])
+    volume(host, "top", device=middle)
+    runs = container(host, "runs", "base/app:1", run="on", Binds=["middle:/a"])
+    keeper = {"fleetclean.keep": ""}
+    container(host, "by-path", "base/app:1", Binds=[f"{data['linking']}/current:/a", "top:/b"], labels=keeper)
+    layer = host.must("GET", f"/containers/{runs}/json")["GraphDriver"]["Data"]["MergedDir"]
+    container(host, "looks-in", "base/app:1", run="on", Binds=[f"{layer}:/a:ro,rslave"], labels=keeper)
+    wishes = {"containers": {"states": LIVE}, "volumes": {"scope": "unused", "drivers": ["local", "local/*"]}, "images": {"scope": "dangling"}}
+    result = both(host, **wishes)
+    assert list(removed(result)) == ["free"]
+    assert kept(result, "container") == {"labelled fleetclean.keep": 2, f"container looks-in binds {layer}": 1}
+    host.must("DELETE", "/containers/looks-in?force=1")
+    assert list(removed(clean(host, **wishes))) == ["runs"]
+    assert state(host)["volumes"] == {"linking", "linked-to", "deep", "middle", "top"}
+    host.must("POST", "/containers/by-path/start")
+
+
 # -- containers that others stand on ------------------------------------------------------------------------
 
 

@@ -127,6 +127,23 @@ def test_a_volume_that_a_container_has_by_a_path_stays_with_it(live: bool, stays
     assert reasons(plan, "volume") == ({"data": "container user binds /v/data/_data"} if stays else {})
 
 
+@pytest.mark.parametrize("by", ["name", "path"])
+def test_an_anonymous_volume_goes_behind_the_last_that_has_it_which_waits_for_the_others(by: str) -> None:
+    name = hexadecimal("anonymous")
+    has: dict[str, t.Any] = {"volumes": (name,)} if by == "name" else {"reaches": ((f"volume:{name}", "/v/_data"),)}
+    boxes = [container("first", stopped=30, volumes=(name,)), container("second", stopped=20, **has), container("third", stopped=10)]
+    plan = decide(world(*boxes, volume(name, anonymous=True)), Wishes(containers=ContainerWish(volumes=True)))
+    assert [step.name for step in plan.steps] == ["first", "second", name, "third"]
+    assert [(step.waits, step.of) for step in plan.steps if step.kind == "volume"] == [(True, boxes[1].id)]
+
+
+def test_a_volume_that_is_written_to_by_a_path_or_through_another_one_may_have_changed_until_it_goes() -> None:
+    writers = [container("writes", state="running", reaches=(("volume:bound", "/v/bound/_data"),), volumes=("shows",))]
+    volumes = [volume("bound"), volume("shown"), volume("shows", driver="local/bind", shows=("volume:shown",)), volume("other")]
+    plan = decide(world(*writers, *volumes), Wishes(containers=KILL, volumes=VolumeWish("unused", drivers=("*",))))
+    assert {step.name: bool(step.expects) for step in plan.steps if step.kind == "volume"} == {"bound": False, "shown": False, "shows": False, "other": True}
+
+
 def test_a_volume_stays_whose_data_another_one_shows_that_stays() -> None:
     chain: list[t.Any] = [volume("a"), volume("b", driver="local/bind", shows=("volume:a",)), volume("c", driver="local/bind", shows=("volume:b",))]
     plan = decide(world(*chain), Wishes(volumes=VolumeWish("unused")))

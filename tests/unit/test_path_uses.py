@@ -78,6 +78,68 @@ def test_the_mount_of_a_volumes_device_is_the_engines(monkeypatch: pytest.Monkey
     assert {found.name: found.shows for found in looked.volumes} == {"data": (), "shows": ("volume:data",)}
 
 
+def test_a_path_that_leads_through_a_volumes_device_is_of_both_volumes(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    """As long as a container has it; then the device is mounted there, and afterwards it is not."""
+    os.makedirs(f"{root}/volumes/shows/_data")
+    shows, again = (volume(name, driver="local/bind", device=f"{root}/volumes/{of}/_data") for name, of in (("shows", "data"), ("again", "shows")))
+    user = container("user", binds=(f"{root}/volumes/shows/_data",))
+    looked = look(monkeypatch, root, world(volume("data"), shows, again, user), f"8:1 {root}/volumes/data/_data {root}/volumes/shows/_data")
+    assert {name for name, _path in looked.containers[0].reaches} == {"volume:data", "volume:shows"}
+    assert {found.name: found.shows for found in looked.volumes} == {"data": (), "shows": ("volume:data",), "again": ("volume:data", "volume:shows")}
+    assert set(held(looked)) == {"volume:shows"}
+
+
+@pytest.mark.parametrize(
+    ("line", "via"),
+    [
+        ("8:1 {root}/volumes/data/_data {root}/volumes/shows/_data", "volume:shows"),
+        # Somebody's own mount there, before the engine's: what it shows is not the device.
+        ("8:1 /srv {root}/volumes/shows/_data", ""),
+    ],
+)
+def test_only_the_engines_own_mount_ends_with_its_volumes_containers(monkeypatch: pytest.MonkeyPatch, root: str, line: str, via: str) -> None:
+    os.makedirs(f"{root}/volumes/shows/_data")
+    shows = volume("shows", driver="local/bind", device=f"{root}/volumes/data/_data")
+    assert held(look(monkeypatch, root, world(volume("data"), shows), line.format(root=root)))["volume:shows"][1] == via
+
+
+@pytest.mark.parametrize(("propagation", "stays"), [("", True), ("shared:3", False), ("master:3", False)])
+def test_a_copy_of_the_engines_mount_that_does_not_go_with_it_keeps_the_volume(
+    monkeypatch: pytest.MonkeyPatch, root: str, propagation: str, stays: bool
+) -> None:
+    os.makedirs(f"{root}/volumes/shows/_data")
+    engines = f"2 1 8:1 {root}/volumes/data/_data {root}/volumes/shows/_data rw shared:3 - ext4 a rw\n"
+    copies = f"3 1 8:1 {root}/volumes /mnt rw {propagation} - ext4 a rw\n4 3 8:1 {root}/volumes/data/_data /mnt/shows/_data rw {propagation} - ext4 a rw\n"
+    table = mounts.Table(f"1 0 8:1 / / rw shared:1 - ext4 a rw\n{engines}{copies}")
+    monkeypatch.setattr(mounts, "collect", lambda _before=None: table)
+    shows = volume("shows", driver="local/bind", device=f"{root}/volumes/data/_data")
+    looked = path_uses.complete(world(volume("data"), shows), Storage(root, "overlay2", "graphdriver", {}), root)
+    kept = {hold.holder for hold in looked.holds if not hold.via}
+    assert kept == ({"volume:data", "volume:shows"} if stays else set())
+
+
+def test_a_link_that_lies_in_a_volume_keeps_it_as_what_it_leads_to(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    os.symlink("../../other/_data/sub", f"{root}/volumes/data/_data/current")
+    os.symlink(f"{root}/volumes/data/_data/current", f"{root}/link")
+    looked = look(monkeypatch, root, world(volume("data"), volume("other"), container("user", binds=(f"{root}/link/x",))))
+    assert {name for name, _path in looked.containers[0].reaches} == {"volume:data", "volume:other"}
+
+
+def test_links_in_a_circle_lead_nowhere_and_no_further(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    os.symlink(f"{root}/b", f"{root}/a")
+    os.symlink(f"{root}/a", f"{root}/b")
+    looked = look(monkeypatch, root, world(volume("data"), container("user", binds=(f"{root}/a", f"{root}/volumes/data/_data"))))
+    assert [name for name, _path in looked.containers[0].reaches] == ["volume:data"]
+
+
+def test_the_root_file_system_of_a_container_that_another_one_binds_keeps_it(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    os.makedirs(f"{root}/rootfs/overlay2/{WEB}")
+    user = container("user", binds=(f"{root}/rootfs/overlay2/{WEB}/etc",))
+    looked = look(monkeypatch, root, world(container("web"), user), f"0:60 / {root}/rootfs/overlay2/{WEB}")
+    assert [one.reaches for one in looked.containers if one.name == "user"] == [((f"container:{WEB}", f"{root}/rootfs/overlay2/{WEB}/etc"),)]
+    assert held(looked) == {}
+
+
 def test_a_link_in_the_place_of_a_volumes_folder_is_no_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     os.makedirs(f"{root}/volumes/link")
     os.symlink("../data/_data", f"{root}/volumes/link/_data")
