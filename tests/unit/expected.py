@@ -182,7 +182,7 @@ class Expected:
         # On containerd's store a container also keeps the image that has the name by now that it was started by.
         users = [box for box in self.staying if box.image == picture.id or (self.engine.containerd and box.given in picture.references)]
         if wish.scope == "all":
-            users = [box for box in users if box.live or self.wanted(box) or box in self.needed]
+            users = [box for box in users if box.live or self.wanted(box) or box in self.needed or self.starts_again(box)]
         users += [box for box in self.staying if {picture.id, *picture.references} & set(box.mounted)]
         hosts = [box for box in self.engine.boxes.values() if self.manager(box.labels, box) == "host"]
         repositories = [] if picture.tags else [digest.partition("@")[0] for digest in picture.digests]
