@@ -159,7 +159,7 @@ def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         if not module.check_mode:
             # The night on which space is low has to know what was used on all nights before.
             wanted = snapshot.Wanted(images=True, volumes=True, networks=True, ages=True, parallel=module.params["parallel"])
-            _note(module, site, wanted, snapshot.take(site.engine, wanted, own))
+            _note(module, site, wanted, _look(site, wanted))
         return
     _Run(module, site, wishes, marks, space, result, assumed).run()
 
@@ -244,7 +244,7 @@ class _Run:
             survey = _survey(self._module, site, wanted)
             looked, sharers = survey.snapshot, survey.sharers
         else:
-            looked = path_uses.complete(snapshot.take(site.engine, wanted, self._own), self._own, site.storage.root)
+            looked = _look(site, wanted)
             sharers = _sharers(self._own, looked, self._wishes)
         memory = history.recall(self._module.params["state_dir"] or "", site.engine_id, looked.now)
         if not self._module.check_mode:
@@ -281,7 +281,7 @@ class _Run:
         if self._wishes.build_cache and self._cache_may_be_had(looked):
             self._site.engine.wait(removal.PATIENCE)  # it may be starting again
             wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False, container_ages=False)
-            again = path_uses.complete(snapshot.take(self._site.engine, wanted, self._own), self._own, self._site.storage.root)
+            again = _look(self._site, wanted)
             only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
             worker.forget_kept("build_cache")
             more = decide(again, only)
@@ -298,6 +298,12 @@ class _Run:
         if "build_cache" in looked.unreadable:
             return bool(removed)
         return any(record.shared for record in looked.build_cache) and any(entry["kind"] == "image" for entry in removed)
+
+
+def _look(site: session.Site, wanted: snapshot.Wanted) -> snapshot.Snapshot:
+    """What the engine has at this moment, and who uses it by a path."""
+    own = site.own_storage
+    return path_uses.complete(snapshot.take(site.engine, wanted, own), own, site.storage.root)
 
 
 def _note(module: AnsibleModule, site: session.Site, wanted: snapshot.Wanted, looked: snapshot.Snapshot) -> None:

@@ -140,9 +140,8 @@ def volume_uses(snapshot: Snapshot) -> dict[str, float]:
     """When volumes were last in use, by what is there and by events: by name behind ``VOLUME``."""
     uses = {name: moment for name, moment in snapshot.seen.items() if name.startswith(VOLUME)}
     for container, moment in _moments(snapshot):
-        by_path = [owner for owner, _path in container.reaches if owner.startswith(VOLUME)]
-        for name in (*(VOLUME + name for name in container.volumes), *by_path):
-            uses[name] = max(uses.get(name, 0), moment)
+        for name in (*container.volumes, *container.volumes_by_path):
+            uses[VOLUME + name] = max(uses.get(VOLUME + name, 0), moment)
     return uses
 
 

@@ -239,24 +239,23 @@ _UsersOf = t.Mapping[str, t.Sequence[t.Tuple[Container, str]]]
 
 
 def _users_of(containers: t.Sequence[Container]) -> _UsersOf:
-    known = {name: container.id for container in containers for name in (*container.names, container.name)}
-    known.update((container.id, container.id) for container in containers)
-    by_name = {name: container for container in containers for name in (container.name, *container.names)}
+    known = {name: container for container in containers for name in (container.name, *container.names)}
+    known.update((container.id, container) for container in containers)
     users: dict[str, list[tuple[Container, str]]] = defaultdict(list)
     for container in containers:
         for given, what in container.stands_on:
             # Engines keep what was given for --volumes-from: a name, an id, or as much of it as was enough.
-            meant = [known[given]] if given in known else [one.id for one in containers if len(given) >= 4 and one.id.startswith(given)]
+            meant = [known[given].id] if given in known else [one.id for one in containers if len(given) >= 4 and one.id.startswith(given)]
             for ident in meant:
                 if ident != container.id:
                     users[ident].append((container, _USES[what]))
-        for path, owner in ((path, owner) for owner, path in container.reaches):
+        for owner, path in container.reaches:
             kind, _colon, ident = owner.partition(":")
             if kind == "container" and ident != container.id:
                 users[ident].append((container, f"binds {path}"))
         # A container that is linked to has names such as web/database besides its own.
         for name in container.names:
-            user = by_name.get(name.partition("/")[0]) if "/" in name else None
+            user = known.get(name.partition("/")[0]) if "/" in name else None
             if user and user.id != container.id:
                 users[container.id].append((user, _USES["link"]))
     return users
@@ -644,7 +643,7 @@ def _decide_volumes(
         for container in snapshot.containers:
             if container.id not in stays:
                 of_going.update({name: container.name for name in container.volumes})
-    has = {container.id: (*container.volumes, *_volumes_reached(container)) for container in snapshot.containers}
+    has = {container.id: (*container.volumes, *container.volumes_by_path) for container in snapshot.containers}
     written = {name for container in snapshot.containers if container.live for name in has[container.id]}
     written |= {name[len(VOLUME):] for volume in snapshot.volumes if volume.name in written for name in volume.shows}
 
@@ -686,11 +685,6 @@ def _decide_volumes(
             draft.steps["volume"].append(replace(step, reason=_why_volume_goes(draft, volume, last_use(volume))))
     if along:
         _go_along(draft, has, along)
-
-
-def _volumes_reached(container: Container) -> list[str]:
-    """The volumes that a container has by a path."""
-    return [owner[len(VOLUME):] for owner, _path in container.reaches if owner.startswith(VOLUME)]
 
 
 def _keep_what_is_shown(volumes: t.Sequence[Volume], reasons: dict[str, str | None]) -> None:

@@ -79,6 +79,11 @@ class Container:
         return self.state in LIVE_STATES
 
     @property
+    def volumes_by_path(self) -> list[str]:
+        """The names of the volumes that it has by a path."""
+        return [owner[len(VOLUME):] for owner, _path in self.reaches if owner.startswith(VOLUME)]
+
+    @property
     def since(self) -> float | None:
         return self.finished or (None if self.state == "exited" else self.created)
 
