@@ -171,7 +171,8 @@ class Proxy:
         self._server.listen(64)
         self._lock = threading.Lock()
         self._serving: List[threading.Thread] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def __enter__(self) -> Proxy:
         return self
@@ -180,6 +181,7 @@ class Proxy:
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self._path.unlink(missing_ok=True)
+        self._accepting.join(30)  # from here on no thread is added
         for thread in self._serving:
             thread.join(30)  # what the engine was asked alone, it has done then
 
@@ -187,8 +189,9 @@ class Proxy:
         with suppress(OSError):
             while True:
                 client, _ = self._server.accept()
-                self._serving.append(threading.Thread(target=self._serve, args=(client,), daemon=True))
-                self._serving[-1].start()
+                serving = threading.Thread(target=self._serve, args=(client,), daemon=True)
+                serving.start()
+                self._serving.append(serving)
 
     def _serve(self, client: socket.socket) -> None:
         engine = socket.socket(socket.AF_UNIX)
