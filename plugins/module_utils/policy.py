@@ -315,6 +315,17 @@ def condition(container: Container) -> tuple[str, ...]:
     return (container.state, repr(container.finished))
 
 
+def is_unchanged(container: Container, expected: tuple[str, ...]) -> bool:
+    """Whether a stopped container is as it was when it was decided on.
+
+    One that only became dead is: a removal of it began and failed. An engine whose disk is full or read-only cannot write that down, so
+    its list and its records go on calling the container created or exited.
+    """
+    if container.state == "dead" and expected[0] in ("created", "exited"):
+        container = replace(container, state=expected[0])
+    return condition(container) == expected
+
+
 def _killable(wish: ContainerWish) -> tuple[str, ...]:
     """The states in which a container that lived when it was decided on may go. One that stopped meanwhile has an age of its own."""
     return tuple(state for state in wish.states if state in LIVE_STATES or not wish.older_than)
