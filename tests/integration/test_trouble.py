@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import struct
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
-from tests.fleet.dirty import load_image
+from tests.fleet.dirty import load_image, tar
 from tests.integration.disks import run
 from tests.integration.support import CONTAINERD, start, state
 from tests.integration.things import base, both_stores, by_itself, clear, container, kept, removed, until, volume_driver
@@ -222,6 +224,33 @@ def refused(host: Host, before: Dict[str, Any]) -> None:
     check = clean(host, check=True)
     assert not check["failed"], check
     assert {"idle", "app/idle:1"} <= set(removed(check))
+
+
+# -- depth -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["ctd"], indirect=True)
+def test_an_image_of_two_hundred_layers_is_measured_and_goes(host: Host) -> None:
+    """containerd's store takes them; graph drivers refuse more than 125 ("max depth exceeded")."""
+    layers = [tar({f"srv/{number}": os.urandom(3000)}) for number in range(200)]
+    config = json.dumps({
+        "architecture": "amd64", "os": "linux", "created": "2024-01-01T00:00:00Z", "config": {"Cmd": ["/x"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(layer).hexdigest()}" for layer in layers]},
+    }).encode()
+    files = {f"{number}.tar": layer for number, layer in enumerate(layers)}
+    manifest = json.dumps([{"Config": "config.json", "RepoTags": ["app/deep:1"], "Layers": list(files)}]).encode()
+    host.must("POST", "/images/load?quiet=1", tar({**files, "config.json": config, "manifest.json": manifest}))
+    container(host, "deep", "app/deep:1", ["/x"])
+    said = by_itself(host, "docker_disk_report", measure="exact", state_dir="")
+    assert not said["failed"], said
+    (item,) = (entry for entry in said["items"]["images"] if entry["name"] == "app/deep:1")
+    assert item["disk_bytes"] >= 200 * 4096
+    assert (said["totals"]["unattributed_bytes"], said["items"]["leftovers"]) == (0, [])
+    free = host.free_bytes()
+    result = clean(host)
+    assert not result["failed"], result
+    assert {"deep", "app/deep:1"} <= set(removed(result))
+    assert host.free_bytes() - free >= item["disk_bytes"]
 
 
 # -- containers --------------------------------------------------------------------------------
