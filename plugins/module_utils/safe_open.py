@@ -19,7 +19,8 @@ import os
 import stat
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: How a directory is opened.
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Of a lease that somebody else has on the file one is told at once (fcntl(2), F_SETLEASE).
 _ALWAYS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _TYPES = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
@@ -54,7 +55,7 @@ def open_regular(path: str, flags: int = os.O_RDONLY, dir_fd: int | None = None)
 
 def open_directory(path: str, dir_fd: int | None = None) -> int:
     """Open a directory, which the last part of ``path`` is itself; return the descriptor."""
-    return os.open(path, _DIRECTORY, dir_fd=dir_fd)
+    return os.open(path, DIRECTORY, dir_fd=dir_fd)
 
 
 def read_regular(path: str, limit: int, dir_fd: int | None = None) -> bytes:
