@@ -34,23 +34,59 @@ def open_regular(path: str, flags: int = os.O_RDONLY, dir_fd: int | None = None)
     """Open a regular file, which the last part of ``path`` is itself; return the descriptor.
 
     :param flags: how to open it; nothing is created.
-    :raises NotRegular: it is something else. Its ``errno`` is ELOOP for a link, as ``O_NOFOLLOW`` has it.
+    :raises NotRegular: it is something else. Its ``errno`` is ELOOP for a link and ENXIO for a socket, as open(2) has it, else EINVAL.
     """
     held = os.open(path, _LOOK, dir_fd=dir_fd)
     try:
-        mode = os.fstat(held).st_mode
-        if stat.S_ISLNK(mode):
-            raise NotRegular(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        if not stat.S_ISREG(mode):
-            raise NotRegular(errno.EINVAL, f"it is {_TYPES.get(stat.S_IFMT(mode), 'something else')}, not a regular file", path)
-        try:
-            return os.open(f"/proc/self/fd/{held}", flags & ~os.O_NOFOLLOW | _ALWAYS)
-        except OSError as error:
-            # The file is held, so it is /proc that is not there.
-            words = "/proc is not mounted" if error.errno == errno.ENOENT else error.strerror
-            raise OSError(errno.ENOTSUP if error.errno == errno.ENOENT else error.errno, words, path) from None
+        _refuse_others(os.fstat(held).st_mode, path)
+        return _open_held(held, flags, path)
     finally:
         os.close(held)
+
+
+def open_regular_of_process(link: str, flags: int = os.O_RDONLY) -> int:
+    """Open the regular file that one of a process's links in /proc (``fd``, ``map_files``) stands for; return the descriptor.
+
+    :raises NotRegular: it is something else by now.
+    """
+    held = os.open(link, _LOOK & ~os.O_NOFOLLOW)
+    try:
+        _refuse_others(os.fstat(held).st_mode, link)
+        return _open_held(held, flags, link)
+    finally:
+        os.close(held)
+
+
+def open_block_device(path: str, device: int) -> int:
+    """Open a block device to read it, if it is the one of that number; return the descriptor. Links are followed.
+
+    :raises OSError: it is another one, or none.
+    """
+    held = os.open(path, _LOOK & ~os.O_NOFOLLOW)
+    try:
+        about = os.fstat(held)
+        if not stat.S_ISBLK(about.st_mode) or about.st_rdev != device:
+            raise OSError(errno.ENODEV, "it is not the device that is meant", path)
+        return _open_held(held, os.O_RDONLY, path)
+    finally:
+        os.close(held)
+
+
+def _refuse_others(mode: int, path: str) -> None:
+    if stat.S_ISLNK(mode):
+        raise NotRegular(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    if not stat.S_ISREG(mode):
+        number = errno.ENXIO if stat.S_ISSOCK(mode) else errno.EINVAL
+        raise NotRegular(number, f"it is {_TYPES.get(stat.S_IFMT(mode), 'something else')}, not a regular file", path)
+
+
+def _open_held(held: int, flags: int, path: str) -> int:
+    try:
+        return os.open(f"/proc/self/fd/{held}", flags & ~os.O_NOFOLLOW | _ALWAYS)
+    except OSError as error:
+        # The file is held, so it is /proc that is not there.
+        words = "/proc is not mounted" if error.errno == errno.ENOENT else error.strerror
+        raise OSError(errno.ENOTSUP if error.errno == errno.ENOENT else error.errno, words, path) from None
 
 
 def open_directory(path: str, dir_fd: int | None = None) -> int:
