@@ -15,10 +15,12 @@ The format is that of go.etcd.io/bbolt: ``internal/common/{page,meta,bucket}.go`
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 import struct
 import typing as t
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import NotRegular, open_regular
 
 _MAGIC, _VERSION = 0xED0CDAED, 2
 _BRANCH, _LEAF = 0x01, 0x02
@@ -156,10 +158,13 @@ def read(path: str, look: t.Callable[[Bucket], _Answer]) -> _Answer:
     :raises BoltError: no database, damaged, or it never stood still.
     :raises OSError: it is not there, or may not be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BoltError(f"{path} is not a file")
+        descriptor = open_regular(path)
+    except NotRegular as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise BoltError(f"{path} is not a file") from None
+    try:
         for attempt in range(_TRIES):
             size = os.fstat(descriptor).st_size
             if size > _LARGEST:

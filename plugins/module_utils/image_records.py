@@ -14,13 +14,12 @@ Whatever is not plain here is left out, so that the caller asks the engine.
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import typing as t
 from collections import defaultdict
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import bolt
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import read_regular
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 
 _DIGEST = re.compile(r"([a-z0-9]+):([0-9a-f]{32,128})")
@@ -151,14 +150,7 @@ class _Blobs:
         if not match or match[0] not in self._present:
             return None
         try:
-            descriptor = os.open(f"{self._folder}/{match[1]}/{match[2]}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                about = os.fstat(descriptor)
-                if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_BLOB:
-                    return None
-                parsed = json.loads(os.read(descriptor, about.st_size))
-            finally:
-                os.close(descriptor)
+            parsed = json.loads(read_regular(f"{self._folder}/{match[1]}/{match[2]}", _LARGEST_BLOB))
         except (OSError, ValueError, RecursionError):
             return None
         return parsed if isinstance(parsed, dict) else None

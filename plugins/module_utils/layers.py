@@ -30,6 +30,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     IMAGE,
     Account,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import read_head
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import LAYER_NAME, Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
@@ -586,12 +587,7 @@ def _names(folder: str, found: Holdings) -> list[str]:
 def _text(path: str, found: Holdings, form: re.Pattern[str] | None = None) -> str:
     """The one line of a record; "" if it is not there, and a doubt if it cannot be read or does not have that form."""
     try:
-        # There are several of these for each layer; open() would take twice as long.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, 200).decode("ascii", "replace").strip()
-        finally:
-            os.close(descriptor)
+        text = read_head(path, 200).decode("ascii", "replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:

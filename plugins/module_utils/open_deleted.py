@@ -27,6 +27,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.extents import SHARED, mapped
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import open_regular_of_process
 
 _DELETED = " (deleted)"
 _MOUNT_ID = re.compile(rb"^mnt_id:\s*(\d+)", re.MULTILINE)
@@ -336,7 +337,7 @@ def _decimal(device: bytes) -> str:
 def _shared_bytes(link: str) -> int:
     """Bytes of an open file that other files have as well: they do not come free with it."""
     try:
-        descriptor = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_regular_of_process(link)
         try:
             return sum(extent.length for extent in mapped(descriptor) if extent.flags & SHARED)
         finally:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import measure
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import read_head
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name, open_files
 
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -265,8 +266,7 @@ class _Witness:
             for record in records:
                 for name in names:
                     try:
-                        with open(f"{folder}/{record}/{name}", encoding="ascii", errors="replace") as stream:
-                            found.append(stream.read(200).strip())
+                        found.append(read_head(f"{folder}/{record}/{name}", 200).decode("ascii", "replace").strip())
                     except OSError:
                         continue
         return found

@@ -22,6 +22,8 @@ import typing as t
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import read_head, read_regular
+
 #: How the folders of layers have something in common on the disk: by hard links, as snapshots of a filesystem,
 #: or as copies, which share their blocks where the filesystem can (reflinks).
 LINKS, SNAPSHOTS, COPIES = "links", "snapshots", "copies"
@@ -101,6 +103,8 @@ _DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "p": 100
 _STATE = ("Running", "Paused", "Restarting", "StartedAt", "FinishedAt", "ExitCode")
 _HOST_CONFIG = ("RestartPolicy", "NetworkMode", "IpcMode", "PidMode", "VolumesFrom", "Links")
 _ID = re.compile(r"[0-9a-f]{64}")
+#: Bytes of a record in JSON. They have some thousand; an image's is what its maker wrote, and takes 25 times that once it is parsed.
+_LARGEST_RECORD = 1 << 20
 #: With user namespaces the data root has a folder for each mapping, named by the user and group that root is.
 _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
 #: A layer's id for its driver: of a pulled layer 64 digits, of a writable one perhaps with ``-init``, of BuildKit's
@@ -205,10 +209,8 @@ class Storage:
             return None
         folder = f"{self.containers}/{container_id}"
         try:
-            with open(f"{folder}/config.v2.json", encoding="utf-8") as stream:
-                config = json.load(stream)
-            with open(f"{folder}/hostconfig.json", encoding="utf-8") as stream:
-                host = json.load(stream)
+            config = json.loads(read_regular(f"{folder}/config.v2.json", _LARGEST_RECORD))
+            host = json.loads(read_regular(f"{folder}/hostconfig.json", _LARGEST_RECORD))
             return {
                 "Created": config.get("Created"),
                 "State": {name: config["State"].get(name) for name in _STATE},
@@ -218,7 +220,7 @@ class Storage:
                 "NetworkSettings": {"Networks": {name: {"Links": end.get("Links")} for name, end in _ends(config).items()}},
                 "StoppedByHand": config.get("HasBeenManuallyStopped") is True,
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def volume_data(self, name: str) -> str | None:
@@ -241,8 +243,7 @@ class Storage:
         if not folder:
             return None
         try:
-            with open(f"{folder}/lastUpdated", encoding="ascii", errors="replace") as stream:
-                return stream.read(64)
+            return read_head(f"{folder}/lastUpdated", 64).decode("ascii", "replace")
         except OSError:
             return None
 
@@ -250,10 +251,9 @@ class Storage:
         """The digests of an image's layers, lowest first, out of its record; None if it has none here."""
         path = self.image_record(image_id)
         try:
-            with open(path or "", encoding="utf-8") as stream:
-                layers = json.load(stream)["rootfs"].get("diff_ids")
+            layers = json.loads(read_regular(path or "", _LARGEST_RECORD))["rootfs"].get("diff_ids")
             return tuple(str(layer) for layer in layers or ())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def layer_sizes(self) -> dict[str, int]:
@@ -266,11 +266,7 @@ class Storage:
             return sizes
         for name in names:
             try:
-                descriptor = os.open(f"{folder}/{name}/size", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                try:
-                    sizes[f"sha256:{name}"] = int(os.read(descriptor, 40).strip() or 0)
-                finally:
-                    os.close(descriptor)
+                sizes[f"sha256:{name}"] = int(read_head(f"{folder}/{name}/size", 40).strip() or 0)
             except (OSError, ValueError):
                 continue
         return sizes
@@ -590,8 +586,7 @@ def _by_folders(folder: str, names: t.Sequence[str], foreign: str, what: str) ->
 
 def _first_line(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.readline(200).strip()
+        return read_head(path, 200).decode("utf-8", "replace").partition("\n")[0].strip()
     except OSError:
         return None
 
@@ -604,9 +599,9 @@ def _other_keys(root: str) -> list[str]:
 
 def _key_id(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8") as stream:
-            return str(json.load(stream).get("kid"))
-    except (OSError, ValueError, AttributeError):
+        # Below /etc it may be a link; below a home it may be anything.
+        return str(json.loads(read_regular(os.path.realpath(path), _LARGEST_RECORD)).get("kid"))
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
