@@ -298,6 +298,27 @@ def test_what_another_manager_runs_here_is_left_to_it_and_so_are_all_images(host
     assert (state(host)["containers"], state(host)["images"]) == ({}, set())
 
 
+@both_stores
+def test_an_images_label_does_not_make_the_host_managed(host: Host) -> None:
+    """The engine gives a container the labels of its image; whoever made that could switch the cleaning of the host off."""
+    said = {"io.kubernetes.pod.name": "web", "com.hashicorp.nomad.alloc_id": "1", "com.docker.swarm.task.id": "t"}
+    load_image(host, "evil/app:1", {"a": b"evil"}, labels=said)
+    load_image(host, "app/idle:1", {"a": b"idle"})
+    container(host, "from-evil", "evil/app:1", ["/bin/true"], run="done")
+    container(host, "runs", "evil/app:1", run="on", labels={"mine": "1"})
+    listed = host.must("GET", "/containers/json?all=1")
+    assert all(entry["Labels"].items() >= said.items() for entry in listed)
+    result = clean(host)
+    assert {"from-evil", "app/idle:1"} <= set(removed(result)) and "runs" not in removed(result)
+    assert "evil/app:1" in state(host)["tags"]
+    # The same label, but whoever made the container set another of the same manager.
+    container(host, "pod", "evil/app:1", ["/bin/true"], run="done", labels={"io.kubernetes.pod.uid": "1"})
+    load_image(host, "app/idle:1", {"a": b"idle"})
+    result = clean(host)
+    assert removed(result) == {}
+    assert kept(result, "container") == {"managed by kubelet": 1, "running": 1}
+
+
 # -- containers that come back or go by themselves ---------------------------------------------
 
 
