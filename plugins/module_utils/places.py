@@ -271,7 +271,7 @@ class _Witness:
     def _is_open_by_the_engine(self, target: str) -> bool:
         """Whether a process has databases open there and in a root that is the engine's: nobody but an engine, or its containerd, does."""
         if self._databases is None:
-            self._databases = [[path for path in opened if path.endswith(".db")] for opened in open_files()]
+            self._databases = list(open_files(lambda path: path.endswith(".db"), self._storage.users))
         beneath = tuple(f"{root}/" for root in self._storage.roots)
         return any(
             any(path.startswith(beneath) for path in opened) and any(path.startswith(f"{target}/") for path in opened) for opened in self._databases

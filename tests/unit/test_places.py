@@ -47,7 +47,7 @@ class Tree:
         self.srv.mkdir(mode=0o755)
         self.engine = FakeEngine()
         self.opened: list[list[str]] = []
-        monkeypatch.setattr(places, "open_files", lambda: iter(self.opened))
+        monkeypatch.setattr(places, "open_files", lambda wanted, _users: ([path for path in opened if wanted(path)] for opened in self.opened))
 
     def link(self, name: str, *inside: str) -> Path:
         """Move a folder of the data root away, and leave a link."""
@@ -211,7 +211,7 @@ def test_containerds_folder_may_be_a_link_itself(tree: Tree, monkeypatch: pytest
 
 def test_a_containerd_that_is_told_by_its_real_path_may_be_behind_a_link(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tree.link("containerd", f"daemon/{SNAPSHOTTER}/snapshots/1", f"daemon/{CONTENT}/blobs/sha256/{THREE}") / "daemon"
-    monkeypatch.setattr(storages, "_containerd_at", lambda _address: str(base))
+    monkeypatch.setattr(storages, "_containerd_at", lambda _address, _users: str(base))
     located, refused = places.locate(Storage(str(tree.root), "overlayfs", "containerd", {}, containerd_address="/run/x.sock"), tree.engine)
     assert (refused, located.roots) == ([], [str(tree.root), str(base.parent)])
     assert (located.containerd, located.other_stores()) == (str(base), [])
