@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import measure, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.record_files import read_line
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name, open_files
 
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -262,8 +263,7 @@ class _Witness:
             for record in records:
                 for name in names:
                     try:
-                        with open(f"{folder}/{record}/{name}", encoding="ascii", errors="replace") as stream:
-                            found.append(stream.read(200).strip())
+                        found.append(read_line(f"{folder}/{record}/{name}"))
                     except OSError:
                         continue
         return found

@@ -13,7 +13,6 @@ was asked: an engine on another machine names a path that exists here as well.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ import typing as t
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import trust
+from ansible_collections.fleetclean.docker.plugins.module_utils import record_files, safe_open, trust
 
 #: How the folders of layers have something in common on the disk: by hard links, as snapshots of a filesystem,
 #: or as copies, which share their blocks where the filesystem can (reflinks).
@@ -109,8 +108,10 @@ _DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "p": 100
 
 
 #: What is taken along of a container's records.
-_STATE = ("Running", "Paused", "Restarting", "StartedAt", "FinishedAt", "ExitCode")
-_HOST_CONFIG = ("RestartPolicy", "NetworkMode", "IpcMode", "PidMode", "VolumesFrom", "Links")
+_STATE = {"Running": bool, "Paused": bool, "Restarting": bool, "StartedAt": str, "FinishedAt": str, "ExitCode": int}
+_RESTART = {"Name": str, "MaximumRetryCount": int}
+#: Of a layer's size in bytes.
+_MOST_DIGITS = 18
 _ID = re.compile(r"[0-9a-f]{64}")
 #: With user namespaces the data root has a folder for each mapping, named by the user and group that root is.
 _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
@@ -216,20 +217,8 @@ class Storage:
             return None
         folder = f"{self.containers}/{container_id}"
         try:
-            with open(f"{folder}/config.v2.json", encoding="utf-8") as stream:
-                config = json.load(stream)
-            with open(f"{folder}/hostconfig.json", encoding="utf-8") as stream:
-                host = json.load(stream)
-            return {
-                "Created": config.get("Created"),
-                "State": {name: config["State"].get(name) for name in _STATE},
-                "RestartCount": config.get("RestartCount"),
-                "Config": {"Image": config["Config"].get("Image")},
-                "HostConfig": {name: host.get(name) for name in _HOST_CONFIG},
-                "NetworkSettings": {"Networks": {name: {"Links": end.get("Links")} for name, end in _ends(config).items()}},
-                "StoppedByHand": config.get("HasBeenManuallyStopped") is True,
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return _typed_record(record_files.read_object(f"{folder}/config.v2.json"), record_files.read_object(f"{folder}/hostconfig.json"))
+        except (OSError, ValueError):
             return None
 
     def volume_data(self, name: str) -> str | None:
@@ -252,19 +241,19 @@ class Storage:
         if not folder:
             return None
         try:
-            with open(f"{folder}/lastUpdated", encoding="ascii", errors="replace") as stream:
-                return stream.read(64)
+            return record_files.read_line(f"{folder}/lastUpdated", 64)
         except OSError:
             return None
 
     def image_layers(self, image_id: str) -> tuple[str, ...] | None:
         """The digests of an image's layers, lowest first, out of its record; None if it has none here."""
         path = self.image_record(image_id)
+        if not path:
+            return None
         try:
-            with open(path or "", encoding="utf-8") as stream:
-                layers = json.load(stream)["rootfs"].get("diff_ids")
-            return tuple(str(layer) for layer in layers or ())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            layers = record_files.read_object(path)["rootfs"]
+            return tuple(record_files.texts(layers.get("diff_ids")))
+        except (OSError, ValueError, KeyError, AttributeError):
             return None
 
     def layer_sizes(self) -> dict[str, int]:
@@ -277,13 +266,11 @@ class Storage:
             return sizes
         for name in names:
             try:
-                descriptor = os.open(f"{folder}/{name}/size", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                try:
-                    sizes[f"sha256:{name}"] = int(os.read(descriptor, 40).strip() or 0)
-                finally:
-                    os.close(descriptor)
-            except (OSError, ValueError):
+                size = record_files.read_line(f"{folder}/{name}/size", 40) or "0"
+            except OSError:
                 continue
+            if size.isdigit() and len(size) <= _MOST_DIGITS:
+                sizes[f"sha256:{name}"] = int(size)
         return sizes
 
     @property
@@ -439,9 +426,37 @@ class Storage:
         return _DRIVERS.get(self.driver, _Driver((self.driver,)))
 
 
+def _typed_record(config: dict[str, t.Any], host: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What is taken along of a container's records.
+
+    :raises ValueError: a value is of another type than the engine's own.
+    """
+    state = _part(config, "State")
+    if not state or "Config" not in config:
+        raise ValueError("a record of another form")
+    restart = _part(host, "RestartPolicy")
+    return {
+        "Created": record_files.only(config.get("Created"), str),
+        "State": {name: record_files.only(state.get(name), kind) for name, kind in _STATE.items()},
+        "RestartCount": record_files.only(config.get("RestartCount"), int),
+        "Config": {"Image": record_files.only(_part(config, "Config").get("Image"), str)},
+        "HostConfig": {
+            "RestartPolicy": {name: record_files.only(restart.get(name), kind) for name, kind in _RESTART.items()},
+            **{name: record_files.only(host.get(name), str) for name in ("NetworkMode", "IpcMode", "PidMode")},
+            **{name: record_files.texts(host.get(name)) for name in ("VolumesFrom", "Links")},
+        },
+        "NetworkSettings": {"Networks": {name: {"Links": record_files.texts(end.get("Links"))} for name, end in _ends(config).items()}},
+        "StoppedByHand": config.get("HasBeenManuallyStopped") is True,
+    }
+
+
+def _part(record: dict[str, t.Any], name: str) -> dict[str, t.Any]:
+    return record_files.only(record.get(name), dict) or {}
+
+
 def _ends(config: dict[str, t.Any]) -> dict[str, t.Any]:
     """The networks of a container's record, by name."""
-    ends = (config.get("NetworkSettings") or {}).get("Networks") or {}
+    ends = _part(_part(config, "NetworkSettings"), "Networks")
     return {name: end for name, end in ends.items() if isinstance(end, dict)}
 
 
@@ -642,8 +657,7 @@ def _by_folders(folder: str, names: t.Sequence[str], foreign: str, what: str) ->
 
 def _first_line(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.readline(200).strip()
+        return safe_open.read_head(path, 200).decode("utf-8", "replace").partition("\n")[0].strip()
     except OSError:
         return None
 
@@ -656,9 +670,8 @@ def _other_keys(root: str) -> list[str]:
 
 def _key_id(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8") as stream:
-            return str(json.load(stream).get("kid"))
-    except (OSError, ValueError, AttributeError):
+        return record_files.only(record_files.read_object(path).get("kid"), str)
+    except (OSError, ValueError):
         return None
 
 
