@@ -15,7 +15,6 @@ Whoever holds a layer holds all those below it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -23,7 +22,7 @@ import typing as t
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import bolt
+from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, record_files
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     CACHE,
     CONTAINER,
@@ -290,8 +289,8 @@ def _records(top: bolt.Bucket) -> dict[str, dict[str, str]]:
         found[_string(key)] = {}
         for name, raw in bucket.values().items():
             try:
-                value = json.loads(raw)["value"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+                value = record_files.parse_object(raw).get("value")
+            except ValueError:
                 continue
             if isinstance(value, str):
                 found[_string(key)][_string(name)] = value
@@ -323,7 +322,7 @@ def _before_layers(storage: Storage, snapshot: Snapshot, found: Holdings) -> Non
         if storage.old_records:
             found.add(f"record of {ident}", [f"{storage.old_records}/{ident}"], who, "engine_metadata")
             size = _text(f"{storage.old_records}/{ident}/layersize", found)
-            if size.isdigit():
+            if size.isdigit() and len(size) <= 18:
                 found.logical[f"layer {ident}"] = int(size)
 
 
@@ -546,7 +545,7 @@ def _numbers(top: bolt.Bucket) -> dict[str, _Number]:
 def _varint(raw: bytes, zigzag: bool = False) -> int:
     """Go's binary.Uvarint, or binary.Varint."""
     value = shift = 0
-    for byte in raw:
+    for byte in raw[:10]:  # binary.MaxVarintLen64
         value |= (byte & 0x7F) << shift
         shift += 7
         if not byte & 0x80:
