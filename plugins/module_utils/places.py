@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import measure
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name, open_files
+from ansible_collections.fleetclean.docker.plugins.module_utils.processes import open_databases
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name
 
 _ID = re.compile(r"[0-9a-f]{64}")
 #: Links on the way to a link's target; the kernel follows 40 of them (fs/namei.c, MAXSYMLINKS).
@@ -274,7 +275,7 @@ class _Witness:
     def _is_open_by_the_engine(self, target: str) -> bool:
         """Whether a process has databases open there and in a root that is the engine's: nobody but an engine, or its containerd, does."""
         if self._databases is None:
-            self._databases = [[path for path in opened if path.endswith(".db")] for opened in open_files()]
+            self._databases = list(open_databases(".db", {0, os.stat(self._storage.root).st_uid}))
         beneath = tuple(f"{root}/" for root in self._storage.roots)
         return any(
             any(path.startswith(beneath) for path in opened) and any(path.startswith(f"{target}/") for path in opened) for opened in self._databases

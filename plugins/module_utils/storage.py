@@ -22,6 +22,8 @@ import typing as t
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes
+
 #: How the folders of layers have something in common on the disk: by hard links, as snapshots of a filesystem,
 #: or as copies, which share their blocks where the filesystem can (reflinks).
 LINKS, SNAPSHOTS, COPIES = "links", "snapshots", "copies"
@@ -483,9 +485,12 @@ def _containerd_at(address: str) -> str | None:
 
 @lru_cache(maxsize=None)
 def _is_open(path: str) -> bool:
-    """Whether a process has a file open, as far as that can be seen."""
+    """Whether a process of root's, or of the file's owner, has a file open for writing, as far as that can be seen."""
     path = os.path.realpath(path)
-    return any(path in opened for opened in open_files())
+    try:
+        return processes.has_open(path, {0, os.stat(path).st_uid})
+    except OSError:
+        return False
 
 
 def _has_entries(folder: str) -> bool:

@@ -1,0 +1,82 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An unprivileged user of a host who has files open that seem to be the engine's: by a mount of his own that he has detached.
+
+The kernel writes the path of such a file from the root of its mount on, so the user chooses all of it. The process has the user and group 65534,
+no groups besides, and a user namespace in which it is root.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import List, Sequence, Tuple
+
+USER = 65534
+#: Makes folders and files in a tmpfs that nobody sees, has them open (deleted or not) and says their descriptors; then it stays.
+_SCRIPT = """
+import os, subprocess, sys
+place, *files = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+opened = []
+for name in files:
+    deleted, path = name[0] == "-", place + name[1:]
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.write(descriptor, b"precious" * 8192)
+    opened.append(descriptor)
+for name in files:
+    if name[0] == "-":
+        os.unlink(place + name[1:])
+os.chdir("/")
+subprocess.run(["umount", "--lazy", place], check=True)
+print(*opened, flush=True)
+sys.stdin.read()
+"""
+
+
+class Attacker:
+    """His process. ``files`` are paths as he wants them to seem, with "-" before those that are to be deleted, "+" before others.
+
+    ``before``: what leads to where he is (``nsenter``); ``place``: a folder there to mount on; ``python``: a program there.
+    """
+
+    def __init__(self, *files: str, before: Sequence[str] = (), place: str = "/mnt", python: str = "") -> None:
+        command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "unshare", "--user", "--map-root-user", "--mount"]
+        self._process = subprocess.Popen(
+            [*before, *command, python or os.path.realpath(sys.executable), "-c", _SCRIPT, place, *files],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        )
+        assert self._process.stdout is not None
+        self.descriptors = [int(word) for word in self._process.stdout.readline().split()]
+        assert len(self.descriptors) == len(files), "the attack itself does not work here"
+
+    @property
+    def pid(self) -> int:
+        """Its number on this machine; of one that was started in another process namespace only that of who started it."""
+        return self._process.pid
+
+    def sizes(self, pid: int = 0) -> List[Tuple[str, int]]:
+        """How his files seem to be called, and how large they are."""
+        folder = f"/proc/{pid or self.pid}/fd"
+        return [(os.readlink(f"{folder}/{number}"), os.stat(f"{folder}/{number}").st_size) for number in self.descriptors]
+
+    def end(self) -> None:
+        """End it."""
+        if self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+def works() -> bool:
+    """Whether a user may have a user namespace on this machine, and this process may become one."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        Attacker("+/x").end()
+    except (AssertionError, OSError):
+        return False
+    return True
