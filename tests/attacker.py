@@ -13,7 +13,10 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import List, Sequence, Tuple
+
+from tests.fleet.system import children
 
 USER = 65534
 #: Makes folders and files in a tmpfs that nobody sees, has them open (deleted or not) and says their descriptors; then it stays.
@@ -41,7 +44,7 @@ sys.stdin.read()
 class Attacker:
     """His process. ``files`` are paths as he wants them to seem, with "-" before those that are to be deleted, "+" before others.
 
-    ``before``: what leads to where he is (``nsenter``); ``place``: a folder there to mount on; ``python``: a program there.
+    ``before``: what leads to where he is (``Host.command``); ``place``: a folder there to mount on; ``python``: a program there.
     """
 
     def __init__(self, *files: str, before: Sequence[str] = (), place: str = "/mnt", python: str = "") -> None:
@@ -56,12 +59,12 @@ class Attacker:
 
     @property
     def pid(self) -> int:
-        """Its number on this machine; of one that was started in another process namespace only that of who started it."""
-        return self._process.pid
+        """Its number on this machine."""
+        return next((pid for pid in (self._process.pid, *children(self._process.pid)) if _is_his(pid)), self._process.pid)
 
-    def sizes(self, pid: int = 0) -> List[Tuple[str, int]]:
+    def sizes(self) -> List[Tuple[str, int]]:
         """How his files seem to be called, and how large they are."""
-        folder = f"/proc/{pid or self.pid}/fd"
+        folder = f"/proc/{self.pid}/fd"
         return [(os.readlink(f"{folder}/{number}"), os.stat(f"{folder}/{number}").st_size) for number in self.descriptors]
 
     def end(self) -> None:
@@ -69,6 +72,10 @@ class Attacker:
         if self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGKILL)
         self._process.communicate()
+
+
+def _is_his(pid: int) -> bool:
+    return f"Uid:\t{USER}\t" in Path(f"/proc/{pid}/status").read_text()
 
 
 def works() -> bool:
