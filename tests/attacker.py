@@ -41,6 +41,26 @@ sys.stdin.read()
 """
 
 
+#: In a user namespace: an overlay on a tmpfs of his own, whose folders have the paths of others on another filesystem. Holds a deleted file of it.
+FAKED_OVERLAY = """
+import os, subprocess, sys
+top, below = sys.argv[1:]
+def mount(*words):
+    subprocess.run(["mount", *words], check=True)
+mount("-t", "tmpfs", "none", top)
+for name in ("lower", "upper", "work"):
+    os.makedirs(below + "/" + name)
+mount("-t", "overlay", "overlay", "-o", "userxattr,lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work" % (below, below, below), "/mnt")
+kept = os.open("/mnt/gone", os.O_RDWR | os.O_CREAT)
+os.write(kept, bytes(1 << 20))
+os.unlink("/mnt/gone")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+#: Leads to where he is root of nothing but his own.
+IN_USER_NAMESPACE = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "unshare", "--user", "--map-root-user", "--mount")
+
+
 class Attacker:
     """His process. ``files`` are paths as he wants them to seem, with "-" before those that are to be deleted, "+" before others.
 
@@ -48,9 +68,8 @@ class Attacker:
     """
 
     def __init__(self, *files: str, before: Sequence[str] = (), place: str = "/mnt", python: str = "") -> None:
-        command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "unshare", "--user", "--map-root-user", "--mount"]
         self._process = subprocess.Popen(
-            [*before, *command, python or os.path.realpath(sys.executable), "-c", _SCRIPT, place, *files],
+            [*before, *IN_USER_NAMESPACE, python or os.path.realpath(sys.executable), "-c", _SCRIPT, place, *files],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         )
         assert self._process.stdout is not None

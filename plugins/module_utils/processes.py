@@ -13,15 +13,17 @@ mount has no path but the one within it). An engine is known by what nobody else
 * it is one process, or several of one program, and still the one that was looked at: same start, same program.
 
 The engine itself writes the logs; no other process does (``daemon/logger``). Sources: proc_pid_stat(5), proc_pid_status(5), proc_pid_fdinfo(5),
-pidfd_open(2), pidfd_getfd(2), pidfd_send_signal(2).
+ioctl_nsfs(2), pidfd_open(2), pidfd_getfd(2), pidfd_send_signal(2).
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import stat
+import sys
 import typing as t
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from dataclasses import dataclass
 #: The same on all architectures since Linux 5.1, 5.3 and 5.6.
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN, _PIDFD_GETFD = 424, 434, 438
 _DATABASE = "metadata.db"
+_NAMESPACE_OWNER = 0xB704  # linux/nsfs.h: NS_GET_OWNER_UID, since Linux 4.11
 _CONTAINER_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _USER_IDS = re.compile(r"^Uid:\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)\s*$", re.MULTILINE)
 _FLAGS = re.compile(r"^flags:\s+([0-7]+)\s*$", re.MULTILINE)
@@ -125,6 +128,28 @@ def user_ids(pid: int) -> tuple[int, ...]:
         return parse_user_ids(read_text(f"/proc/{pid}/status"))
     except OSError:
         return ()
+
+
+def user_namespace(pid: int) -> str:
+    """Which user namespace a process is in, as the kernel calls it; "" if it may not be looked at."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/user")
+    except OSError:
+        return ""
+
+
+def user_namespace_owner(pid: int) -> int | None:
+    """The user who made the user namespace that a process is in; None where the kernel does not tell."""
+    about = bytearray(4)
+    try:
+        descriptor = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, _NAMESPACE_OWNER, about)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    return int.from_bytes(about, sys.byteorder)
 
 
 def pids() -> list[int]:

@@ -435,33 +435,14 @@ def test_nothing_is_asked_of_a_filesystem_that_may_never_answer(tmp_path: Path, 
 # -- users of the host ----------------------------------------------------------------------------
 
 
-#: In a user namespace: an overlay on a tmpfs, whose upper folder has the path of one on another filesystem. Holds a deleted file of it.
-_FAKED_OVERLAY = """
-import os, subprocess, sys
-top, below = sys.argv[1:]
-def mount(*words):
-    subprocess.run(["mount", *words], check=True)
-mount("-t", "tmpfs", "none", top)
-for name in ("lower", "upper", "work"):
-    os.makedirs(below + "/" + name)
-mount("-t", "overlay", "overlay", "-o", "userxattr,lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work" % (below, below, below), "/mnt")
-kept = os.open("/mnt/gone", os.O_RDWR | os.O_CREAT)
-os.write(kept, bytes(1 << 20))
-os.unlink("/mnt/gone")
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_an_overlay_of_a_users_is_where_he_really_has_it(tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     """He writes the path of his upper folder himself, and his files seemed to be on the engine's filesystem."""
     if not attacker.works():
         pytest.skip("not here: no user namespaces for users")
     (tmp_path / "upper").mkdir()
     monkeypatch.setattr(sys, "executable", os.path.realpath(sys.executable))  # he may not look into our folders
-    command = ("setpriv", f"--reuid={attacker.USER}", f"--regid={attacker.USER}", "--clear-groups", "unshare", "--user", "--map-root-user", "--mount")
     top = f"/{tmp_path.parts[1]}"
-    pid = script(_FAKED_OVERLAY, top, tmp_path, before=command, cwd="/")
+    pid = script(attacker.FAKED_OVERLAY, top, tmp_path, before=attacker.IN_USER_NAMESPACE, cwd="/")
     assert f"upperdir={tmp_path}/upper" in Path(f"/proc/{pid}/mountinfo").read_text(), "the attack itself does not work"
     assert not [entry for entry in find(tmp_path).largest if entry.holder.pid == pid]
     # Nor is it lost where it is.
