@@ -252,6 +252,16 @@ def test_logs_that_a_plugin_keeps_below_its_root_file_system_are_no_containers(t
     assert held(tmp_path) == {}
 
 
+def test_another_run_of_ours_that_has_a_log_open_is_not_its_writer(tmp_path: Path, fake: Start) -> None:
+    """It waits for the log's lock, or rewrites the file: made to append, it would write all of that behind the end."""
+    path = log(tmp_path)
+    other = fake(f"both:{path}", f"offset:{path}", root=None)
+    assert held(tmp_path) == {}
+    engine = fake(f"append:{path}")
+    with path.open("rb") as stream:
+        assert [entry.pid for entry in Holders(str(tmp_path)).of(stream.fileno())] == [engine.pid] != [other.pid]
+
+
 # -- users of the host ----------------------------------------------------------------------------
 
 
