@@ -79,11 +79,7 @@ class Holders:
         return [log for log in self.logs() if log.inode == (found.st_dev, found.st_ino)]
 
     def _held(self, process: processes.Process) -> t.Iterator[OpenLog]:
-        try:
-            names = os.listdir(f"/proc/{process.pid}/fd")
-        except OSError:
-            return
-        for name in names:
+        for name in processes.descriptors(process.pid):
             log = self._open_log(process, name)
             if log:
                 yield log

@@ -24,9 +24,11 @@ import os
 import re
 import stat
 import sys
+import time
 import typing as t
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 #: The same on all architectures since Linux 5.1, 5.3 and 5.6.
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN, _PIDFD_GETFD = 424, 434, 438
@@ -37,6 +39,8 @@ _USER_IDS = re.compile(r"^Uid:\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)\s*$",
 _FLAGS = re.compile(r"^flags:\s+([0-7]+)\s*$", re.MULTILINE)
 #: Bytes; what the kernel writes of a process or of an open file in these places is much less.
 _MOST_TEXT = 1 << 16
+#: Open files that are looked at of one process, and seconds for those of all: containers and users may have millions.
+_MOST_OPEN, _PATIENCE = 1 << 18, 30.0
 
 FileId = t.Tuple[int, int]
 
@@ -157,6 +161,26 @@ def pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
 
 
+def descriptors(pid: int) -> t.Iterator[str]:
+    """The numbers of what a process has open, the lowest first, as far as they are looked at; none if it may not be looked at or has ended."""
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in islice(entries, _MOST_OPEN):
+                yield entry.name
+    except OSError:
+        return
+
+
+def in_turn(trusted: t.Collection[int]) -> t.Iterator[int]:
+    """All processes but this one, those of these users before others, for as long as may be spent on what they have open."""
+    until = time.monotonic() + _PATIENCE
+    found = pids()
+    for pid in sorted(found, key=lambda pid: not set(user_ids(pid)).issubset(trusted)):
+        if time.monotonic() > until:
+            return
+        yield pid
+
+
 def open_for_writing(pid: int, number: str) -> bool:
     """Whether a process has a descriptor open for writing.
 
@@ -205,13 +229,14 @@ def _is_engine(pid: int, root: str, containers: str, database: os.stat_result) -
     if set(user_ids(pid)) != {database.st_uid}:
         return False
     try:
-        return _holds(pid, database) and _sees(pid, root) and not _is_contained(pid, containers)
+        # What a container has open is not even listed.
+        return _sees(pid, root) and not _is_contained(pid, containers) and _holds(pid, database)
     except OSError:
         return False
 
 
 def _holds(pid: int, database: os.stat_result) -> bool:
-    for number in os.listdir(f"/proc/{pid}/fd"):
+    for number in descriptors(pid):
         link = f"/proc/{pid}/fd/{number}"
         try:
             # The path only spares asking for files that are on a network or a user's own filesystem: they may never answer.
@@ -246,16 +271,12 @@ def has_open(path: str, owners: t.Collection[int]) -> bool:
 
 def open_databases(ending: str, owners: t.Collection[int]) -> t.Iterator[list[str]]:
     """For each process of these users, the regular files that it has open for writing by a path with this ending, and that are there by it."""
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+    for pid in (os.getpid(), *in_turn(owners)):
         users = set(user_ids(pid))
         if len(users) != 1 or not users.issubset(owners):
             continue
-        try:
-            numbers = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            continue
         opened = []
-        for number in numbers:
+        for number in descriptors(pid):
             link = f"/proc/{pid}/fd/{number}"
             try:
                 path = os.readlink(link)

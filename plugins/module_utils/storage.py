@@ -506,8 +506,8 @@ def _children(folder: str) -> list[str]:
 
 
 def open_files() -> t.Iterator[list[str]]:
-    """What each process has open, as far as that can be seen: another user's cannot, and processes end meanwhile."""
-    return map(_opened_by, _processes())
+    """What each process has open, as far as that can be seen: another user's cannot, and processes end meanwhile. Root's come first."""
+    return (_opened_by(str(pid)) for pid in (os.getpid(), *processes.in_turn({0, os.geteuid()})))
 
 
 def _processes() -> t.Iterator[str]:
@@ -516,14 +516,11 @@ def _processes() -> t.Iterator[str]:
 
 def _opened_by(pid: str) -> list[str]:
     found = []
-    try:
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
-            except OSError:
-                continue
-    except OSError:
-        pass
+    for number in processes.descriptors(int(pid)):
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+        except OSError:
+            continue
     return found
 
 

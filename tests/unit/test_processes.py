@@ -320,3 +320,37 @@ def test_a_signal_reaches_the_process_and_none_that_has_its_number(root: Path, s
         engine.end()
         with pytest.raises(ProcessLookupError):
             processes.send_signal(process, signal.SIGKILL)
+
+
+# -- what strangers have without end ------------------------------------------------------------------
+
+
+def test_of_what_a_process_has_open_no_more_than_a_bound_is_looked_at(root: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = start(*(f"append:{root}/{number}" for number in range(20)))
+    assert len(list(processes.descriptors(holder.pid))) == 23
+    monkeypatch.setattr(processes, "_MOST_OPEN", 5)
+    assert list(processes.descriptors(holder.pid)) == ["0", "1", "2", "3", "4"]
+    assert list(processes.descriptors(1 << 22)) == []
+
+
+@root_only
+def test_processes_of_trusted_users_come_first_and_others_only_as_long_as_there_is_time(root: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    his = start("append:/dev/null", before=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"))
+    ours = start("append:/dev/null")
+    both = [pid for pid in processes.in_turn({0}) if pid in (his.pid, ours.pid)]
+    assert both == [ours.pid, his.pid]
+    assert [pid for pid in processes.in_turn({attacker.USER}) if pid in (his.pid, ours.pid)] == [his.pid, ours.pid]
+    monkeypatch.setattr(processes, "_PATIENCE", -1.0)
+    assert list(processes.in_turn({0})) == []
+
+
+def test_what_a_container_has_open_is_not_even_listed(root: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a million files, in each of a thousand processes of root's."""
+    (root / "containers" / IDENT).mkdir()
+    inside, engine = start("append:/dev/null"), start(root=root)
+    real, listed = processes.read_text, []
+    monkeypatch.setattr(processes, "read_text", lambda path: f"0::/docker/{IDENT}\n" if path == f"/proc/{inside.pid}/cgroup" else real(path))
+    names = processes.descriptors
+    monkeypatch.setattr(processes, "descriptors", lambda pid: (listed.append(pid), names(pid))[1])
+    assert found(root) == [engine.pid]
+    assert engine.pid in listed and inside.pid not in listed
