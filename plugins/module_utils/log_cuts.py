@@ -69,7 +69,7 @@ _CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EXD
 class Writer:
     """Who writes a log: nobody, or an engine.
 
-    ``appends``: its open file has O_APPEND, or was given it. ``seen``: its open files may be looked at from here.
+    ``appends``: its open file has O_APPEND, or was given it. ``seen``: its open files may be looked at from here; ``doubt``: why not.
     ``pausable``: what writes into the engine can be made to stand still for a moment.
     """
 
@@ -77,6 +77,7 @@ class Writer:
     appends: bool = True
     seen: bool = True
     pausable: bool = False
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def _impossible(writer: Writer) -> str:
     """Why there is no way for a log of this writer, where there is something to cut and no way to do it."""
     if not writer.seen:
         why = "how it does so cannot be seen from here (run this in the engine's own process namespace, as root)"
+        why += f": {writer.doubt}" if writer.doubt else ""
     elif not writer.appends:
         why = "the engine does not append to it (after a rotation of its own), and could not be made to"
     else:

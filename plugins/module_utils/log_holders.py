@@ -3,13 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which log files an engine has open for writing, and how: by what its processes hold, not by a program's name.
 
-Only processes that see this very data root count: one in a container may have a folder of the same name.
+Only processes that are proven to be this engine's count (``processes.find_engine``), and of what they hold only files that its user owns, on
+the device of its logs: anybody can have open files that are called like a log of the engine's.
 Source: proc_pid_fdinfo(5), pidfd_getfd(2).
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import re
@@ -17,16 +17,17 @@ import stat
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes
+
 _LOG = r"([0-9a-f]{64})/(?:\1-json\.log|container-cached\.log|local-logs/container\.log|[^/]*log[^/]*)"
 _DELETED = " (deleted)"
-_PIDFD_OPEN, _PIDFD_GETFD = 434, 438  # the same on all architectures since Linux 5.3 and 5.6
 
 
 @dataclass(frozen=True)
 class OpenLog:
-    """A log file that a process has open for writing. ``path`` as that process sees it; ``bytes`` are its blocks."""
+    """A log file that an engine has open for writing. ``path`` as its process sees it; ``bytes`` are its blocks; ``owner`` is a user's id."""
 
-    pid: int
+    process: processes.Process
     descriptor: int
     container: str
     path: str
@@ -34,6 +35,12 @@ class OpenLog:
     appends: bool
     bytes: int
     inode: tuple[int, int] = (0, 0)
+    owner: int = -1
+
+    @property
+    def pid(self) -> int:
+        """The number of the engine's process."""
+        return self.process.pid
 
 
 class Holders:
@@ -42,66 +49,68 @@ class Holders:
     Needs the right to look into them; without it, or in another process namespace, there are none.
     """
 
-    def __init__(self, root: str, containers: str = "") -> None:
+    def __init__(self, root: str, containers: str = "", volumes: str = "") -> None:
         self._root = os.path.realpath(root)
-        self._pattern = re.compile(re.escape(f"{os.path.realpath(containers) if containers else f'{self._root}/containers'}/") + _LOG)
-        self._pids: set[int] = set()
+        self._containers = os.path.realpath(containers) if containers else f"{self._root}/containers"
+        self._volumes = volumes or f"{self._root}/volumes"
+        self._pattern = re.compile(re.escape(f"{self._containers}/") + _LOG)
+        self.engine = processes.Engine()
         self.look_for_processes()
 
     def look_for_processes(self) -> None:
-        """Find out anew which processes hold logs."""
-        self._pids = {int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid() and self._sees_root(name)}
-        self._pids = {log.pid for log in self.logs()}
+        """Find out anew which processes are the engine's."""
+        self.engine = processes.find_engine(self._root, self._containers, self._volumes)
 
     def logs(self) -> list[OpenLog]:
         """What is held at this moment."""
-        return [log for pid in sorted(self._pids) for log in self._held(pid)]
+        found = []
+        for process in self.engine.processes:
+            held = list(self._held(process)) if process.is_running() else []
+            found += held if process.is_running() else []
+        return found
 
     def of(self, descriptor: int) -> list[OpenLog]:
         """Who has this open file open as well, for writing."""
         found = os.fstat(descriptor)
         held = [log for log in self.logs() if log.inode == (found.st_dev, found.st_ino)]
-        if held or self._pids:
+        if held or any(process.is_running() for process in self.engine.processes):
             return held
-        self.look_for_processes()  # the first container of an engine that had none
+        self.look_for_processes()  # it was started since
         return [log for log in self.logs() if log.inode == (found.st_dev, found.st_ino)]
 
-    def _sees_root(self, pid: str) -> bool:
-        try:
-            here, there = os.stat(self._root), os.stat(f"/proc/{pid}/root{self._root}")
-        except OSError:
-            return False
-        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-    def _held(self, pid: int) -> t.Iterator[OpenLog]:
-        try:
-            names = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            return
-        for name in names:
-            log = self._open_log(pid, name)
+    def _held(self, process: processes.Process) -> t.Iterator[OpenLog]:
+        for name in processes.descriptors(process.pid):
+            log = self._open_log(process, name)
             if log:
                 yield log
 
-    def _open_log(self, pid: int, name: str) -> OpenLog | None:
+    def _open_log(self, process: processes.Process, name: str) -> OpenLog | None:
+        link = f"/proc/{process.pid}/fd/{name}"
         try:
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            target = os.readlink(link)
             deleted = target.endswith(_DELETED)
             path = target[: -len(_DELETED)] if deleted else target
             match = self._pattern.fullmatch(path)
             if not match:
                 return None
-            with open(f"/proc/{pid}/fdinfo/{name}", encoding="ascii") as stream:
-                flags = int(next(line for line in stream if line.startswith("flags:")).split()[1], 8)
-            if flags & os.O_ACCMODE == os.O_RDONLY:
+            flags = processes.parse_flags(processes.read_text(f"/proc/{process.pid}/fdinfo/{name}"))
+            if flags is None or flags & os.O_ACCMODE == os.O_RDONLY:
                 return None  # a reader: `docker logs -f`
-            held = os.stat(f"/proc/{pid}/fd/{name}")
-            if not stat.S_ISREG(held.st_mode):
+            held = os.stat(link)
+            if not stat.S_ISREG(held.st_mode) or held.st_uid != self.engine.user_id or held.st_dev not in self._devices(match[1]):
                 return None
             inode = (held.st_dev, held.st_ino)
-            return OpenLog(pid, int(name), match[1], path, deleted, bool(flags & os.O_APPEND), held.st_blocks * 512, inode)
-        except (OSError, ValueError, StopIteration):
+            return OpenLog(process, int(name), match[1], path, deleted, bool(flags & os.O_APPEND), held.st_blocks * 512, inode, held.st_uid)
+        except (OSError, ValueError):
             return None
+
+    def _devices(self, container: str) -> set[int]:
+        """Where a log of this container can be: with the engine's data, or where its own folder is."""
+        try:
+            folder = os.stat(f"{self._containers}/{container}", follow_symlinks=False)
+        except OSError:
+            return set(self.engine.devices)
+        return {*self.engine.devices, folder.st_dev} if stat.S_ISDIR(folder.st_mode) else set(self.engine.devices)
 
 
 def make_append(log: OpenLog) -> bool:
@@ -110,14 +119,7 @@ def make_append(log: OpenLog) -> bool:
     The flag belongs to the open file, which the engine shares with us for a moment; it sets the same flag itself on
     every log that it opens at a container's start.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    process = libc.syscall(ctypes.c_long(_PIDFD_OPEN), ctypes.c_int(log.pid), ctypes.c_uint(0))
-    if process < 0:
-        return False
-    try:
-        shared = libc.syscall(ctypes.c_long(_PIDFD_GETFD), ctypes.c_int(process), ctypes.c_int(log.descriptor), ctypes.c_uint(0))
-    finally:
-        os.close(process)
+    shared = processes.take_descriptor(log.process, log.descriptor)
     if shared < 0:
         return False
     try:
@@ -133,18 +135,18 @@ def make_append(log: OpenLog) -> bool:
 
 
 def give_back_deleted(log: OpenLog) -> int:
-    """Empty a log file that somebody deleted while the engine held it open; return its bytes.
+    """Empty a log file that somebody deleted while the engine held it open; return its bytes, 0 if the number is another file's by now.
 
     Nobody can read it any more: `docker logs` opens the name, which is gone.
 
     :raises OSError: the descriptor is closed already, or may not be opened.
     """
-    descriptor = os.open(f"/proc/{log.pid}/fd/{log.descriptor}", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink or (found.st_dev, found.st_ino) != log.inode:
-            return 0  # the number was given to another file meanwhile
-        os.ftruncate(descriptor, 0)
-        return found.st_blocks * 512
-    finally:
-        os.close(descriptor)
+        with processes.open_file(log.process, log.descriptor, log.inode, log.owner) as descriptor:
+            found = os.fstat(descriptor)
+            if found.st_nlink:
+                return 0
+            os.ftruncate(descriptor, 0)
+            return found.st_blocks * 512
+    except ProcessLookupError:
+        return 0

@@ -7,6 +7,10 @@ One folder has many paths: bind mounts, links, the view of a container. Its *pla
 filesystem and the path within that, as text (``8:1 /lib/docker/volumes/data``). A mount has two places: the one it covers
 (``at``) and the one it shows (``shows``). Source: proc_pid_mountinfo(5).
 
+In a mount namespace of their own users mount what they like, if they have a user namespace. Where a mount is and what it shows the kernel writes, and
+nobody sees there what he may not see elsewhere; but the folders of an overlay are text that was given for it: that of another user namespace counts
+by that namespace's own mounts. Of what users make themselves no more is read than ``_MOST_OF_USERS``.
+
 Knows no Docker. A process of another user, and one in another process namespace, cannot be seen; then what is left is this
 process's own namespace.
 """
@@ -14,18 +18,21 @@ process's own namespace.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import typing as t
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 #: What stands between the lower folders of an overlay; one with a backslash before it is a part of a name.
 _COLONS = re.compile(r"(?<!\\):+")
-#: Engines name the control group of each container by its id, with every driver of control groups.
-_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 #: The kernel follows no more links than that on one path.
 _LINKS = 40
 #: The kernel's mark behind a folder that was removed while it was mounted elsewhere.
 _REMOVED = "//deleted"
+#: Characters of mount tables in all namespaces that users have made without being root: those of four thousand, and none without end.
+_MOST_OF_USERS = 1 << 24
 
 
 class Mount(t.NamedTuple):
@@ -34,7 +41,8 @@ class Mount(t.NamedTuple):
     ``path``: where it is in its namespace; ``source``: the device or whatever it was mounted from; ``containers``: the ids in
     the name of the control group of a process in its namespace, none in this process's own; ``root``: what its namespace has as its
     root directory. ``overlay``: what an overlay is made of, as the kernel writes it. ``alone``: nothing that is mounted or unmounted
-    elsewhere comes here (private propagation).
+    elsewhere comes here (private propagation). ``layer_places``: where the folders of an overlay lie that was mounted in another user namespace, whose
+    paths are not this one's; None for others.
     """
 
     shows: str
@@ -46,6 +54,7 @@ class Mount(t.NamedTuple):
     root: str = ""
     overlay: str = ""
     alone: bool = True
+    layer_places: tuple[str, ...] | None = None
 
     @property
     def layers(self) -> list[str]:
@@ -61,10 +70,14 @@ class Mount(t.NamedTuple):
 
 
 class Namespace(t.NamedTuple):
-    """The mount table of a namespace, as the kernel writes it, and the ids of the containers that its processes belong to."""
+    """The mount table of a namespace, as the kernel writes it, and the ids of the containers that its processes belong to.
+
+    ``is_users``: its processes are in another user namespace than this one.
+    """
 
     text: str
     containers: tuple[str, ...] = ()
+    is_users: bool = False
 
 
 def below(path: str, above: str) -> bool:
@@ -84,11 +97,11 @@ def ancestors(place: str) -> t.Iterator[str]:
 class Table:
     """All mounts at one moment. ``namespaces`` are all that can be seen, this process's own first."""
 
-    def __init__(self, own: str, others: t.Iterable[tuple[str, tuple[str, ...]]] = (), before: Table | None = None) -> None:
+    def __init__(self, own: str, others: t.Iterable[tuple[t.Any, ...]] = (), before: Table | None = None) -> None:
         """Read mount tables.
 
         :param own: this process's own, as the kernel writes it.
-        :param others: those of other namespaces, each with the ids of containers that its processes belong to.
+        :param others: those of other namespaces, each with the rest of what a ``Namespace`` has.
         :param before: an earlier table, whose work is used.
         """
         self.namespaces = [Namespace(own), *(Namespace(*other) for other in others)]
@@ -111,6 +124,10 @@ class Table:
     def place(self, path: str) -> str:
         """The place of a path of this process's own namespace; links are followed, as a mount does that names it."""
         return self.way(path)[0]
+
+    def places(self, paths: t.Iterable[str]) -> tuple[str, ...]:
+        """The places of paths of this table's first namespace, by its mounts alone: links there are not this process's to follow."""
+        return tuple(self._covered(path)[0] for path in map(posixpath.normpath, paths) if path.startswith("/"))
 
     def way(self, path: str) -> tuple[str, ...]:
         """The place of a path, and all that lead there: those of the links that are followed, and those that mounts cover on the way.
@@ -165,31 +182,44 @@ def _resolve(path: str) -> tuple[list[str], str]:
     return links, real or "/"
 
 
-def collect(before: Table | None = None) -> Table:
-    """Read the mount tables of all namespaces that can be seen; ``before``: an earlier table, whose work is used."""
+def collect(before: Table | None = None, owners: t.Collection[int] = ()) -> Table:
+    """Read the mount tables of all namespaces that can be seen.
+
+    :param before: an earlier table, whose work is used.
+    :param owners: users, besides root and this process's own, whose user namespaces are read in full whatever others make.
+    """
     own = _text("/proc/self/mountinfo")
     try:
         seen = {os.readlink("/proc/self/ns/mnt")}
-        pids = [name for name in os.listdir("/proc") if name.isdigit()]
+        pids = processes.pids()
     except OSError:
         return Table(own, (), before)
+    trusted = {None, 0, os.geteuid(), *owners}
+    own_user = processes.user_namespace(os.getpid())
     others = []
+    left = _MOST_OF_USERS
     for pid in pids:
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace in seen:
                 continue
-            others.append((_text(f"/proc/{pid}/mountinfo"), tuple(dict.fromkeys(_CONTAINER_ID.findall(_text(f"/proc/{pid}/cgroup"))))))
+            is_users = processes.user_namespace(pid) != own_user
+            is_bounded = is_users and processes.user_namespace_owner(pid) not in trusted
+            if is_bounded and left <= 0:
+                continue
+            text = _text(f"/proc/{pid}/mountinfo", left if is_bounded else -1)
+            left -= len(text) if is_bounded else 0
+            others.append((text, tuple(processes.parse_container_ids(_text(f"/proc/{pid}/cgroup"))), is_users))
         except OSError:
             continue  # it ended, or is not ours to look at; another process may tell of the same namespace
         seen.add(namespace)
     return Table(own, others, before)
 
 
-def _text(path: str) -> str:
+def _text(path: str, most: int = -1) -> str:
     # A carriage return is a part of a path, and no line's end.
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
-        return stream.read()
+        return stream.read(most)
 
 
 def loops() -> list[tuple[str, str]]:
@@ -212,7 +242,11 @@ def loops() -> list[tuple[str, str]]:
 
 def parse(namespace: Namespace) -> list[Mount]:
     """The mounts of a namespace."""
-    return [mount for _ident, _above, mount in _read(namespace)]
+    found = [mount for _ident, _above, mount in _read(namespace)]
+    if not namespace.is_users or not any(mount.overlay for mount in found):
+        return found
+    table = Table(namespace.text)
+    return [mount._replace(layer_places=table.places(mount.layers)) if mount.overlay else mount for mount in found]
 
 
 def _read(namespace: Namespace) -> t.Iterator[tuple[str, str, Mount]]:

@@ -10,6 +10,10 @@ since a file of a network filesystem may never answer: which mount an open file 
 A container's file is on an overlay, its blocks on the filesystem of the overlay's upper folder. There a deleted file of
 an image still has its link (fs/overlayfs/inode.c, ovl_getattr), and its blocks stay with the image: it does not count.
 
+Any user may have as many files open as he likes, and write into the options of an overlay of his own any path: of a process no more than
+``_MOST_OPEN`` files are looked at, of all no longer than ``_PATIENCE``, and the upper folder of an overlay that only mount namespaces of other user
+namespaces have is looked for within these.
+
 Not seen: files that only the kernel holds (a loop device's, a socket's queue), those in a mount that no namespace has any
 more, and those that a thread has apart from its process.
 Sources: proc_pid_fd(5), proc_pid_fdinfo(5), proc_pid_maps(5), proc_pid_map_files(5), proc_pid_mountinfo(5).
@@ -22,6 +26,7 @@ import heapq
 import os
 import re
 import stat
+import time
 import typing as t
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -41,6 +46,11 @@ _REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "afs", "gluster", "lustre
 _MOST_LINKS = 40
 #: From here on a file that one process has by an overlay and another by its upper folder is counted once.
 _ALIAS_MIN_BYTES = 1 << 20
+#: Files that are looked at of one process, deleted files that are told from each other, and seconds for all of it: more is not read.
+_MOST_OPEN, _MOST_DELETED, _PATIENCE = 1 << 18, 1 << 17, 60.0
+_MOST_MOUNTS = 1 << 17
+#: So many namespaces an overlay of a user's is looked for in.
+_MOST_NAMESPACES = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class DeletedFile:
 class DeletedFiles:
     """``largest`` are files, the largest first; ``bytes`` and ``counts`` are of all that have blocks, by filesystem.
 
-    ``unread`` processes could not be looked into.
+    ``unread`` processes could not be looked into, or not to the end.
     """
 
     largest: list[DeletedFile] = field(default_factory=list)
@@ -91,6 +101,10 @@ def find(devices: t.Collection[str], layer_folders: t.Sequence[str] = (), top: i
     :param top: how many files to name; below zero all.
     """
     return _Search(frozenset(devices), layer_folders, top).run() if devices else DeletedFiles()
+
+
+class _TooMany(Exception):
+    """A process has more open than is looked at, or the time is over."""
 
 
 class _Mount(t.NamedTuple):
@@ -130,6 +144,8 @@ class _Search:
         self._mine: set[int] = set()
         self._who: Holder | None = None
         self._looked_at: set[tuple[bytes, bytes]] = set()
+        self._seen = 0
+        self._until = time.monotonic() + _PATIENCE
         self._found = DeletedFiles()
 
     def run(self) -> DeletedFiles:
@@ -162,15 +178,26 @@ class _Search:
         own = list(_mount_table("self"))
         types = {line.device: line.type for line in own if line.device in self._devices}
         uppers: dict[str, str] = {}
+        users: dict[str, tuple[str, list[int]]] = {}
+        own_user = _namespace("self", "user")
         lines: list[tuple[str, _Line]] = []
-        for name, table in [("", own), *((name, _mount_table(str(pid))) for name, pid in first.items())]:
-            for line in table:
-                if line.upper:
+        trusted = []
+        # Those that were there first: the engine's and its containers' before most of what users make.
+        for name, pid in [("", 0), *sorted(first.items(), key=lambda namespace: namespace[1])]:
+            if name and (time.monotonic() > self._until or len(lines) > _MOST_MOUNTS):
+                break
+            is_users = bool(name) and _namespace(str(pid), "user") != own_user
+            trusted += [pid] if name and not is_users else []
+            for line in _mount_table(str(pid)) if name else own:
+                if line.upper and is_users:
+                    users.setdefault(line.device, (line.upper, []))[1].append(pid)
+                elif line.upper:
                     uppers.setdefault(line.device, line.upper)
                 if line.upper or line.device in self._devices:
                     # The rest of it is not needed any more.
                     lines.append((name, line._replace(upper="")))
-        located = self._locate(uppers, own, first.values())
+        located = self._locate(uppers, own, trusted)
+        located.update(self._locate_users({device: found for device, found in users.items() if device not in uppers}))
         for name, line in lines:
             is_wanted = line.device in self._devices  # which may be an overlay, too
             device = line.device if is_wanted else located.get(line.device)
@@ -210,6 +237,23 @@ class _Search:
                 found[overlay] = line.device
         return found
 
+    def _locate_users(self, overlays: t.Mapping[str, tuple[str, t.Sequence[int]]]) -> dict[str, str]:
+        """The same for overlays of other user namespaces, each with processes that have it: the path that is given for it is theirs."""
+        found: dict[str, str] = {}
+        tables: dict[int, dict[str, _Line]] = {}
+        for overlay, (upper, pids) in overlays.items():
+            for pid in pids[:_MOST_NAMESPACES]:
+                if pid not in tables:
+                    tables = {pid: {line.point: line for line in _mount_table(str(pid))}}
+                places = [upper] if upper.startswith("/") else [f"{folder}/{upper}" for folder in self._layer_folders]
+                real = next(filter(None, (_resolved(f"/proc/{pid}/root", place, tables[pid]) for place in places)), None)
+                line = _mount_at(tables[pid], real) if real else None
+                if line and line.device in self._devices:
+                    found[overlay] = line.device
+                if line or time.monotonic() > self._until:
+                    break
+        return found
+
     @staticmethod
     def _tables(own: t.Sequence[_Line], pids: t.Iterable[int]) -> t.Iterator[tuple[str, t.Iterable[_Line]]]:
         yield "", own
@@ -219,8 +263,9 @@ class _Search:
     # -- processes -----------------------------------------------------------------------------
 
     def _process(self, pid: int, on_overlay: bool) -> None:
-        self._mine, self._who = set(), None
+        self._mine, self._who, self._seen = set(), None, 0
         try:
+            self._count()
             self._descriptors(pid, f"/proc/{pid}", on_overlay)
             if not self._has_memory(pid):
                 # A kernel's thread, or a first thread that has ended while others go on with its files.
@@ -228,10 +273,15 @@ class _Search:
                     if task != str(pid):
                         self._descriptors(pid, f"/proc/{pid}/task/{task}", on_overlay)
             self._mappings(pid, on_overlay)
-        except PermissionError:
+        except (PermissionError, _TooMany):
             self._found.unread += 1
         except OSError:
             return  # it has ended
+
+    def _count(self) -> None:
+        self._seen += 1
+        if self._seen > _MOST_OPEN or (self._seen % 1024 == 1 and time.monotonic() > self._until):
+            raise _TooMany
 
     @staticmethod
     def _has_memory(pid: int) -> bool:
@@ -241,6 +291,7 @@ class _Search:
     def _descriptors(self, pid: int, folder: str, on_overlay: bool) -> None:
         with os.scandir(f"{folder}/fd") as entries:
             for entry in entries:
+                self._count()
                 try:
                     target = os.readlink(entry.path)
                 except OSError as error:
@@ -263,6 +314,7 @@ class _Search:
         denied = False
         with open(f"/proc/{pid}/maps", "rb") as stream:
             for line in stream:
+                self._count()
                 if not line.endswith(b" (deleted)\n") and not (on_overlay and b"/" in line):
                     continue
                 parts = line.split(None, 5)
@@ -294,6 +346,8 @@ class _Search:
         key = _key(inode)
         if key in self._mine:
             return
+        if len(self._holders) >= _MOST_DELETED and key not in self._holders:
+            raise _TooMany
         self._mine.add(key)
         self._holders[key] = self._holders.get(key, 0) + 1
         if self._holders[key] > 1:
@@ -305,7 +359,7 @@ class _Search:
             if seen != mount.is_overlay:
                 return
         if size and mount.has_reflinks:
-            size = max(0, size - _shared_bytes(link))
+            size = max(0, size - _shared_bytes(link, inode))
         if not size:
             return  # a lock, mostly
         self._found.bytes[mount.device] += size
@@ -334,16 +388,26 @@ def _decimal(device: bytes) -> str:
         return ""
 
 
-def _shared_bytes(link: str) -> int:
-    """Bytes of an open file that other files have as well: they do not come free with it."""
+def _shared_bytes(link: str, inode: tuple[int, int]) -> int:
+    """Bytes of an open file that other files have as well: they do not come free with it.
+
+    The descriptor may be of something else by now, which must not be opened: a device does whatever it likes then.
+    """
     try:
-        descriptor = open_regular_of_process(link)
+        descriptor = open_regular_of_process(link, inode)
         try:
             return sum(extent.length for extent in mapped(descriptor) if extent.flags & SHARED)
         finally:
             os.close(descriptor)
     except OSError:
         return 0
+
+
+def _namespace(pid: str, kind: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
+    except OSError:
+        return ""
 
 
 def _mount_table(pid: str) -> t.Iterator[_Line]:

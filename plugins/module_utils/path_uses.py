@@ -81,7 +81,11 @@ class Folders:
 
     def owners(self, path: str) -> list[str]:
         """The objects in whose folders a path of the host lies, or what it leads through, such as ``volume:data``."""
-        found = (self.find(place) for place in (*self.way(path), posixpath.normpath(path)))
+        return self.owners_at((*self.way(path), posixpath.normpath(path)))
+
+    def owners_at(self, places: t.Iterable[str]) -> list[str]:
+        """The same of places."""
+        found = map(self.find, places)
         owned = {_VOLUME: _VOLUME, _CONTAINER: _CONTAINER, _ROOT: _CONTAINER}
         return list(dict.fromkeys(f"{owned[kind]}:{name}" for kind, name, _rest in found if kind in owned))
 
@@ -107,7 +111,9 @@ class PathUses:
 
     def __init__(self, storage: Storage | None, root: str, before: PathUses | None = None) -> None:
         """``root``: the engine's data root; ``storage`` only where it is proven to be this host's; ``before``: an earlier look, whose work is used."""
-        self._table: mounts.Table | None = mounts.collect(before._table if before else None) if storage else None
+        self._table: mounts.Table | None = (
+            mounts.collect(before._table if before else None, _owners(root)) if storage else None
+        )
         self._folders = Folders(root, storage, self._table)
         self._volumes = os.path.realpath(f"{root}/volumes") if storage else ""
         known: dict[mounts.Namespace, tuple[mounts.Mount, ...]] = before._mounts if before and before._folders == self._folders else {}
@@ -212,7 +218,11 @@ class PathUses:
             yield Hold(f"{_CONTAINER}:{name}", self._seen(mount))
         # An overlay is the engine's where it is mounted in a layer, or is a container's root.
         if mount.overlay and kind_at != _LAYER and mount.path != "/" and (via or not is_device):
-            for owner in sorted({owner for path in mount.layers if path.startswith("/") for owner in self._folders.owners(path)}):
+            if mount.layer_places is None:
+                owners = {owner for path in mount.layers if path.startswith("/") for owner in self._folders.owners(path)}
+            else:
+                owners = set(self._folders.owners_at(place for place in mount.layer_places if not place.startswith("/")))
+            for owner in sorted(owners):
                 yield Hold(owner, f"the overlay at {printable(mount.path)}{_where(mount)} has its data", via)
 
     def _mounted(self, mount: mounts.Mount) -> str:
@@ -241,6 +251,14 @@ class PathUses:
         link, target = self.link(volume)
         what = "its folder _data" if link.endswith("/_data") else "its folder"
         return f"{what} is a link to {printable(target if what.endswith('_data') else posixpath.dirname(target))}" if link else ""
+
+
+def _owners(root: str) -> set[int]:
+    """The user of an engine's: his mounts are the engine's own, where it has no root."""
+    try:
+        return {os.stat(root).st_uid}
+    except OSError:
+        return set()
 
 
 def _through(mount: mounts.Mount, containers: t.Collection[str]) -> str:

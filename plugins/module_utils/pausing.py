@@ -77,7 +77,8 @@ def _guarded(connect: t.Callable[[], Engine], ident: str) -> t.Iterator[None]:
             os._exit(0)
     its.close()
     try:
-        ours.recv(1)  # it is ready
+        if not ours.recv(1):
+            raise NotPaused("the process that would let it go on has not come up")
         yield
     finally:
         # It may have been killed itself.

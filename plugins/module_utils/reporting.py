@@ -422,7 +422,7 @@ def _deleted_open(
     devices = {disk.device: disk.path for disk in places.disks(storage)}
     found = open_deleted.find(devices, storage.layer_folders(), top)
     # What docker_log_truncate would empty: the logs that the engine still writes.
-    held = log_holders.Holders(storage.root, storage.containers).logs() if found.counts else []
+    held = log_holders.Holders(storage.root, storage.containers, storage.volumes).logs() if found.counts else []
     logs = {log.inode: log.bytes for log in held if log.deleted and log.bytes}
     attributed = _attributed(survey, storage) if survey and exact and not has_layers_elsewhere(storage) else {}
     for row in result["filesystems"]:

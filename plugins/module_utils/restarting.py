@@ -5,6 +5,10 @@
 
 systemd is asked to, where it runs the engine. Elsewhere the engine is ended as an init would end it; if nobody else starts
 it again, it is started as it was: the same program, arguments, environment, folder, output and control groups.
+
+Only a process that is proven to be the engine (``processes.find_engine``) is ended or asked after its service. One is started as it was only
+where that gives nobody more than he has: it ran as the user who starts it, in the same namespaces, and its program lies where no other user
+can have put it.
 """
 
 from __future__ import annotations
@@ -14,12 +18,14 @@ import os
 import re
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import time
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
@@ -28,7 +34,10 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
 #: Seconds until an engine has ended, until somebody who looks after it started it again, and until it answers.
 _END, _OTHERS, _ANSWER = 60.0, 5.0, 120.0
 _DELETED = " (deleted)"
-_PID_FILES = ("/run/docker.pid", "/var/run/docker.pid")
+_NAMESPACES = ("user", "mnt", "pid", "net")
+#: What is above a unit in a line of control groups: slices, maybe a container's group; below a unit groups are named by whoever runs in it.
+_ABOVE = r"(?:/(?![^/\n]*\.(?:service|scope)(?:/|$))[^/\n]+)*"
+_UNIT = re.compile(rf"^[^:\n]*:[^:\n]*:{_ABOVE}(?:/user@([0-9]+)\.service{_ABOVE})?/((?!user@)[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]*\.service)$", re.MULTILINE)
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -44,76 +53,88 @@ class _Process:
     groups: tuple[str, ...]
 
 
-def restart_engine(engine: Engine) -> None:
+def restart_engine(engine: Engine, found: processes.Engine) -> None:
     """Start the engine again and wait until it answers.
 
+    :param found: its processes, as far as they are proven.
     :raises FleetcleanError: its process is not known from here, or it does not come back.
     """
-    pid = _pid(engine)
-    unit = _unit(pid)
-    if unit:
+    process = _process(engine, found)
+    command = _service_command(process)
+    if command:
         done = subprocess.run(
-            ["systemctl", "restart", unit], env={"PATH": _SYSTEM_PATH}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            command, env={"PATH": _SYSTEM_PATH, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )
         if done.returncode:
             said = done.stdout.decode("utf-8", "replace").strip()
-            raise FleetcleanError(f"restart: engine: systemctl restart {unit} says: {said}", "engine")
+            raise FleetcleanError(f"restart: engine: {' '.join(command)} says: {said}", "engine")
     else:
-        _end_and_start(engine, pid)
+        _end_and_start(engine, process, found.user_id)
     if not engine.wait(_ANSWER):
         raise FleetcleanError(f"restart: engine: the engine was restarted and does not answer after {_ANSWER:.0f} s; look at its log.", "engine_down")
 
 
-def _pid(engine: Engine) -> int:
-    """The process at the other end of the engine's socket; of one that another process made for it, the one in its pid file."""
-    path = engine.host[len("unix://"):] if engine.is_local_socket else ""
+def _process(engine: Engine, found: processes.Engine) -> processes.Process:
+    """The engine's process, if somebody listens at its socket here."""
+    why = found.why or f"{len(found.processes)} processes are the engine's"
     try:
-        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as link:
-            link.settimeout(10)
-            link.connect(path)
-            pid = int(struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
-        if _name(pid) not in ("systemd", "init", ""):
-            return pid
-        for file in _PID_FILES:
-            with contextlib.suppress(OSError, ValueError), open(file, encoding="ascii") as stream:
-                pid = int(stream.read())
-                if "docker" in _name(pid) or "balena" in _name(pid):
-                    return pid
-    except OSError:
-        pass
+        if not engine.is_local_socket:
+            why = f"{engine.host} is no socket of this host"
+        elif _listener(engine.host[len("unix://"):]) and len(found.processes) == 1:
+            return found.processes[0]
+    except OSError as error:
+        why = f"{engine.host}: {error.strerror or error}"
     raise FleetcleanError(
-        "restart: engine: its process cannot be found from here; run this on the engine's own host as root, or restart the engine yourself.", "denied"
+        f"restart: engine: its process cannot be found from here ({why}); run this on the engine's own host as root, or restart the engine yourself.",
+        "denied",
     )
 
 
-def _name(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
-            return stream.read().strip()
-    except OSError:
-        return ""
+def _listener(path: str) -> int:
+    """The process that listened first at a socket: the engine, or one that made the socket for it (systemd); 0 if it cannot be seen."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as link:
+        link.settimeout(10)
+        link.connect(path)
+        return int(struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
-def _unit(pid: int) -> str:
-    """The systemd service that a process belongs to, where systemd runs; else nothing."""
+def _service_command(process: processes.Process) -> list[str]:
+    """How systemd is told to restart a process, where it runs it; else nothing."""
+    unit, user = _unit(process.pid)
+    if not unit:
+        return []
+    if user is None:
+        return ["systemctl", "restart", unit]
+    # A user's own service may have the name of one of the system's.
+    if set(processes.user_ids(process.pid)) != {user}:
+        return []
+    machine = [] if user == os.geteuid() else [f"--machine={user}@.host"]
+    return ["systemctl", "--user", *machine, "restart", unit]
+
+
+def _unit(pid: int) -> tuple[str, int | None]:
+    """The systemd service that a process belongs to, where systemd runs, and the user whose it is (None: the system's); else ""."""
     if not os.path.isdir("/run/systemd/system"):
-        return ""
+        return "", None
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as stream:
-            found = re.search(r"/([^/\n]+\.service)$", stream.read(), re.MULTILINE)
+            found = _UNIT.search(stream.read())
     except OSError:
-        return ""
-    return found[1] if found else ""
+        return "", None
+    return (found[2], int(found[1]) if found[1] else None) if found else ("", None)
 
 
-def _end_and_start(engine: Engine, pid: int) -> None:
-    was = _look_at(pid)
+def _end_and_start(engine: Engine, process: processes.Process, user_id: int) -> None:
+    _refuse_strangers(process, user_id)
+    was = _look_at(process)
     try:
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            processes.send_signal(process, signal.SIGTERM)
         end = time.monotonic() + _END
-        while _runs(pid):
+        while process.is_running():
             if time.monotonic() > end:
-                raise FleetcleanError(f"restart: engine: process {pid} did not end within {_END:.0f} s; nothing else was done.", "engine")
+                raise FleetcleanError(f"restart: engine: process {process.pid} did not end within {_END:.0f} s; nothing else was done.", "engine")
             time.sleep(0.05)
         if not engine.wait(_OTHERS):
             _start(was)
@@ -122,15 +143,27 @@ def _end_and_start(engine: Engine, pid: int) -> None:
             os.close(descriptor)
 
 
-def _runs(pid: int) -> bool:
+def _refuse_strangers(process: processes.Process, user_id: int) -> None:
+    """Refuse to end what could not be started again as it was: another user's, or one in namespaces of its own (an engine without root)."""
+    pid = process.pid
+    why = ""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-            return stream.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (OSError, IndexError):
-        return False
+        other = [name for name in _NAMESPACES if os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")]
+        if user_id != os.geteuid():
+            why = f"it runs as user {user_id}, and this as user {os.geteuid()}"
+        elif other:
+            why = f"it runs in another {other[0]} namespace"
+        elif not os.path.samefile(f"/proc/{pid}/root", "/"):
+            why = "it has another root directory"
+    except OSError as error:
+        why = str(error)
+    if why:
+        raise FleetcleanError(f"restart: engine: process {pid} cannot be started again as it was: {why}; restart the engine yourself.", "denied")
 
 
-def _look_at(pid: int) -> _Process:
+def _look_at(process: processes.Process) -> _Process:
+    pid = process.pid
+
     def parts(name: str) -> list[str]:
         with open(f"/proc/{pid}/{name}", "rb") as stream:
             return [os.fsdecode(part) for part in stream.read().split(b"\0")[:-1]]
@@ -141,17 +174,37 @@ def _look_at(pid: int) -> _Process:
         program = program[: -len(_DELETED)] if program.endswith(_DELETED) else program
         if not os.access(program, os.X_OK):
             raise PermissionError(f"{program} is not there to be started again")
+        _check_program(program)
         command = [program, *parts("cmdline")[1:]]
         environment = dict(part.split("=", 1) for part in parts("environ") if "=" in part)
         folder = os.readlink(f"/proc/{pid}/cwd")
         folder = folder if os.path.isdir(folder) else "/"  # somebody removed it since
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as stream:
             groups = tuple(line.rstrip("\n") for line in stream)
+        if not process.is_running():
+            raise ProcessLookupError("it has ended")
     except (OSError, ValueError) as error:
         raise FleetcleanError(
             f"restart: engine: process {pid} cannot be looked at ({error}); use become: true, or restart the engine yourself.", "denied"
         ) from None
     return _Process(pid, tuple(command), environment, folder, (_output(pid, 1), _output(pid, 2)), groups)
+
+
+def _check_program(path: str) -> None:
+    """See that no other user can have put a program where it lies: the engine's own may be gone, and its name free to be taken.
+
+    :raises OSError: one can.
+    """
+    parts = path.split("/")
+    for count in range(2, len(parts) + 1):
+        there = "/".join(parts[:count])
+        found = os.lstat(there)
+        if not (stat.S_ISDIR(found.st_mode) if count < len(parts) else stat.S_ISREG(found.st_mode)):
+            raise PermissionError(f"{there} is not what it was")
+        # In a folder such as /tmp nobody can take away or rename what is another's.
+        kept = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & stat.S_IWOTH and not kept):
+            raise PermissionError(f"others than root may put another program in the place of {there}")
 
 
 def _output(pid: int, number: int) -> int:

@@ -44,14 +44,19 @@ def open_regular(path: str, flags: int = os.O_RDONLY, dir_fd: int | None = None)
         os.close(held)
 
 
-def open_regular_of_process(link: str, flags: int = os.O_RDONLY) -> int:
+def open_regular_of_process(link: str, inode: tuple[int, int], flags: int = os.O_RDONLY) -> int:
     """Open the regular file that one of a process's links in /proc (``fd``, ``map_files``) stands for; return the descriptor.
 
+    :param inode: device and number of the file that is meant.
     :raises NotRegular: it is something else by now.
+    :raises OSError: it is another file by now (ESTALE).
     """
     held = os.open(link, _LOOK & ~os.O_NOFOLLOW)
     try:
-        _refuse_others(os.fstat(held).st_mode, link)
+        about = os.fstat(held)
+        _refuse_others(about.st_mode, link)
+        if (about.st_dev, about.st_ino) != inode:
+            raise OSError(errno.ESTALE, "it is another file by now", link)
         return _open_held(held, flags, link)
     finally:
         os.close(held)

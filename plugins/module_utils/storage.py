@@ -24,7 +24,7 @@ import typing as t
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import record_files, safe_open, trust
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes, record_files, safe_open, trust
 
 #: How the folders of layers have something in common on the disk: by hard links, as snapshots of a filesystem,
 #: or as copies, which share their blocks where the filesystem can (reflinks).
@@ -76,7 +76,6 @@ _DATABASE = "/io.containerd.metadata.v1.bolt/meta.db"
 _ANSWERS_WITHIN = 2.0
 #: Process, user and group (socket(7), struct ucred).
 _CREDENTIALS = struct.Struct("3i")
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DELETED = " (deleted)"
 #: Where containerd keeps its data, unless it can be asked: its own below the data root, or the system's. Each
 #: snapshotter has a folder of its name there.
@@ -526,9 +525,8 @@ def _containerd_at(address: str, users: frozenset[int]) -> str | None:
 
 @lru_cache(maxsize=None)
 def _is_open(path: str, users: frozenset[int]) -> bool:
-    """Whether a process of these users has a file open, as far as that can be seen."""
-    path = os.path.realpath(path)
-    return any(path in opened for opened in open_files(lambda name: name == path, users))
+    """Whether a process of these users has a file open for writing, as far as that can be seen."""
+    return processes.has_open(os.path.realpath(path), users)
 
 
 def _has_entries(folder: str) -> bool:
@@ -549,20 +547,23 @@ def open_files(wanted: t.Callable[[str], bool], users: t.Collection[int]) -> t.I
     A path in /proc is that of the process's own mount namespace, in which anybody may have a folder of any name: so what it leads to here has to be
     the very file. Of a deleted one that can only be said of its filesystem.
     """
-    return (_opened_by(name, users, wanted) for name in os.listdir("/proc") if name.isdigit())
+    return (_opened_by(str(pid), users, wanted) for pid in (os.getpid(), *processes.in_turn(users)))
 
 
 def _opened_by(pid: str, users: t.Collection[int], wanted: t.Callable[[str], bool]) -> list[str]:
     found: list[str] = []
     try:
         # This stays with the process: should it end and its number be another's, nothing is found through it any more.
-        process = os.open(f"/proc/{pid}", _FOLDER)
+        process = os.open(f"/proc/{pid}", safe_open.DIRECTORY)
     except OSError:
         return found
     try:
-        descriptors = os.open("fd", _FOLDER, dir_fd=process)
+        # First: a file of another user's may be on a filesystem of his own, which never answers.
+        if not _users_of(process) <= set(users):
+            return found
+        descriptors = os.open("fd", safe_open.DIRECTORY, dir_fd=process)
         try:
-            for number in os.listdir(descriptors):
+            for number in processes.listed(descriptors):
                 try:
                     path = os.readlink(number, dir_fd=descriptors)
                     if path.startswith("/") and wanted(path) and _is_here(path, os.stat(number, dir_fd=descriptors)):
@@ -571,7 +572,7 @@ def _opened_by(pid: str, users: t.Collection[int], wanted: t.Callable[[str], boo
                     continue
         finally:
             os.close(descriptors)
-        return found if not found or _user_of(process) in users else []
+        return found
     except OSError:
         return []
     finally:
@@ -589,13 +590,9 @@ def _is_here(path: str, found: os.stat_result) -> bool:
     return os.stat(folder).st_dev == found.st_dev
 
 
-def _user_of(process: int) -> int | None:
-    """The effective user of a process. Its folder may belong to root, whoever it is (proc(5), PR_SET_DUMPABLE)."""
-    try:
-        with open(os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process), encoding="utf-8", errors="replace") as stream:
-            return next(int(line.split()[2]) for line in stream if line.startswith("Uid:"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
+def _users_of(process: int) -> set[int]:
+    """The users of a process, by a descriptor of its folder (which may belong to root, whoever it is: proc(5), PR_SET_DUMPABLE); -1 if that is not told."""
+    return set(processes.parse_user_ids(processes.read_text("status", process))) or {-1}
 
 
 def prove(

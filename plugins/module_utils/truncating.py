@@ -111,7 +111,7 @@ class _Work:
         self._engine = site.engine
         self._folder = storage.containers
         self._version = _numbers(site.engine.info.get("ServerVersion"))
-        self._holders = log_holders.Holders(storage.root, self._folder)
+        self._holders = log_holders.Holders(storage.root, self._folder, storage.volumes)
         self._known = {container.id for container in containers}
         self._chosen = [container for container in containers if _wanted(container, wish)]
         self._configs: dict[str, tuple[str, dict[str, str]]] = {}
@@ -275,7 +275,7 @@ class _Work:
             if not error.gone:
                 raise
             live = False
-        return log_cuts.Writer(live, appends=not live, seen=not live)
+        return log_cuts.Writer(live, appends=not live, seen=not live, doubt=self._holders.engine.why)
 
     # -- other files -------------------------------------------------------------------------
 
@@ -347,7 +347,7 @@ class _Work:
             return
         if self._wish.restart == "engine":
             if not self._dry:
-                restarting.restart_engine(self._engine)
+                restarting.restart_engine(self._engine, self._holders.engine)
             self.restarted.append("engine")
         # A container gets ten seconds to end, if nothing else was wished for it.
         with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -193,7 +193,7 @@ deleted_open:
   contains:
     count: {description: How many such files take space. Each counts once., type: int, returned: when looked for}
     bytes: {description: 'What they take, without blocks that other files have as well.', type: int, returned: when looked for}
-    unread: {description: How many processes could not be looked into., type: int, returned: when looked for}
+    unread: {description: How many processes could not be looked into or had too much open to look at all of it., type: int, returned: when looked for}
     largest:
       description: >-
         The largest O(top) of them, with C(path) (the one that the process had it by; in a container that is a path in it), C(bytes),

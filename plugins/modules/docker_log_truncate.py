@@ -71,7 +71,8 @@ options:
       - What may be started again where the engine can no longer read or write a log properly (RV(logs[].readers) is V(stale)),
         by this run, an earlier one, or somebody who deleted or renamed a log. Whether it helped is looked at in the same run.
       - V(engine) needs live-restore, which stops no container, and is refused without. systemd is asked to restart it where it
-        runs the engine; elsewhere the engine is ended and, if nobody else does so, started as it was.
+        runs the engine; elsewhere the engine is ended and, if nobody else does so, started as it was. That is refused for an engine of
+        another user or in namespaces of its own (one without root), and for a program that others than root could have put there.
       - V(containers) restarts the containers concerned, and no others.
     type: str
     choices: [never, engine, containers]
@@ -80,6 +81,9 @@ notes:
   - Lists may also be text with commas or lines between the entries, as surveys give them; white space at the ends of entries is dropped.
     Patterns are globs (V(*), V(?), V([abc]), V([!abc])). What no name of that kind can match, such as a regular expression or an empty entry, is
     an error before anything is touched.
+  - Who writes a log is read from the open files of the engine's process. What proves it is the database C(volumes/metadata.db) in the data root, which
+    no other process has open for writing, not its name or the paths of its files. Where no process is proven, logs of containers that run stay if there is
+    no way to cut them under any writer, and the result says so.
   - Who follows a log by an offset of his own (fluent-bit, filebeat, promtail) takes a file that became shorter for a new one and
     reads what stayed once more, see RV(logs[].repeats).
   - C(docker logs --follow) of an engine before 23 reads what stayed once more as well. A follower that was further behind than

@@ -21,6 +21,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import pytest
 
+from tests import attacker
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.system import Process, children
 from tests.integration.bare import Bare, Started
@@ -497,6 +498,41 @@ def test_a_renamed_log_is_told_of_and_a_restart_of_its_container_cures_it(host: 
     speaker.say(50)
     assert speaker.heard() == list(range(2_001, 2_051))
     assert not cut(host, keep="100KiB", restart="containers")["changed"]
+
+
+# -- users of the host ---------------------------------------------------------------------------
+
+
+@everywhere
+def test_a_user_who_fakes_the_engines_paths_has_no_container_restarted_and_no_file_opened(host: Host) -> None:
+    """With a user namespace and a mount that he has detached, files of his own have the paths of logs that the engine deleted, or has open elsewhere."""
+    if not attacker.works():
+        pytest.skip("not here: no user namespaces for users")
+    victim, gone = Speaker(host, "victim").say(100), Speaker(host, "gone").say(100)
+    folder = f"{host.data_root}/containers/{victim.ident}"
+    deleted, renamed = f"{folder}/{victim.ident}-json.log", f"{folder}/{victim.ident}-json.log.old"
+    attack = attacker.Attacker(
+        f"-{deleted}", f"+{renamed}", f"-{host.data_root}/containers/{'0' * 64}/container-cached.log", f"+{host.data_root}/volumes/metadata.db",
+        before=host.command([]), python=host.python,
+    )
+    try:
+        before, flags = attack.sizes(), held(host)
+        assert {f"{deleted} (deleted)", renamed} <= set(dict(before)), "the attack itself does not work"
+        began = host.must("GET", "/containers/victim/json")["State"]["StartedAt"]
+        for check, restart in ((True, "containers"), (False, "never"), (False, "containers")):
+            done = cut(host, check=check, restart=restart)
+            assert (done["changed"], done["restarted"], done["logs"]) == (False, [], [])
+        report = Bare(host, "docker_disk_report").run(include=["logs"]).result
+        assert report["reclaimable"]["deleted_logs"]["count"] == 0
+        assert host.must("GET", "/containers/victim/json")["State"]["StartedAt"] == began
+        assert (attack.sizes(), held(host)) == (before, flags)
+        # What really is the engine's is found beside his.
+        gone.path.unlink()
+        done = cut(host, restart="containers")
+        assert (set(entries(done, "deleted")), done["restarted"]) == ({"gone"}, ["gone"])
+        assert attack.sizes() == before
+    finally:
+        attack.end()
 
 
 # -- which logs ----------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A process that holds log files open as an engine does, and writes to them when it is told to."""
+"""A process that holds log files open as an engine does, and writes to them when it is told to.
+
+What proves an engine is the database of its volumes, which it has open as long as it runs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import signal
 import subprocess
 import sys
 import typing as t
+from pathlib import Path
 
 #: Opens what it is told, says which descriptors these are, and writes "number text" from its input to them.
 _SCRIPT = """
@@ -32,10 +36,24 @@ for line in sys.stdin:
 """
 
 
-class Holder:
-    """An engine's process; ``descriptors`` are its files in the order in which they were named."""
+def database(root: t.Union[str, Path]) -> Path:
+    """The database of a data root's volumes, made if it is not there."""
+    path = Path(root) / "volumes/metadata.db"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.touch(mode=0o600)
+    return path
 
-    def __init__(self, *opened: str, before: t.Sequence[str] = ()) -> None:
+
+class Holder:
+    """An engine's process; ``descriptors`` are its files in the order in which they were named.
+
+    ``root``: whose engine it is, proven by its database; None: nobody's.
+    """
+
+    def __init__(self, *opened: str, before: t.Sequence[str] = (), root: t.Union[str, Path, None] = None) -> None:
+        if root is not None:
+            opened = (*opened, f"both:{database(root)}")
         self._process = subprocess.Popen([*before, sys.executable, "-c", _SCRIPT, *opened], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
         self.descriptors = [int(word) for word in self._said().split()]

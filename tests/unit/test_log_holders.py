@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import typing as t
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import log_holders
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_holders import Holders, OpenLog, give_back_deleted, make_append
 from ansible_collections.fleetclean.docker.plugins.module_utils.logs import CACHE, JSON_FILE, KINDS, LOCAL
-from holder import Holder
+from holder import Holder, database
+
+from tests import attacker
 
 IDENT = hashlib.sha256(b"a container").hexdigest()
 OTHER = hashlib.sha256(b"another").hexdigest()
@@ -27,6 +31,8 @@ def fake() -> Iterator[t.Callable[..., Holder]]:
     running: list[Holder] = []
 
     def start(*opened: str, **more: t.Any) -> Holder:
+        if "root" not in more:
+            more["root"] = re.split("/containers/|/plugins/", opened[0].partition(":")[2])[0]
         running.append(Holder(*opened, **more))
         return running[-1]
 
@@ -83,7 +89,8 @@ def test_logs_of_another_data_root_and_other_files_are_not_this_engines(tmp_path
     other = log(tmp_path / "other")
     state = other.parent / "checkpoints"
     state.mkdir()
-    (tmp_path / "root").mkdir()
+    (tmp_path / "root/containers").mkdir(parents=True)
+    fake(root=tmp_path / "root")
     fake(f"append:{other}", f"append:{state}/state", f"append:{tmp_path}/root/containers.log")
     assert held(tmp_path / "root") == {}
     assert set(held(tmp_path / "other")) == {str(other)}
@@ -107,7 +114,8 @@ def test_a_pipe_and_a_log_that_this_process_has_open_are_no_engines(tmp_path: Pa
 def test_a_process_that_sees_another_folder_there_is_none_of_this_engine(tmp_path: Path, fake: Start) -> None:
     # An engine in a container has a /var/lib/docker of its own.
     path = log(tmp_path / "root")
-    inside = f'mount -t tmpfs none {tmp_path}/root && mkdir -p {path.parent} && exec "$@"'
+    database(tmp_path / "root")
+    inside = f'mount -t tmpfs none {tmp_path}/root && mkdir -p {path.parent} {tmp_path}/root/volumes && exec "$@"'
     fake(f"append:{path}", before=("unshare", "--mount", "sh", "-c", inside, "sh"))
     assert held(tmp_path / "root") == {}
 
@@ -178,7 +186,7 @@ def test_a_kernel_that_gives_no_descriptors_of_others_is_no_error(tmp_path: Path
     before = sorted(os.listdir("/proc/self/fd"))
     for name in ("_PIDFD_OPEN", "_PIDFD_GETFD"):
         with monkeypatch.context() as patch:
-            patch.setattr(log_holders, name, 100_000)
+            patch.setattr(processes, name, 100_000)
             assert not make_append(entry)
     assert sorted(os.listdir("/proc/self/fd")) == before
 
@@ -242,3 +250,77 @@ def test_logs_that_a_plugin_keeps_below_its_root_file_system_are_no_containers(t
     fake(f"append:{kept}", f"append:{gone}")
     gone.unlink()
     assert held(tmp_path) == {}
+
+
+def test_another_run_of_ours_that_has_a_log_open_is_not_its_writer(tmp_path: Path, fake: Start) -> None:
+    """It waits for the log's lock, or rewrites the file: made to append, it would write all of that behind the end."""
+    path = log(tmp_path)
+    other = fake(f"both:{path}", f"offset:{path}", root=None)
+    assert held(tmp_path) == {}
+    engine = fake(f"append:{path}")
+    with path.open("rb") as stream:
+        assert [entry.pid for entry in Holders(str(tmp_path)).of(stream.fileno())] == [engine.pid] != [other.pid]
+
+
+# -- users of the host ----------------------------------------------------------------------------
+
+
+def test_a_user_who_fakes_an_engines_paths_has_nothing_that_counts(tmp_path: Path, fake: Start) -> None:
+    """He named the container to be started again, and had root open and empty a file of his choice through ``/proc/PID/fd``."""
+    if not attacker.works():
+        pytest.skip("not here: no user namespaces for users")
+    path = log(tmp_path)
+    attack = attacker.Attacker(f"-{path}", f"+{path}", f"-{log(tmp_path, OTHER)}", f"+{tmp_path}/volumes/metadata.db")
+    try:
+        before = attack.sizes()
+        assert f"{path} (deleted)" in dict(before), "the attack itself does not work"
+        assert held(tmp_path) == {}
+        engine = fake(f"append:{path}")
+        (entry,) = held(tmp_path).values()
+        assert entry.pid == engine.pid
+        # Nor where somebody takes his process for the engine's by mistake.
+        him = processes.look(attack.pid)
+        assert him is not None
+        for number in attack.descriptors:
+            about = os.stat(f"/proc/{attack.pid}/fd/{number}")
+            wrong = replace(entry, process=him, descriptor=number, deleted=True, inode=(about.st_dev, about.st_ino))
+            assert give_back_deleted(wrong) == 0
+        assert attack.sizes() == before
+    finally:
+        attack.end()
+
+
+@root_only
+def test_a_log_of_another_users_or_on_another_device_does_not_count_though_the_engine_has_it_open(tmp_path: Path, fake: Start) -> None:
+    path, other = log(tmp_path), log(tmp_path, OTHER)
+    os.chown(other, 12345, 12345)
+    elsewhere = Path("/dev/shm") / f"fleetclean-{os.getpid()}"
+    inside = f'mkdir {elsewhere} && mount --bind {elsewhere} {path.parent} && exec "$@"'
+    database(tmp_path)
+    try:
+        engine = fake(f"append:{path}", f"append:{other}", before=("unshare", "--mount", "--propagation=private", "sh", "-c", inside, "sh"))
+        links = [os.readlink(f"/proc/{engine.pid}/fd/{number}") for number in engine.descriptors[:2]]
+        assert links == [str(path), str(other)] and elsewhere.joinpath(path.name).exists()
+        assert [process.pid for process in Holders(str(tmp_path)).engine.processes] == [engine.pid]
+        assert held(tmp_path) == {}
+        os.chown(other, 0, 0)
+        assert set(held(tmp_path)) == {str(other)}
+    finally:
+        shutil.rmtree(elsewhere, ignore_errors=True)
+
+
+def test_logs_of_an_engine_that_ended_are_not_those_of_who_has_its_number(tmp_path: Path, fake: Start) -> None:
+    path = log(tmp_path)
+    fake(f"offset:{path}")
+    holders = Holders(str(tmp_path))
+    (entry,) = holders.logs()
+    (process,) = holders.engine.processes
+    old = replace(process, started=process.started - 1)
+    holders.engine = replace(holders.engine, processes=(old,))
+    assert holders.logs() == []
+    assert not make_append(replace(entry, process=old))
+    path.unlink()
+    assert give_back_deleted(replace(entry, process=old)) == 0
+    holders.look_for_processes()
+    (entry,) = holders.logs()
+    assert entry.bytes > 0 and not entry.appends

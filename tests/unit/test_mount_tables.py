@@ -26,7 +26,7 @@ def table(*lines: str, others: t.Sequence[tuple[str, tuple[str, ...]]] = ()) -> 
 @pytest.fixture()
 def holds(monkeypatch: pytest.MonkeyPatch) -> t.Callable[..., set[tuple[str, str, str]]]:
     def found(*lines: str, others: t.Sequence[tuple[str, tuple[str, ...]]] = (), loops: t.Sequence[tuple[str, str]] = ()) -> set[tuple[str, str, str]]:
-        monkeypatch.setattr(mounts, "collect", lambda _before=None: table(*lines, others=others))
+        monkeypatch.setattr(mounts, "collect", lambda _before=None, _owners=(): table(*lines, others=others))
         monkeypatch.setattr(mounts, "loops", lambda: list(loops))
         uses = path_uses.PathUses(Storage(ROOT, "overlay2", "graphdriver", {}), ROOT)
         return {(hold.holder, hold.reason, hold.via) for hold in uses.holds((), {ONE, TWO})}
@@ -108,7 +108,7 @@ def test_a_volume_shows_what_it_lays_over_each_other() -> None:
 
 def test_a_layer_that_a_container_binds_is_told_with_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
     inside = f"40 9 0:53 / / rw - overlay o rw\n41 40 8:2 /overlay2/{TWO}/diff/a /b rw - ext4 /dev/sdb rw\n"
-    monkeypatch.setattr(mounts, "collect", lambda _before=None: table(others=[(inside, (ONE,))]))
+    monkeypatch.setattr(mounts, "collect", lambda _before=None, _owners=(): table(others=[(inside, (ONE,))]))
     one = Container(ONE, "one", ("one",), "", "", None, None, None, "exited", {}, (), (), None, binds=(f"{ROOT}/overlay2/{TWO}/merged/x\x1b", "/srv"))
     assert path_uses.PathUses(Storage(ROOT, "overlay2", "graphdriver", {}), ROOT).in_layers([one]) == [
         (f"{ROOT}/overlay2/{TWO}", f"container one binds {ROOT}/overlay2/{TWO}/merged/x?", f"container:{ONE}"),
@@ -132,7 +132,7 @@ def test_a_volume_whose_folder_is_a_link_stays_and_shows_what_it_leads_to(tmp_pa
 
 def test_an_unchanged_table_is_not_read_twice_and_a_changed_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [table()]
-    monkeypatch.setattr(mounts, "collect", lambda _before=None: now[0])
+    monkeypatch.setattr(mounts, "collect", lambda _before=None, _owners=(): now[0])
     storage = Storage(ROOT, "overlay2", "graphdriver", {})
     first = path_uses.PathUses(storage, ROOT)
     with monkeypatch.context() as patch:
@@ -147,7 +147,7 @@ def test_thousands_of_mounts_are_looked_at_once_each(monkeypatch: pytest.MonkeyP
     path = mounts.Table.path
     monkeypatch.setattr(mounts.Table, "path", lambda self, place: asked.append(place) or path(self, place))
     lines = [f"{number} 20 0:{number} / /mnt/{number} rw - tmpfs tmpfs rw" for number in range(100, 5100)]
-    monkeypatch.setattr(mounts, "collect", lambda _before=None: table(*lines, f"30 21 8:1 /srv {ROOT}/volumes/v/_data rw - ext4 /dev/sda1 rw"))
+    monkeypatch.setattr(mounts, "collect", lambda _before=None, _owners=(): table(*lines, f"30 21 8:1 /srv {ROOT}/volumes/v/_data rw - ext4 /dev/sda1 rw"))
     uses = path_uses.PathUses(Storage(ROOT, "overlay2", "graphdriver", {}), ROOT)
     assert ([hold.holder for hold in uses.holds((), ())], uses.in_layers([])) == (["volume:v"], [])
     assert len(asked) == 1, "the words for a mount are made for those that keep something only"

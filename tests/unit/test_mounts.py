@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import typing as t
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import mounts
+from ansible_collections.fleetclean.docker.plugins.module_utils import mounts, processes
+
+from tests import attacker
 
 OWN = r"""22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
 23 22 8:17 / /var/lib/docker rw shared:2 - xfs /dev/sdb1 rw
@@ -75,3 +80,40 @@ def test_below_and_ancestors() -> None:
     assert list(mounts.ancestors("/a")) == ["/a", "/"]
     assert [mounts.below(path, "/a") for path in ("/a", "/a/b", "/ab", "/")] == [True, True, False, False]
     assert mounts.below("/a", "/")
+
+
+@contextmanager
+def shell(*before: str) -> t.Iterator[None]:
+    """A process in a mount namespace of its own, with a mount of that name."""
+    script = f"mount -t tmpfs {before[-1]} /mnt && echo on && read line"
+    with subprocess.Popen([*before[:-1], "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "on\n"
+        yield
+
+
+def test_of_what_users_mount_for_themselves_no_more_than_a_bound_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have a hundred thousand mounts in each of as many namespaces."""
+    if not attacker.works():
+        pytest.skip("not here: no user namespaces for users")
+    by_root = ("unshare", "--user", "--map-root-user", "--mount", "of-roots")
+    with shell(*attacker.IN_USER_NAMESPACE, "of-a-users"), shell(*by_root), shell("unshare", "--mount", "in-roots"):
+        def sources(**more: t.Any) -> set[str]:
+            return {mount.source for mount in mounts.collect(**more).mounts} & {"of-a-users", "of-roots", "in-roots"}
+
+        assert sources() == {"of-a-users", "of-roots", "in-roots"}
+        assert {namespace.is_users for namespace in mounts.collect().namespaces if "of-roots" in namespace.text or "of-a-users" in namespace.text} == {True}
+        monkeypatch.setattr(mounts, "_MOST_OF_USERS", 100)
+        assert sources() == {"of-roots", "in-roots"}
+        assert sources(owners={attacker.USER}) == {"of-a-users", "of-roots", "in-roots"}, "an engine without root is such a user"
+
+
+def test_who_made_a_user_namespace_is_the_kernels_word() -> None:
+    if not attacker.works():
+        pytest.skip("not here: no user namespaces for users")
+    attack = attacker.Attacker("+/x")
+    try:
+        assert processes.user_namespace_owner(attack.pid) == attacker.USER
+        assert processes.user_namespace(attack.pid) != processes.user_namespace(os.getpid()) != ""
+    finally:
+        attack.end()
+    assert processes.user_namespace_owner(1 << 22) is None

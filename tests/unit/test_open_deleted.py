@@ -21,6 +21,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import measure, 
 from ansible_collections.fleetclean.docker.plugins.module_utils.open_deleted import DeletedFile, DeletedFiles
 from holder import Holder
 
+from tests import attacker
+
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root has mounts of its own and sees the processes of others")
 MB = 1 << 20
 #: Maps a file and closes it: nothing but the memory has it then. (Python's own mmap keeps a descriptor.)
@@ -428,3 +430,71 @@ def test_nothing_is_asked_of_a_filesystem_that_may_never_answer(tmp_path: Path, 
     assert [path for path in asked if path.startswith(f"/proc/{holder.pid}/fd/")] == []
     find(tmp_path)
     assert asked.count(f"/proc/{holder.pid}/fd/{holder.descriptors[0]}") == 1
+
+
+# -- users of the host ----------------------------------------------------------------------------
+
+
+def test_an_overlay_of_a_users_is_where_he_really_has_it(tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """He writes the path of his upper folder himself, and his files seemed to be on the engine's filesystem."""
+    if not attacker.works():
+        pytest.skip("not here: no user namespaces for users")
+    (tmp_path / "upper").mkdir()
+    monkeypatch.setattr(sys, "executable", os.path.realpath(sys.executable))  # he may not look into our folders
+    top = f"/{tmp_path.parts[1]}"
+    pid = script(attacker.FAKED_OVERLAY, top, tmp_path, before=attacker.IN_USER_NAMESPACE, cwd="/")
+    assert f"upperdir={tmp_path}/upper" in Path(f"/proc/{pid}/mountinfo").read_text(), "the attack itself does not work"
+    assert not [entry for entry in find(tmp_path).largest if entry.holder.pid == pid]
+    # Nor is it lost where it is.
+    device = next(line.split()[2] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if line.split()[4] == top and "tmpfs" in line)
+    (entry,) = [entry for entry in open_deleted.find({device}).largest if entry.holder.pid == pid and entry.path.endswith("/gone")]
+    assert entry.bytes == MB
+
+
+def test_a_process_with_more_open_than_is_looked_at_is_said_not_to_be_read(tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [put(tmp_path / str(number)) for number in range(40)]
+    hold(*paths)
+    other = put(tmp_path / "other")
+    hold(other)
+    for path in [*paths, other]:
+        path.unlink()
+    whole = find(tmp_path)
+    monkeypatch.setattr(open_deleted, "_MOST_OPEN", 20)
+    some = find(tmp_path)
+    assert "other" not in below(some, tmp_path) or len(below(some, tmp_path)) < 41
+    assert some.unread > whole.unread
+    monkeypatch.undo()
+    monkeypatch.setattr(open_deleted, "_MOST_DELETED", 10)
+    some = find(tmp_path)
+    assert len(some.largest) <= 10 and some.unread > whole.unread
+
+
+def test_no_process_is_looked_into_once_the_time_is_over(tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = put(tmp_path / "gone")
+    hold(gone)
+    gone.unlink()
+    monkeypatch.setattr(open_deleted, "_PATIENCE", -1.0)
+    found = find(tmp_path)
+    assert found.largest == [] and found.unread >= 1
+
+
+@pytest.mark.parametrize("became", ["a pipe", "a device", "another file"])
+def test_what_a_descriptor_is_by_now_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, became: str) -> None:
+    """Between the look and the opening: opening a device does something by itself."""
+    was, now = put(tmp_path / "was"), tmp_path / "now"
+    about = was.stat()
+    if became == "a pipe":
+        os.mkfifo(now)
+    elif became == "a device":
+        now = Path("/dev/ptmx")
+    else:
+        put(now)
+    real, flags = os.open, []
+
+    def noting_open(path: t.Any, wanted: int, *more: t.Any, **options: t.Any) -> int:
+        flags.append(wanted)
+        return real(path, wanted, *more, **options)
+
+    monkeypatch.setattr(os, "open", noting_open)
+    assert open_deleted._shared_bytes(str(now), (about.st_dev, about.st_ino)) == 0
+    assert [flag & os.O_PATH for flag in flags] == [os.O_PATH]

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import mounts, p
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from worlds import container, hexadecimal, volume, world
+
+from tests import attacker
 
 WEB = hexadecimal("container web")
 
@@ -31,7 +35,7 @@ def look(monkeypatch: pytest.MonkeyPatch, root: str, snapshot: Snapshot, *lines:
     """The completed snapshot where these are mounted: each line "device root point", on top of the data root's own disk."""
     own = [f"{number} 1 {line.split()[0]} {line.split()[1]} {line.split()[2]} rw - ext4 /dev/{number} rw" for number, line in enumerate(lines, 10)]
     table = mounts.Table("\n".join(["1 0 8:1 / / rw - ext4 /dev/sda1 rw", *own]), [(inside, (WEB,))] if inside else ())
-    monkeypatch.setattr(mounts, "collect", lambda _before=None: table)
+    monkeypatch.setattr(mounts, "collect", lambda _before=None, _owners=(): table)
     return path_uses.complete(snapshot, Storage(root, "overlay2", "graphdriver", {}), root)
 
 
@@ -54,7 +58,7 @@ def test_what_is_mounted_at_and_below_an_objects_folder_keeps_it(monkeypatch: py
 
 def test_volumes_on_a_filesystem_of_their_own_are_found_there(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     table = mounts.Table(f"1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / {root}/volumes rw - xfs b rw\n3 2 8:3 / {root}/volumes/data/_data/x rw - xfs c rw\n")
-    monkeypatch.setattr(mounts, "collect", lambda _before=None: table)
+    monkeypatch.setattr(mounts, "collect", lambda _before=None, _owners=(): table)
     looked = path_uses.complete(world(volume("data")), Storage(root, "overlay2", "graphdriver", {}), root)
     assert held(looked) == {"volume:data": (f"c is mounted at {root}/volumes/data/_data/x", "")}
 
@@ -111,7 +115,7 @@ def test_a_copy_of_the_engines_mount_that_does_not_go_with_it_keeps_the_volume(
     engines = f"2 1 8:1 {root}/volumes/data/_data {root}/volumes/shows/_data rw shared:3 - ext4 a rw\n"
     copies = f"3 1 8:1 {root}/volumes /mnt rw {propagation} - ext4 a rw\n4 3 8:1 {root}/volumes/data/_data /mnt/shows/_data rw {propagation} - ext4 a rw\n"
     table = mounts.Table(f"1 0 8:1 / / rw shared:1 - ext4 a rw\n{engines}{copies}")
-    monkeypatch.setattr(mounts, "collect", lambda _before=None: table)
+    monkeypatch.setattr(mounts, "collect", lambda _before=None, _owners=(): table)
     shows = volume("shows", driver="local/bind", device=f"{root}/volumes/data/_data")
     looked = path_uses.complete(world(volume("data"), shows), Storage(root, "overlay2", "graphdriver", {}), root)
     kept = {hold.holder for hold in looked.holds if not hold.via}
@@ -179,3 +183,26 @@ def test_another_machines_paths_are_compared_as_they_are_written() -> None:
     assert looked.containers[0].reaches == (("volume:data", "/var/lib/docker/volumes/data/_data/x/"),)
     assert [found.shows for found in looked.volumes] == [(), ("volume:other",)]
     assert held(looked) == {"volume:third": ("used by a swarm service", "swarm")}
+
+
+def test_an_overlay_of_a_users_claims_no_volume_by_the_path_that_he_gives_it(root: str) -> None:
+    """He could keep every volume whose name he knows from being removed, and with them all that they stand on."""
+    if not attacker.works():
+        pytest.skip("not here: no user namespaces for users")
+    below = f"{root}/volumes/data/_data"
+    command = [*attacker.IN_USER_NAMESPACE, os.path.realpath(sys.executable), "-c", attacker.FAKED_OVERLAY, f"/{Path(root).parts[1]}", below]
+    with subprocess.Popen(command, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        assert f"lowerdir={below}/lower" in Path(f"/proc/{process.pid}/mountinfo").read_text(), "the attack itself does not work"
+        looked = path_uses.complete(world(volume("data")), Storage(root, "overlay2", "graphdriver", {}), root)
+        assert held(looked) == {}
+
+
+def test_an_overlay_in_another_user_namespace_keeps_what_it_really_has(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    """An engine without root, or a container that a manager runs so, may well be made of a volume's data."""
+    own, overlay = "1 0 8:1 / / rw - ext4 a rw\n", f"9 2 0:60 / /mnt rw - overlay o rw,lowerdir={root}/volumes/data/_data:/srv,upperdir=up"
+    for before, kept in (("", True), (f"3 2 0:50 / {os.path.dirname(root)} rw - tmpfs none rw\n", False), ("3 2 8:2 /x /srv rw - ext4 b rw\n", True)):
+        table = mounts.Table(own, [(f"2 1 8:1 / / rw - ext4 a rw\n{before}{overlay}", (), True)])
+        monkeypatch.setattr(mounts, "collect", lambda _before=None, _owners=(), table=table: table)
+        looked = path_uses.complete(world(volume("data")), Storage(root, "overlay2", "graphdriver", {}), root)
+        assert held(looked) == ({"volume:data": ("the overlay at /mnt has its data", "")} if kept else {}), before

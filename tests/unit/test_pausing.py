@@ -135,3 +135,12 @@ def test_a_container_that_does_not_run_is_not_paused(tmp_path: Path, log: int, s
     with pausing.paused(asked.connect, "x", log):
         assert asked.state == state
     assert asked.state == state
+
+
+def test_without_a_guard_nothing_is_paused(tmp_path: Path, log: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pausing, "_guard", lambda *_more: None)
+    asked = Engine(tmp_path / "state")
+    with pytest.raises(pausing.NotPaused, match="has not come up"):
+        with pausing.paused(asked.connect, "x", log):
+            raise AssertionError("it is paused")
+    assert asked.state == "running"

@@ -604,7 +604,7 @@ def held(host: Host) -> t.Iterator[t.Callable[..., int]]:
     def start(*names: str, size: int = 3_000_000) -> int:
         for name in names:
             put(host.root / name, size)
-        running.append(Holder(*(f"append:{host.root / name}" for name in names)))
+        running.append(Holder(*(f"append:{host.root / name}" for name in names), root=host.root))
         for name in names:
             (host.root / name).unlink()
         host.age()

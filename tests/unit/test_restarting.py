@@ -17,10 +17,12 @@ import threading
 import time
 import typing as t
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import restarting
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes, restarting
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.restarting import cured, restart_engine
 
@@ -62,9 +64,10 @@ class Fake:
         (folder / "cwd").mkdir()
         self.patience = 20.0
 
-    def start(self, *arguments: str, how: str = "well", program: str = sys.executable, environment: dict[str, str] | None = None, **more: t.Any) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, how: str = "well", program: str = sys.executable, environment: dict[str, str] | None = None,
+              before: t.Sequence[str] = (), **more: t.Any) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [program, str(self.script), str(self.socket), how, *arguments], cwd=self.folder / "cwd",
+            [*before, program, str(self.script), str(self.socket), how, *arguments], cwd=self.folder / "cwd",
             env={"PATH": os.environ["PATH"], "NOTIFY": "a=b", "EMPTY": "", **(environment or {})}, stdin=subprocess.DEVNULL,
             **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **more},
         )
@@ -87,15 +90,21 @@ class Fake:
     def starts(self) -> list[dict[str, t.Any]]:
         return [json.loads(line) for line in Path(f"{self.socket}.starts").read_text().splitlines()]
 
-    def restart(self) -> None:
-        restart_engine(t.cast(t.Any, self))
+    @property
+    def found(self) -> processes.Engine:
+        """What is proven of it: that of the processes that were started the last one is the engine's."""
+        process = processes.look(self.starts[-1]["pid"]) if Path(f"{self.socket}.starts").exists() else None
+        return processes.Engine((process,), os.geteuid()) if process else processes.Engine(why="nothing is proven")
+
+    def restart(self, found: processes.Engine | None = None) -> None:
+        restart_engine(t.cast(t.Any, self), found or self.found)
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     folder = Path(tempfile.mkdtemp(prefix="fleetclean-"))  # a socket's path has little room
     monkeypatch.setattr(restarting, "_OTHERS", 0.3)
-    monkeypatch.setattr(restarting, "_unit", lambda _pid: "")
+    monkeypatch.setattr(restarting, "_unit", lambda _pid: ("", None))
     made = Fake(folder)
     yield made
     if Path(f"{made.socket}.starts").exists():
@@ -106,11 +115,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
                     os.kill(start["pid"], signal.SIGKILL)
             except OSError:
                 pass
-    while True:
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            break
+            # Those that the module has started are this process's children, and nobody else's.
+            end = time.monotonic() + 20
+            with suppress(ChildProcessError):
+                while os.waitpid(start["pid"], os.WNOHANG) == (0, 0) and time.monotonic() < end:
+                    time.sleep(0.01)
     shutil.rmtree(folder)
 
 
@@ -223,30 +232,86 @@ def test_an_engine_whose_process_is_not_here_is_not_restarted(fake: Fake, host: 
     assert caught.value.code == "denied"
 
 
-def test_of_a_socket_that_systemd_made_the_engine_is_in_the_pid_file(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # Then the other end of the socket is systemd: SO_PEERCRED tells who listened first.
+def test_who_is_not_proven_to_be_the_engine_is_not_ended_whoever_listens(fake: Fake) -> None:
+    """A socket that systemd made, or a proxy's: the other end of it is not the engine."""
     process = fake.start()
-    names = {process.pid: "systemd", 4711: "dockerd", 4712: "sleep"}
-    monkeypatch.setattr(restarting, "_name", lambda pid: names.get(pid, ""))
-    monkeypatch.setattr(restarting, "_PID_FILES", (str(tmp_path / "none"), str(tmp_path / "docker.pid")))
-    engine = t.cast(t.Any, fake)
-    (tmp_path / "docker.pid").write_text("4711\n")
-    assert restarting._pid(engine) == 4711
-    for wrong in ("4712", "nonsense", ""):
-        (tmp_path / "docker.pid").write_text(wrong)
-        with pytest.raises(FleetcleanError, match="its process cannot be found"):
-            restarting._pid(engine)
-    names[process.pid] = "dockerd"
-    assert restarting._pid(engine) == process.pid
+    with pytest.raises(FleetcleanError, match=r"its process cannot be found from here \(nobody has the database open\)") as caught:
+        fake.restart(processes.Engine(why="nobody has the database open"))
+    assert caught.value.code == "denied"
+    several = processes.Engine(fake.found.processes * 2, os.geteuid())
+    with pytest.raises(FleetcleanError, match="2 processes are the engine's"):
+        fake.restart(several)
+    assert process.poll() is None
+
+
+def test_a_number_that_is_another_processs_by_now_is_sent_nothing(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an engine that ended after it was looked at; the number was given away."""
+    process = fake.start()
+    (was,) = fake.found.processes
+    for old in (replace(was, started=was.started - 1), replace(was, program=(1, 2))):
+        for kernel in (processes._PIDFD_OPEN, 100_000):
+            monkeypatch.setattr(processes, "_PIDFD_OPEN", kernel)
+            with pytest.raises(ProcessLookupError):
+                processes.send_signal(old, signal.SIGTERM)
+        with pytest.raises(FleetcleanError, match=f"process {process.pid} cannot be looked at"):
+            fake.restart(processes.Engine((old,), os.geteuid()))
+    assert process.poll() is None
+
+
+def test_another_users_program_is_not_started_by_this_one(fake: Fake) -> None:
+    """An engine without root: its program, arguments and environment are whatever its user likes."""
+    process = fake.start()
+    with pytest.raises(FleetcleanError, match=rf"cannot be started again as it was: it runs as user {os.geteuid() + 1}, and this as user {os.geteuid()}") as caught:
+        fake.restart(processes.Engine(fake.found.processes, os.geteuid() + 1))
+    assert caught.value.code == "denied"
+    assert process.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces")
+@pytest.mark.parametrize(("option", "name"), [("--user", "user"), ("--mount", "mnt"), ("--net", "net")])
+def test_an_engine_in_namespaces_of_its_own_is_not_started_in_others(fake: Fake, option: str, name: str) -> None:
+    process = fake.start(before=("unshare", option))
+    with pytest.raises(FleetcleanError, match=f"cannot be started again as it was: it runs in another {name} namespace"):
+        fake.restart()
+    assert process.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
+@pytest.mark.parametrize("how", ["everybody may write to its folder", "its folder is another user's", "it is another user's", "everybody may write to it"])
+def test_a_program_that_another_user_may_have_put_there_is_not_started(fake: Fake, how: str) -> None:
+    """The engine's own was removed by an upgrade, and somebody else took its name."""
+    place = fake.folder / "place"
+    place.mkdir()
+    program = place / "dockerd"
+    shutil.copy(os.path.realpath(sys.executable), program)
+    process = fake.start(program=str(program), environment={"PYTHONHOME": sys.base_prefix})
+    program.unlink()
+    shutil.copy(os.path.realpath(sys.executable), program)
+    if "its folder" in how:
+        place.chmod(0o777) if "everybody" in how else os.chown(place, 12345, 12345)
+    elif "everybody" in how:
+        program.chmod(0o777)
+    else:
+        os.chown(program, 12345, 12345)
+    with pytest.raises(FleetcleanError, match=f"others than root may put another program in the place of {place}"):
+        fake.restart()
+    assert process.poll() is None
+    # In a folder where nobody can take away what is another's, root's own is root's own.
+    os.chown(place, 0, 0)
+    os.chown(program, 0, 0)
+    program.chmod(0o755)
+    place.chmod(0o1777)
+    fake.restart()
+    assert len(fake.starts) == 2
 
 
 class Systemctl:
     """systemd that runs the engine as docker.service; ``code`` and ``said`` are its answer."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int = 0, said: bytes = b"") -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int = 0, said: bytes = b"", user: int | None = None) -> None:
         self.calls: list[list[str]] = []
         self._answer = (code, said)
-        monkeypatch.setattr(restarting, "_unit", lambda _pid: "docker.service")
+        monkeypatch.setattr(restarting, "_unit", lambda _pid: ("docker.service", user))
         monkeypatch.setattr(restarting.subprocess, "run", self._run)
 
     def _run(self, command: list[str], **_more: t.Any) -> subprocess.CompletedProcess[bytes]:
@@ -269,24 +334,52 @@ def test_what_systemd_says_against_it_is_told(fake: Fake, monkeypatch: pytest.Mo
         fake.restart()
 
 
+@pytest.mark.parametrize(("user", "command"), [(0, ["systemctl", "--user"]), (12345, ["systemctl", "--user", "--machine=12345@.host"])])
+def test_a_users_service_is_restarted_by_the_systemd_of_that_user(fake: Fake, monkeypatch: pytest.MonkeyPatch, user: int, command: list[str]) -> None:
+    """The system may have a service of that name, which is none of his business."""
+    user = user or os.geteuid()
+    fake.start()
+    systemctl = Systemctl(monkeypatch, user=user)
+    monkeypatch.setattr(processes, "user_ids", lambda _pid: (user,) * 4)
+    fake.restart()
+    assert systemctl.calls == [[*command, "restart", "docker.service"]]
+
+
+def test_what_root_runs_in_a_users_session_is_no_service_of_that_users(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.start()
+    systemctl = Systemctl(monkeypatch, user=os.geteuid() + 1)
+    fake.restart()
+    assert systemctl.calls == []
+    assert len(fake.starts) == 2
+
+
 @pytest.mark.parametrize(
-    ("groups", "unit"),
+    ("groups", "unit", "user"),
     [
-        ("0::/system.slice/docker.service\n", "docker.service"),
-        ("12:pids:/system.slice/snap.docker.dockerd.service\n1:name=systemd:/system.slice/snap.docker.dockerd.service\n", "snap.docker.dockerd.service"),
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/docker.service\n", "docker.service"),
-        ("0::/system.slice/containerd.service/kubepods-burstable.slice\n", ""),
-        ("0::/init.scope\n", ""),
-        ("", ""),
+        ("0::/system.slice/docker.service\n", "docker.service", None),
+        ("12:pids:/system.slice/snap.docker.dockerd.service\n1:name=systemd:/system.slice/snap.docker.dockerd.service\n", "snap.docker.dockerd.service", None),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/docker.service\n", "docker.service", 1000),
+        ("0::/lxc.payload.web/system.slice/docker.service\n", "docker.service", None),
+        ("0::/system.slice/containerd.service/kubepods-burstable.slice\n", "", None),
+        ("0::/init.scope\n", "", None),
+        ("", "", None),
+        # Below a unit that was given to a user he makes groups of any name.
+        ("0::/system.slice/rootless.service/sshd.service\n", "", None),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/run-1.scope/sshd.service\n", "", None),
+        ("0::/user.slice/user-1000.slice/user@1000.service\n", "", None),
+        ("0::/system.slice/--force.service\n", "", None),
+        ("0::/system.slice/a b.service\n", "", None),
     ],
 )
-def test_the_service_of_a_process_is_known_by_its_control_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: str, unit: str) -> None:
+def test_the_service_of_a_process_is_known_by_its_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: str, unit: str, user: int | None
+) -> None:
     (tmp_path / "cgroup").write_text(groups)
     monkeypatch.setattr(restarting, "open", lambda _path, **more: open(tmp_path / "cgroup", **more), raising=False)
     monkeypatch.setattr(restarting.os.path, "isdir", lambda path: path == "/run/systemd/system")
-    assert restarting._unit(1) == unit
+    assert restarting._unit(1) == (unit, user)
     monkeypatch.setattr(restarting.os.path, "isdir", lambda _path: False)
-    assert restarting._unit(1) == ""
+    assert restarting._unit(1) == ("", None)
 
 
 def test_a_cure_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,13 +187,16 @@ def test_a_processs_file_is_opened_if_it_is_a_regular_one(tmp_path: Path, opened
     (tmp_path / "file").write_bytes(b"file")
     os.mkfifo(tmp_path / "fifo")
     held = [os.open(tmp_path / name, os.O_RDWR | os.O_NONBLOCK) for name in ("file", "fifo")]
+    inodes = [(os.fstat(descriptor).st_dev, os.fstat(descriptor).st_ino) for descriptor in held]
     opened.clear()
     try:
-        descriptor = safe_open.open_regular_of_process(f"/proc/{os.getpid()}/fd/{held[0]}")
+        descriptor = safe_open.open_regular_of_process(f"/proc/{os.getpid()}/fd/{held[0]}", inodes[0])
         assert os.read(descriptor, 10) == b"file"
         os.close(descriptor)
         with pytest.raises(safe_open.NotRegular):
-            safe_open.open_regular_of_process(f"/proc/{os.getpid()}/fd/{held[1]}")
+            safe_open.open_regular_of_process(f"/proc/{os.getpid()}/fd/{held[1]}", inodes[1])
+        with pytest.raises(OSError, match="another file"):
+            safe_open.open_regular_of_process(f"/proc/{os.getpid()}/fd/{held[0]}", (inodes[0][0], inodes[0][1] + 1))
     finally:
         for descriptor in held:
             os.close(descriptor)

@@ -322,12 +322,12 @@ def test_a_containerd_that_takes_no_connection_is_not_waited_for(run: Path, monk
 @as_root
 def test_another_users_open_file_says_nothing_of_the_engine(run: Path) -> None:
     own = run / "own" / DATABASE
-    hold = "import sys\nkept = open(sys.argv[2])\nprint('ready', flush=True)\nsys.stdin.read()"
+    hold = "import sys\nkept = open(sys.argv[2], 'r+')\nprint('ready', flush=True)\nsys.stdin.read()"
     with containerd(BECOME + hold, "-", own):
         assert not storage._is_open(str(own), frozenset({0}))
         assert storage._is_open(str(own), frozenset({0, 12345}))
     # A container's root has a file of that name.
-    with containerd(ELSEWHERE.partition("import os, socket")[0] + hold.replace("])", "], 'w')"), f"{run}/x", own, "unshare", "--mount"):
+    with containerd(ELSEWHERE.partition("import os, socket")[0] + hold.replace("'r+'", "'w'"), f"{run}/x", own, "unshare", "--mount"):
         assert not storage._is_open(str(own), frozenset({0}))
     with containerd(hold, "-", own):
         assert storage._is_open(str(own), frozenset({0}))

@@ -109,7 +109,7 @@ class World:
         patch.setattr(engine, "connect", lambda _params: self.engine)
         patch.setattr(history, "note", lambda folder, *_more, **_options: self.noted.append(folder))
         patch.setattr(pausing, "_QUIET", 0.01)
-        patch.setattr(restarting, "restart_engine", lambda _engine: self._restart_engine())
+        patch.setattr(restarting, "restart_engine", lambda _engine, _found: self._restart_engine())
         patch.setattr(restarting, "cured", lambda look, seconds=0.0: look())
 
     def _restart_engine(self) -> None:
@@ -132,7 +132,7 @@ class World:
         return box
 
     def hold(self, path: Path, how: str = "append") -> Holder:
-        self.holders.append(Holder(f"{how}:{path}"))
+        self.holders.append(Holder(f"{how}:{path}", root=self.root))
         return self.holders[-1]
 
     def path(self, name: str, kind: Kind = JSON_FILE) -> Path:
