@@ -13,6 +13,7 @@ was asked: an engine on another machine names a path that exists here as well.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -78,6 +79,8 @@ _ANSWERS_WITHIN = 2.0
 _CREDENTIALS = struct.Struct("3i")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DELETED = " (deleted)"
+#: Open files that are looked at of one process; a container's may have millions.
+_MOST_OPEN = 1 << 18
 #: Where containerd keeps its data, unless it can be asked: its own below the data root, or the system's. Each
 #: snapshotter has a folder of its name there.
 _CONTAINERD = ("{root}/containerd/daemon", "/var/lib/containerd")
@@ -560,17 +563,21 @@ def _opened_by(pid: str, users: t.Collection[int], wanted: t.Callable[[str], boo
     except OSError:
         return found
     try:
+        if _user_of(process) not in users:
+            return found
         descriptors = os.open("fd", _FOLDER, dir_fd=process)
         try:
-            for number in os.listdir(descriptors):
-                try:
-                    path = os.readlink(number, dir_fd=descriptors)
-                    if path.startswith("/") and wanted(path) and _is_here(path, os.stat(number, dir_fd=descriptors)):
-                        found.append(path)
-                except OSError:
-                    continue
+            with os.scandir(descriptors) as entries:
+                for entry in itertools.islice(entries, _MOST_OPEN):
+                    try:
+                        path = os.readlink(entry.name, dir_fd=descriptors)
+                        if path.startswith("/") and wanted(path) and _is_here(path, os.stat(entry.name, dir_fd=descriptors)):
+                            found.append(path)
+                    except OSError:
+                        continue
         finally:
             os.close(descriptors)
+        # It may have become somebody else's meanwhile, with what it had open.
         return found if not found or _user_of(process) in users else []
     except OSError:
         return []
