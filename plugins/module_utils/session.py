@@ -11,7 +11,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import history, options, patterns, places, sdk
+from ansible_collections.fleetclean.docker.plugins.module_utils import history, options, patterns, places, sdk, tmp_leftovers
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -110,6 +110,8 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
     try:
         if module.list_error:
             raise module.list_error
+        if not module.check_mode:
+            tmp_leftovers.sweep()
         damaged = history.damage(module.params["state_dir"] or "")
         if damaged:
             module.warn(printable(damaged))

@@ -572,7 +572,8 @@ def _opened_by(pid: str, users: t.Collection[int], wanted: t.Callable[[str], boo
                     continue
         finally:
             os.close(descriptors)
-        return found
+        # It may have become somebody else's meanwhile, with what it had open.
+        return found if not found or _users_of(process) <= set(users) else []
     except OSError:
         return []
     finally:

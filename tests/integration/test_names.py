@@ -212,6 +212,18 @@ def test_a_network_ages_by_its_last_use_and_stays_where_that_is_forgotten(host: 
     result = clean(host, **{**only, "networks": {"older_than": "1h"}})
     assert kept(result, "network")["last used less than 1h ago (seen in use by an earlier run)"] == 1
     assert set(removed(clean(host, **{**only, "networks": {}}))) == {"proxy", "idle"}
+    # Who else could have written what was noted, and what nobody noted.
+    database = "/run/notes/history.sqlite"
+    assert host.exec(["stat", "-c", "%a %U", "/run/notes", database]).stdout.split() == ["700", "root", "600", "root"]
+    host.exec(["chmod", "777", "/run/notes"])
+    refused = by_itself(host, **{**EVERYTHING, **only, "networks": {}})
+    assert refused["failed"] and "others may write to /run/notes" in refused["msg"], refused["msg"]
+    host.exec(["chmod", "700", "/run/notes"])
+    assert not clean(host, **{**only, "networks": {}}).get("warnings")
+    host.exec(["sh", "-c", f"echo torn > {database}"])
+    (warning,) = clean(host, **{**only, "networks": {}})["warnings"]
+    assert f"{database} cannot be read (file is not a database)" in str(warning) and "made anew" in str(warning)
+    assert not clean(host, **{**only, "networks": {}}).get("warnings")
 
 
 # -- volumes -----------------------------------------------------------------------------------

@@ -406,6 +406,28 @@ def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     assert history.last_uses(str(state), ENGINE) == {IMAGE: 1.0}
 
 
+@as_root
+def test_a_user_has_a_folder_of_his_own_and_one_of_another_user_is_refused() -> None:
+    """As an engine without root has it."""
+    with tempfile.TemporaryDirectory() as top:
+        os.chmod(top, 0o755)
+        for name, uid in (("mine", SOMEBODY), ("other", SOMEBODY + 1)):
+            os.mkdir(f"{top}/{name}", 0o755)
+            os.chown(f"{top}/{name}", uid, uid)
+        before = os.getresuid()
+        os.setresuid(-1, SOMEBODY, 0)
+        try:
+            state = f"{top}/mine/.local/state"
+            history.check(state)
+            assert history.note_uses(state, ENGINE, {IMAGE: 1.0}, [IMAGE])
+            assert history.last_uses(state, ENGINE) == {IMAGE: 1.0}
+            assert refusal(Path(top, "other/state")) == f"{top}/other belongs to user {SOMEBODY + 1}"
+            history.check("/var/lib/fleetclean")
+        finally:
+            os.setresuid(*before)
+        assert refusal(Path(state)) == f"{top}/mine belongs to user {SOMEBODY}"
+
+
 @pytest.mark.parametrize(("mode", "where", "refused"), [
     (0o777, "state", True), (0o770, "state", True), (0o1777, "state", True), (0o755, "state", False), (0o500, "state", False),
     (0o777, "", True), (0o775, "", True), (0o1777, "", False), (0o755, "", False),
