@@ -130,6 +130,7 @@ class _Guarded(io.RawIOBase):
         self._end: float | None = None
         #: Bytes that may still come.
         self.left = _MAX_HEAD_BYTES
+        self.ended = False
 
     def readable(self) -> bool:
         return True
@@ -152,6 +153,7 @@ class _Guarded(io.RawIOBase):
         if self._end is None:
             self._end = time.monotonic() + whole
         self.left -= count
+        self.ended = not count
         return count
 
 
@@ -247,6 +249,8 @@ class Connection:
             raw = _Guarded(connection, timeout or self._timeout, patience)
             response = http.client.HTTPResponse(t.cast(socket.socket, _Ear(raw)), method=method)
             response.begin()
+            if raw.ended:  # it takes the end for that of the headers
+                raise CutShort("the connection ended in the middle of an answer's head")
             _refuse_odd_framing(response)
             return Response(response, raw, self.limit, self._drop)
         except BaseException:

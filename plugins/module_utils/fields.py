@@ -49,7 +49,7 @@ class Unexpected(ValueError):
         return f"{''.join(self.path).lstrip('.') or 'the answer'} {self.problem}"
 
 
-class TooLarge(Exception):
+class TooLarge(ValueError):
     """An answer is larger than the limit allows."""
 
 
@@ -341,7 +341,7 @@ class _Stream:
 
 
 def parse(pieces: t.Iterator[bytes], shape: Shape, limit: int) -> t.Any:
-    """Return what ``shape`` keeps of a JSON answer; None for null, and for an answer without content.
+    """Return what ``shape`` keeps of a JSON answer; None for null. An answer without content is none: it may have been cut short.
 
     :param limit: bytes of memory that it may take.
     :raises Unexpected: it is of another shape.
@@ -350,7 +350,7 @@ def parse(pieces: t.Iterator[bytes], shape: Shape, limit: int) -> t.Any:
     """
     stream, memory = _Stream(pieces, limit // _ELEMENT_SHARE), _Memory(limit)
     if not stream.peek():
-        return None
+        raise NotJson("it is empty")
     found = _read(stream, shape, memory)
     if stream.peek():
         raise NotJson("something comes after its end")
