@@ -324,11 +324,13 @@ class _Stream:
                 found, end = _DECODER.raw_decode(self._text, self._at)
                 # A number may go on.
                 if end < len(self._text) or self._ended or not isinstance(found, (int, float)):
+                    if end - self._at > self._longest:
+                        raise TooLarge
                     self._at = end
                     return found
             except RecursionError:
                 raise Unexpected("is nested too deeply") from None
-            except NotJson:
+            except (NotJson, TooLarge):
                 raise
             except ValueError as error:
                 if self._ended:
