@@ -168,48 +168,52 @@ class _Ear:
 
 
 class Response:
-    """An answer whose content is still to be read, once."""
+    """An answer whose content is still to be read, once; to be closed then, read or not."""
 
-    def __init__(self, response: http.client.HTTPResponse, raw: _Guarded, limit: int, drop: t.Callable[[], None]) -> None:
+    def __init__(self, response: http.client.HTTPResponse, raw: _Guarded, limit: int, keep: t.Callable[[], None], drop: t.Callable[[], None]) -> None:
+        """:param keep: takes back the connection once all was read; ``drop`` ends it."""
         self.status = response.status
         self.location = str(response.headers.get("Location", ""))
         self._response = response
-        self._raw = raw
+        self._keep = keep
         self._drop = drop
         raw.left += limit - _MAX_HEAD_BYTES
 
     def pieces(self) -> t.Iterator[bytes]:
-        """Yield the content; a connection on which it did not come to its end is not used again.
+        """Yield the content.
 
         :raises TooLong, TooSlow, Broken, OSError, http.client.HTTPException: it does not come as it has to.
         """
-        complete = False
-        try:
-            while True:
-                piece = self._response.read(_PIECE_BYTES)
-                if not piece:
-                    break
-                yield piece
-            if self._response.length:
-                raise CutShort("the connection ended in the middle of an answer")
-            complete = True
-        finally:
-            if not complete or self._response.will_close:
-                self._drop()
+        while True:
+            piece = self._response.read(_PIECE_BYTES)
+            if not piece:
+                break
+            yield piece
+        if self._response.length:
+            raise CutShort("the connection ended in the middle of an answer")
+        if not self._response.will_close:
+            self._keep()
+            self._drop = _nothing
+
+    def close(self) -> None:
+        self._response.close()
+        self._drop()
 
     def error_text(self) -> bytes:
         """The beginning of the content, which says what went wrong."""
         found = b""
-        pieces = self.pieces()
         try:
-            for piece in pieces:
+            for piece in self.pieces():
                 found += piece
                 if len(found) >= _MAX_ERROR_BYTES:
                     break
         except (OSError, TooSlow, TooLong, Broken, http.client.HTTPException):
             pass  # the status alone tells enough
-        pieces.close()  # type: ignore[attr-defined]
         return found[:_MAX_ERROR_BYTES]
+
+
+def _nothing() -> None:
+    pass
 
 
 class Connection:
@@ -243,18 +247,23 @@ class Connection:
         return self._exchange(self._open(), method, target, patience, timeout)
 
     def _exchange(self, connection: socket.socket, method: str, target: str, patience: float, timeout: float | None) -> Response:
+        raw = _Guarded(connection, timeout or self._timeout, patience)
+        response = http.client.HTTPResponse(t.cast(socket.socket, _Ear(raw)), method=method)
+
+        def keep() -> None:
+            self._local.socket, self._local.process = connection, os.getpid()
+
         try:
             connection.settimeout(self._timeout)
             connection.sendall(self._head(method, target))
-            raw = _Guarded(connection, timeout or self._timeout, patience)
-            response = http.client.HTTPResponse(t.cast(socket.socket, _Ear(raw)), method=method)
             response.begin()
             if raw.ended:  # it takes the end for that of the headers
                 raise CutShort("the connection ended in the middle of an answer's head")
             _refuse_odd_framing(response)
-            return Response(response, raw, self.limit, self._drop)
+            return Response(response, raw, self.limit, keep, connection.close)
         except BaseException:
-            self._drop()
+            response.close()
+            connection.close()
             raise
 
     def _head(self, method: str, target: str) -> bytes:
@@ -269,29 +278,22 @@ class Connection:
     # -- sockets ----------------------------------------------------------------------------------
 
     def _kept(self) -> socket.socket | None:
-        """This thread's connection, if it is still good: nothing may have come on it since the last answer, nor its end."""
+        """Take this thread's connection, if it is still good: the last answer was read to its end, and since then nothing came."""
         connection: socket.socket | None = getattr(self._local, "socket", None)
         if connection is None:
             return None
+        self._local.socket = None
         # A fork's other side has the same connection, and would get half of the answers.
         if self._local.process == os.getpid():
             poll = select.poll()
             poll.register(connection, select.POLLIN)
             if not poll.poll(0):
                 return connection
-        self._drop()
+        connection.close()
         return None
 
-    def _drop(self) -> None:
-        connection = getattr(self._local, "socket", None)
-        self._local.socket = None
-        if connection is not None:
-            connection.close()
-
     def _open(self) -> socket.socket:
-        connection = self._connect_unix() if self._address.path else self._connect_tcp()
-        self._local.socket, self._local.process = connection, os.getpid()
-        return connection
+        return self._connect_unix() if self._address.path else self._connect_tcp()
 
     def _connect_unix(self) -> socket.socket:
         end = time.monotonic() + self._timeout

@@ -28,6 +28,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.connection impor
     Broken,
     Connection,
     CutShort,
+    Response,
     TooLong,
     TooSlow,
     parse_address,
@@ -201,9 +202,8 @@ class Engine:
         until = self._clock_offset + time.monotonic() + _EVENTS_MARGIN_S
         # Before API 1.22 it takes whole seconds only.
         end = f"{until:.9f}" if self.speaks("1.22") else str(math.ceil(until))
-        call, pieces = self._content("GET", "/events", {"since": 1, "until": end})
         # One object after the other, on old engines without a line's end between them.
-        return self._read(call, lambda: list(fields.parse_each(pieces, fields.EVENT, self._connection.limit)))
+        return self._content(lambda pieces, limit: list(fields.parse_each(pieces, fields.EVENT, limit)), "GET", "/events", {"since": 1, "until": end})
 
     def wait(self, seconds: float) -> bool:
         """Wait for an engine that went away to answer again; return whether it does."""
@@ -262,8 +262,7 @@ class Engine:
         """
         params = {"stdout": 1, "stderr": 1, "tail": 1}
         try:
-            call, pieces = self._content("GET", "/containers/{0}/logs", params, path=(ident,), timeout=seconds)
-            start = self._read(call, lambda: _start(pieces, 4))
+            start = self._content(_start, "GET", "/containers/{0}/logs", params, path=(ident,), timeout=seconds)
             # A frame of the third stream has the engine's complaint (api/types/container: Attach, stream format).
             return bool(start) and start != b"\3\0\0\0"
         except UnexpectedAnswer:
@@ -338,25 +337,24 @@ class Engine:
         return self._ask("GET", url, shape, params, patient=patient) or []  # Go's empty list is null
 
     def _ask(self, method: str, url: str, shape: fields.Shape, *more: t.Any, **named: t.Any) -> t.Any:
-        """Return what an answer says, None if nothing; further arguments as for ``_content``."""
-        call, pieces = self._content(method, url, *more, **named)
-        return self._read(call, lambda: fields.parse(pieces, shape, self._connection.limit))
+        """Return what an answer says, None if it is null; further arguments as for ``_content``."""
+        return self._content(lambda pieces, limit: fields.parse(pieces, shape, limit), method, url, *more, **named)
 
     def _do(self, method: str, url: str, *more: t.Any, **named: t.Any) -> None:
         """The same where the answer is that it was done; what else it says is not looked at."""
-        call, pieces = self._content(method, url, *more, **named)
-        self._read(call, lambda: _start(pieces, 0))
+        self._content(_start, method, url, *more, **named)
 
     def _content(
         self,
+        read: t.Callable[[t.Iterator[bytes], int], _Answer],
         method: str,
         url: str,
         params: dict[str, t.Any] | None = None,
         path: tuple[str, ...] = (),
         patient: bool = False,
         timeout: float | None = None,
-    ) -> tuple[str, t.Iterator[bytes]]:
-        """Return what was asked, as errors name it, and the answer's content, which has to be read with ``_read``.
+    ) -> _Answer:
+        """Ask, and return what ``read`` makes of the answer's content and of the bytes that it may have.
 
         :param patient: the engine has to walk for it.
         :param timeout: seconds, the connection's own if not given.
@@ -372,21 +370,28 @@ class Engine:
         if timeout is None and (patient or method != "GET"):
             patience = max(patience, REMOVAL_TIMEOUT)
         response = self._read(call, lambda: self._connection.request(method, target, patience, timeout))
-        if 200 <= response.status < 300:
-            return call, response.pieces()
+        try:
+            if 200 <= response.status < 300:
+                return self._read(call, lambda: read(response.pieces(), self._connection.limit))
+            raise self._refusal(call, response)
+        finally:
+            response.close()
+
+    def _refusal(self, call: str, response: Response) -> FleetcleanError:
+        """The error that an answer is."""
         content = response.error_text()
         # No redirects: the engine sends one for a path that it had to clean, and it would be another object's.
         if 300 <= response.status < 400:
-            raise EngineError(call, response.status, f"moved to {_clean(response.location)[:_MAX_WORDS]}")
+            return EngineError(call, response.status, f"moved to {_clean(response.location)[:_MAX_WORDS]}")
         message = _message(content)
-        if message is None and not self.api_version and url == "/version":
+        if message is None and not self.api_version and call == "GET /version":
             text = f"HTTP {response.status} {_clean(content.decode('utf-8', 'replace'))}"
             if response.status < 500:
-                raise FleetcleanError(_not_an_engine(self.host, text), "not_docker")
-            raise FleetcleanError(f"engine does not answer: {_where(self.host)}: {text[:200]}. Look at the engine's own log.", "engine_down")
+                return FleetcleanError(_not_an_engine(self.host, text), "not_docker")
+            return FleetcleanError(f"engine does not answer: {_where(self.host)}: {text[:200]}. Look at the engine's own log.", "engine_down")
         if message is None:
             message = content.decode("utf-8", "replace").strip() or http.client.responses.get(response.status, "nothing")
-        raise EngineError(call, response.status, _clean(message)[:_MAX_WORDS])
+        return EngineError(call, response.status, _clean(message)[:_MAX_WORDS])
 
     def _read(self, call: str, read: t.Callable[[], _Answer]) -> _Answer:
         """Do what reads from the connection, and call its trouble by name: the one place where answers are refused."""
@@ -527,11 +532,11 @@ def _message(content: bytes) -> str | None:
     return message if isinstance(message, str) and message else None
 
 
-def _start(pieces: t.Iterator[bytes], count: int) -> bytes:
-    """Read all, and return its beginning."""
+def _start(pieces: t.Iterator[bytes], _limit: int) -> bytes:
+    """Read all, and return its first four bytes."""
     found = b""
     for piece in pieces:
-        found = found or piece[:count]
+        found = found or piece[:4]
     return found
 
 

@@ -129,6 +129,9 @@ class _Response:
         for start in range(0, len(self._content), 1000):
             yield self._content[start: start + 1000]
 
+    def close(self) -> None:
+        pass
+
 
 class NoWire:
     """What ``Engine`` takes for a connection: gives each call its answer, by the ending of its path."""

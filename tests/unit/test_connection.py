@@ -428,6 +428,28 @@ def test_what_comes_unasked_is_not_the_next_answer(place: Place) -> None:
     assert engine.containers() == []
 
 
+@pytest.mark.parametrize("status", ["200 OK", "500 Oh no"])
+def test_what_is_left_of_a_refused_answer_is_not_the_next_answer(place: Place, status: str) -> None:
+    forged = http([{"Id": "forged"}])
+    start = b'[{"Id":5},' + b" " * 200_000
+
+    def script(_method: str, path: str) -> Iterator[bytes]:
+        if "images" not in path:
+            yield http([])
+            return
+        length = len(start) + len(forged)
+        yield f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n".encode() + start
+        time.sleep(0.1)
+        yield forged
+
+    place.serve(script)
+    engine = place.connect()
+    with pytest.raises(engines.EngineError) as caught:
+        engine.images()
+    assert engine.containers() == []
+    assert (caught.value.status, caught.value.gone) == (int(status[:3]), False)
+
+
 def test_a_fork_has_a_connection_of_its_own(place: Place) -> None:
     place.serve(lambda method, path: [http([{"Id": path.rpartition("=")[2]}])])
     engine = place.connect()
