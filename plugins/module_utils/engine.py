@@ -330,7 +330,7 @@ class Engine:
     ) -> dict[str, t.Any]:
         answer = self._ask("GET", url, shape, params, path, patient)
         if answer is None and not empty:
-            raise UnexpectedAnswer(f"GET {url.format(*path)}", "the answer is null, not an object")
+            raise UnexpectedAnswer(f"GET {_clean(url.format(*path))}", "the answer is null, not an object")
         return answer or {}  # Go's empty map
 
     def _list(self, url: str, shape: fields.Shape, params: dict[str, t.Any] | None = None, patient: bool = False) -> list[dict[str, t.Any]]:
@@ -359,7 +359,7 @@ class Engine:
         :param patient: the engine has to walk for it.
         :param timeout: seconds, the connection's own if not given.
         """
-        call = f"{method} {url.format(*path)}"
+        call = f"{method} {_clean(url.format(*path))}"
         target = url.format(*(_quoted(part, url) for part in path))
         if self.api_version:
             target = f"/v{self.api_version}{target}"
