@@ -376,6 +376,34 @@ def test_odd_framing_is_one_clear_error(place: Place, answer: bytes) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", "Internal Server Error"),
+        (b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 9\r\n\r\nno \xff luck", "no \ufffd luck"),
+        (http({"message": ["x"]}, "500 Oh no"), '{"message": ["x"]}'),
+        (http(b"[" * 10_000, "409 Conflict"), "[" * 4000),
+        (http({"message": "x" * 1_000_000}, "404 Not Found"), '{"message": "xxxx'),
+        (HEAD.replace(b"200", b"500") + b"Content-Length: 10\r\n\r\nhalf", "half"),
+    ],
+    ids=["empty", "binary", "list", "deep", "large", "cut short"],
+)
+def test_an_error_is_an_error_whatever_it_says(place: Place, answer: bytes, words: str) -> None:
+    place.serve(lambda method, path: [answer, t.cast(bytes, None)])
+    with pytest.raises(engines.EngineError) as caught:
+        place.connect().remove_volume("v")
+    assert words in caught.value.answer
+    assert caught.value.status == int(answer.split()[1])
+    assert len(str(caught.value)) < 5000
+
+
+def test_a_version_of_the_api_that_is_too_old_is_refused(place: Place) -> None:
+    place.serve(lambda method, path: [])
+    with pytest.raises(FleetcleanError, match="api_version: 1.20 is too old: 1.21") as caught:
+        place.connect(api_version="1.20")
+    assert caught.value.code == "bad_input"
+
+
 @pytest.mark.parametrize("status", ["301 Moved", "307 Temporary Redirect"])
 def test_redirects_are_not_followed(place: Place, status: str) -> None:
     server = place.serve(lambda method, path: [http(b"", status, "Location: /v1.45/containers/other")])
