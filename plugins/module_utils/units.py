@@ -21,8 +21,6 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _TIME = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?\s*(Z|[+-]\d{2}:?\d{2})?", re.ASCII
 )
-#: The end of the year 9999: what is later is no time, and no float may hold it.
-_LATEST = 253402300800
 _SIZE = re.compile(r"[0-9]+(\.[0-9]+)?\s*([KMGTPE]?(i?B)?)?", re.IGNORECASE | re.ASCII)
 
 
@@ -113,7 +111,7 @@ def parse_time(value: object) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
-        return float(value) if 0 < value < _LATEST else None
+        return float(value) if value > 0 else None
     match = _TIME.match(str(value or ""))
     if not match:
         return None
