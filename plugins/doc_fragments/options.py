@@ -30,11 +30,19 @@ options:
     aliases: [docker_api_version]
   timeout:
     description:
-      - Seconds to wait for an answer of the engine.
-      - A removal is waited for as long as it takes (up to an hour), because an engine whose client gave up
-        leaves half-removed layers behind.
+      - Seconds to wait for an answer of the engine, and for more of one that has begun. As a whole an answer may take five times as long from
+        its beginning.
+      - A removal, and figures that the engine walks its disk for, are waited for as long as it takes (up to an hour), because an engine whose
+        client gave up leaves half-removed layers behind.
     type: int
     default: 60
+  max_answer_size:
+    description:
+      - Bytes that an answer of the engine may have, and that what is kept of it may take in memory, such as V(64MB).
+      - One answer with 10,000 containers has 20 MB. An engine that says more than this is refused, since what is reached over the network may be
+        broken, or none. The error names this option.
+    type: str
+    default: 64MB
   tls:
     description: Whether to use TLS without checking the server's certificate.
     type: bool

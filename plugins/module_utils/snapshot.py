@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import image_records
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, image_records
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
     EngineError,
@@ -544,7 +544,7 @@ def _containers(
         if not inspect:
             return container_from(summary)
         live = engine.speaks("1.23") and str(summary.get("State")) in LIVE_STATES
-        record = storage.container_record(str(summary["Id"])) if storage and engine.speaks("1.23") else None
+        record = _record(storage, str(summary["Id"])) if storage and engine.speaks("1.23") else None
         if record and not live and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
             # On a full disk the engine cannot write down that a container ended; then its record is of no use.
             found = container_from(summary, record)
@@ -568,6 +568,15 @@ def _containers(
         unreadable["containers' sizes"] = error.answer
         listed = engine.containers()
     return tuple(found for found in pool.map(read, listed) if found)
+
+
+def _record(storage: Storage, container_id: str) -> dict[str, t.Any] | None:
+    """A container's own records, of the same types as its inspection; None if they are not, and then the engine is asked."""
+    raw = storage.container_record(container_id)
+    try:
+        return {**fields.check(raw, fields.CONTAINER_DETAILS), "StoppedByHand": raw["StoppedByHand"]} if raw else None
+    except ValueError:
+        return None
 
 
 def _images(
@@ -676,7 +685,7 @@ def chain_ids(diff_ids: t.Sequence[str]) -> tuple[str, ...]:
 def _chain_id(below: str, diff_id: str) -> str:
     if not below:
         return diff_id
-    return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def _arrival(storage: Storage | None, image_id: str) -> float | None:

@@ -12,7 +12,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Wanted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
@@ -69,6 +69,19 @@ OLD_IMAGE = {
 }
 
 
+SHAPES: dict[str, fields.Shape] = {
+    "containers": fields.CONTAINERS,
+    "container": fields.CONTAINER_DETAILS,
+    "images": fields.IMAGES,
+    "image": fields.IMAGE_DETAILS,
+    "volumes": fields.List(fields.VOLUME),
+    "networks": fields.NETWORKS,
+    "services": fields.SERVICES,
+    "disk_usage": fields.DISK_USAGE,
+    "past_events": fields.List(fields.EVENT),
+}
+
+
 class FakeEngine:
     """Gives recorded answers."""
 
@@ -87,8 +100,9 @@ class FakeEngine:
             self.asked.append(name)
             value = self.answers.get(name, {} if name == "disk_usage" else [])
             if callable(value):
-                return value(*arguments)
-            return value
+                value = value(*arguments)
+            # As the door to the engine gives it: the fields that are declared, and no others.
+            return fields.check(value, SHAPES[name])
 
         return answer
 
