@@ -22,6 +22,8 @@ import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import processes
 from ansible_collections.fleetclean.docker.plugins.module_utils.processes import Process, Stat, find_engine
 from holder import Holder, database
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import attacker
 
@@ -84,6 +86,22 @@ def test_this_process_is_read_as_it_is() -> None:
 def test_a_commands_name_is_never_taken_for_what_follows_it(name: str) -> None:
     rest = " ".join(["S", "7", *(str(number) for number in range(17)), "4711", "0"])
     assert processes.parse_stat(f"12 ({name}) {rest}\n") == Stat("S", 7, 4711)
+
+
+@given(st.binary(max_size=64), st.sampled_from("RSDZTtXxI"), st.integers(0, 1 << 22), st.integers(0, 1 << 63))
+@settings(max_examples=200, database=None, deadline=None)
+def test_whatever_a_command_is_called_the_rest_is_read(name: bytes, state: str, parent: int, started: int) -> None:
+    line = f"12 ({os.fsdecode(name)}) {state} {parent} " + "0 " * 17 + f"{started} 0\n"
+    assert processes.parse_stat(line) == Stat(state, parent, started)
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=200, database=None, deadline=None)
+def test_any_text_is_read_or_not_and_nothing_is_raised(text: str) -> None:
+    assert processes.parse_stat(text) is None or len(text.split()) >= 20
+    assert (processes.parse_flags(text) or 0) >= 0
+    assert processes.parse_user_ids(text) == () or len(processes.parse_user_ids(text)) == 4
+    assert all(len(ident) == 64 for ident in processes.parse_container_ids(text))
 
 
 @pytest.mark.parametrize("text", ["", "1", "1 (x)", "1 (x) S", "1 (x) S one" + " 1" * 20, "1 (x) S 1" + " 1" * 17 + " never", "\x00" * 9, "1 (x) S" + " 1" * 18])
