@@ -76,6 +76,9 @@ options:
         for none.
       - An engine forgets that with their last container. What is remembered makes things look younger, or tells since when a network
         was not used. Losing it is no harm. On a full or read-only disk nothing is written.
+      - The folder, and each folder and link on the path to it, must belong to the user that runs the module or to root, and nobody else may
+        write there; else the module fails before it touches anything. It is made for that user alone. A file in it that cannot be read is
+        warned of and made anew.
     type: path
     default: /var/lib/fleetclean
 requirements:

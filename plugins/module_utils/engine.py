@@ -83,6 +83,11 @@ class EngineError(FleetcleanError):
         return self.status >= 500 and any(sign in lower for sign in _ENDING)
 
     @property
+    def broken(self) -> bool:
+        """Asked for all, the engine fell over one object that it holds: asked for less, it may answer."""
+        return (self.status >= 500 or self.gone) and not self.ending and "already running" not in self.answer
+
+    @property
     def vanishing(self) -> bool:
         """The object is half gone: somebody else is removing it at this moment (graph drivers: image/store.go, layer/layer_store.go)."""
         return self.status >= 500 and any(sign in self.answer for sign in ("unrecognized image ID", "layer does not exist"))

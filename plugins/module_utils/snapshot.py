@@ -280,7 +280,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
-        containers = _containers(engine, wanted, pool, usage, storage)
+        containers = _containers(engine, wanted, pool, usage, storage, unreadable)
     if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
     return Snapshot(
@@ -421,18 +421,18 @@ def _usage(
     try:
         return engine.disk_usage(*(kind for kind, _what in kinds))
     except EngineError as error:
-        if not error.disk_full:
+        if not error.broken:
             raise
         failed = error
     usage: dict[str, t.Any] = {}
     for kind, what in kinds:
-        # BuildKit writes while it is asked, so on a full disk it is the one that fails, and the rest with it.
+        # One object that the engine trips over makes it answer nothing at all. On a full disk BuildKit does, which writes while it is asked.
         try:
             if not engine.speaks("1.42"):
                 raise failed
             usage.update({name: part for name, part in engine.disk_usage(kind).items() if part})
         except EngineError as error:
-            if not error.disk_full:
+            if not error.broken:
                 raise
             if what:
                 unreadable[what] = error.answer
@@ -520,7 +520,12 @@ def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
 
 
 def _containers(
-    engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor, usage: dict[str, t.Any], storage: Storage | None
+    engine: Engine,
+    wanted: Wanted,
+    pool: ThreadPoolExecutor,
+    usage: dict[str, t.Any],
+    storage: Storage | None,
+    unreadable: dict[str, str],
 ) -> tuple[Container, ...]:
     sizes = {str(raw.get("Id")): raw for raw in usage.get("Containers") or ()}
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
@@ -554,7 +559,15 @@ def _containers(
             details = {name: details.get(name) for name in ("HostConfig", "Config", "Mounts", "NetworkSettings")}
         return with_given_name(container_from(summary, details), details)
 
-    return tuple(found for found in pool.map(read, engine.containers(size=wanted.sizes and not sizes)) if found)
+    try:
+        listed = engine.containers(size=wanted.sizes and not sizes)
+    except EngineError as error:
+        if not error.broken or not wanted.sizes:
+            raise
+        # A container whose layer is gone, after a removal that failed half-way, has no size, and no other one has one then.
+        unreadable["containers' sizes"] = error.answer
+        listed = engine.containers()
+    return tuple(found for found in pool.map(read, listed) if found)
 
 
 def _images(

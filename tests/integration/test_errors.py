@@ -67,6 +67,7 @@ BAD_INPUT: Tuple[Tuple[str, Dict[str, Any], str], ...] = (
     ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
     ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
     ("docker_disk_report", {"state_dir": "state"}, 'docker_disk_report: state_dir: "state" is not an absolute path'),
+    ("docker_clean", {"images": {}, "state_dir": "/dev/shm"}, 'docker_clean: state_dir: "/dev/shm" cannot be used: others may write to /dev/shm'),
 )
 
 

@@ -218,7 +218,7 @@ def read(host: Host, arrived: Dict[str, float]) -> Model:
         found.data[entry["Name"]] = Data(entry["Name"], parse_time(entry["CreatedAt"]), entry["Labels"] or {})
     for entry in host.must("GET", "/networks"):
         found.nets[entry["Id"]] = Net(entry["Id"], entry["Name"], parse_time(entry["Created"]), entry["Labels"] or {}, entry["Scope"])
-    for entry in host.must("GET", "/system/df")["BuildCache"] or []:
+    for entry in host.must("GET", "/system/df?type=build-cache")["BuildCache"] or []:
         found.records[entry["ID"]] = Record(
             entry["ID"], entry.get("Parents") or [parent for parent in (entry.get("Parent"),) if parent], entry["Type"], entry["InUse"], entry["Size"],
             parse_time(entry["CreatedAt"]) or 0, parse_time(entry["LastUsedAt"]), frozenset({"some"} if entry["Shared"] else ()),

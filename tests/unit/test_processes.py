@@ -265,10 +265,6 @@ def test_a_user_with_mounts_of_his_own_is_no_engine_and_holds_up_nobody(root: Pa
         assert found(root) == []
         engine = start(root=root)
         assert found(root) == [engine.pid]
-        assert list(processes.open_databases(".db", {0})) == [[f"{root}/volumes/metadata.db"]]
-        assert list(processes.open_databases(".db", {attacker.USER})) == [], "what is there by this path is another file"
-        assert not processes.has_open(f"{root}/volumes/metadata.db", {attacker.USER})
-        assert processes.has_open(f"{root}/volumes/metadata.db", {0})
     finally:
         attack.end()
 
@@ -349,17 +345,6 @@ def test_of_what_a_process_has_open_no_more_than_a_bound_is_looked_at(root: Path
     monkeypatch.setattr(processes, "_MOST_OPEN", 5)
     assert list(processes.descriptors(holder.pid)) == ["0", "1", "2", "3", "4"]
     assert list(processes.descriptors(1 << 22)) == []
-
-
-@root_only
-def test_processes_of_trusted_users_come_first_and_others_only_as_long_as_there_is_time(root: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    his = start("append:/dev/null", before=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"))
-    ours = start("append:/dev/null")
-    both = [pid for pid in processes.in_turn({0}) if pid in (his.pid, ours.pid)]
-    assert both == [ours.pid, his.pid]
-    assert [pid for pid in processes.in_turn({attacker.USER}) if pid in (his.pid, ours.pid)] == [his.pid, ours.pid]
-    monkeypatch.setattr(processes, "_PATIENCE", -1.0)
-    assert list(processes.in_turn({0})) == []
 
 
 def test_what_a_container_has_open_is_not_even_listed(root: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

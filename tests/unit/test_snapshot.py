@@ -523,6 +523,27 @@ def test_on_a_full_disk_an_engine_that_computes_everything_at_once_is_asked_once
     assert set(looked.unreadable.values()) == {FULL.answer}
 
 
+def test_a_container_whose_layer_is_gone_costs_sizes_and_nothing_else() -> None:
+    """After a removal that failed half-way, containerd's store answers any question with sizes with an error."""
+    error = EngineError("GET", 404, "rw layer snapshot not found for container c")
+
+    def fake_usage(*kinds: str) -> dict[str, t.Any]:
+        if "container" in kinds:
+            raise error
+        return {"volume": {"Volumes": [{"Name": "data", "UsageData": {"Size": 7}}]}}.get(kinds[0], {})
+
+    class Broken(FakeEngine):
+        def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
+            if size:
+                raise error
+            return [{"Id": "c", "State": "dead"}]
+
+    looked = take(Broken(disk_usage=fake_usage, volumes=[{"Name": "data"}]), **EVERYTHING)
+    assert looked.unreadable == {"containers' sizes": error.answer}
+    assert [(found.id, found.bytes) for found in looked.containers] == [("c", None)]
+    assert looked.volumes[0].bytes == 7
+
+
 def test_another_trouble_with_the_engines_figures_is_told() -> None:
     def fake_usage(*_kinds: str) -> None:
         raise EngineError("GET /system/df", 500, "a disk usage operation is already running")
