@@ -21,6 +21,8 @@ import struct
 import typing as t
 from contextlib import contextmanager, suppress
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import open_regular
+
 _FOLDERS = ("/run", "/run/user/{user}", "/dev/shm")
 _MAGIC = b"fleetclean log 1"
 _HEAD = struct.Struct("=16s2Q")  # what it is, where it belongs, and its length: a file that is shorter was never finished
@@ -182,21 +184,18 @@ def _beside(home: int, name: str) -> str:
 def _read(home: int, name: str) -> bytes | None:
     """What was kept by this name, as far as it was written; None if nothing was, or what is there is not ours.
 
-    A file is looked at before it is opened: in a folder that everybody may write to it may be anything.
+    In a folder that everybody may write to it may be anything.
     """
     beside = _beside(home, name)
     try:
-        seen = os.open(beside or name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=None if beside else home)
+        copy = open_regular(beside or name, dir_fd=None if beside else home)
     except FileNotFoundError:
         return b"" if beside else None
-    try:
-        about = os.fstat(seen)
-        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1 or about.st_size > _HEAD.size + _MOST:
+    with os.fdopen(copy, "rb") as stream:
+        about = os.fstat(copy)
+        if about.st_uid != os.geteuid() or about.st_nlink != 1 or about.st_size > _HEAD.size + _MOST:
             return None
-        with open(f"/proc/self/fd/{seen}", "rb") as stream:
-            return stream.read(_HEAD.size + _MOST)
-    finally:
-        os.close(seen)
+        return stream.read(_HEAD.size + _MOST)
 
 
 def _remove(home: int, name: str) -> None:

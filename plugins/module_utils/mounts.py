@@ -243,7 +243,8 @@ def loops() -> list[tuple[str, str]]:
 def parse(namespace: Namespace) -> list[Mount]:
     """The mounts of a namespace."""
     found = [mount for _ident, _above, mount in _read(namespace)]
-    if not namespace.is_users or not any(mount.overlay for mount in found):
+    # A container's own root is an overlay, and nobody asks what it is made of: thousands have nothing else.
+    if not namespace.is_users or not any(mount.overlay and mount.path != "/" for mount in found):
         return found
     table = Table(namespace.text)
     return [mount._replace(layer_places=table.places(mount.layers)) if mount.overlay else mount for mount in found]

@@ -391,7 +391,7 @@ def _decimal(device: bytes) -> str:
 def _shared_bytes(link: str, inode: tuple[int, int]) -> int:
     """Bytes of an open file that other files have as well: they do not come free with it.
 
-    The descriptor may be of something else by now, which must not be opened: a device does whatever it likes then.
+    The descriptor may be of something else by now, which is not opened, or of another file.
     """
     try:
         descriptor = open_regular_of_process(link, inode)

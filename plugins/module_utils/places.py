@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import measure, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from ansible_collections.fleetclean.docker.plugins.module_utils.processes import open_databases
 from ansible_collections.fleetclean.docker.plugins.module_utils.record_files import read_line
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name
+from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name, open_files
 
 _ID = re.compile(r"[0-9a-f]{64}")
 #: Types that are no disk of this host's: what other machines have may hang, and what the kernel makes up is nobody's data.
@@ -272,7 +271,7 @@ class _Witness:
     def _is_open_by_the_engine(self, target: str) -> bool:
         """Whether a process has databases open there and in a root that is the engine's: nobody but an engine, or its containerd, does."""
         if self._databases is None:
-            self._databases = list(open_databases(".db", self._storage.users))
+            self._databases = list(open_files(lambda path: path.endswith(".db"), self._storage.users))
         beneath = tuple(f"{root}/" for root in self._storage.roots)
         return any(
             any(path.startswith(beneath) for path in opened) and any(path.startswith(f"{target}/") for path in opened) for opened in self._databases

@@ -24,12 +24,13 @@ import os
 import re
 import stat
 import sys
-import time
 import typing as t
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import NotMeant, open_regular_of_process
 
 #: The same on all architectures since Linux 5.1, 5.3 and 5.6.
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN, _PIDFD_GETFD = 424, 434, 438
@@ -40,8 +41,8 @@ _USER_IDS = re.compile(r"^Uid:\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)\s+([0-9]+)\s*$",
 _FLAGS = re.compile(r"^flags:\s+([0-7]+)\s*$", re.MULTILINE)
 #: Bytes; what the kernel writes of a process or of an open file in these places is much less.
 _MOST_TEXT = 1 << 16
-#: Open files that are looked at of one process, and seconds for those of all: containers and users may have millions.
-_MOST_OPEN, _PATIENCE = 1 << 18, 30.0
+#: Open files that are looked at of one process: in a container it may have millions.
+_MOST_OPEN = 1 << 18
 
 FileId = t.Tuple[int, int]
 
@@ -166,27 +167,17 @@ def pids() -> list[int]:
 
 def descriptors(pid: int) -> t.Iterator[str]:
     """The numbers of what a process has open, the lowest first, as far as they are looked at; none if it may not be looked at or has ended."""
-    yield from listed(f"/proc/{pid}/fd")
-
-
-def listed(folder: str | int) -> t.Iterator[str]:
-    """The same of a folder ``/proc/PID/fd``, by its path or a descriptor of it."""
     try:
-        with os.scandir(folder) as entries:
-            for entry in islice(entries, _MOST_OPEN):
-                yield entry.name
+        yield from names_in(f"/proc/{pid}/fd")
     except OSError:
         return
 
 
-def in_turn(trusted: t.Collection[int]) -> t.Iterator[int]:
-    """All processes but this one, those of these users before others, for as long as may be spent on what they have open."""
-    until = time.monotonic() + _PATIENCE
-    found = pids()
-    for pid in sorted(found, key=lambda pid: not set(user_ids(pid)).issubset(trusted)):
-        if time.monotonic() > until:
-            return
-        yield pid
+def names_in(folder: str | int) -> t.Iterator[str]:
+    """The same by a process's folder of them."""
+    with os.scandir(folder) as entries:
+        for entry in islice(entries, _MOST_OPEN):
+            yield entry.name
 
 
 def open_for_writing(pid: int, number: str) -> bool:
@@ -272,32 +263,6 @@ def _parent(pid: int) -> int:
     return found.parent if found else -1
 
 
-def has_open(path: str, owners: t.Collection[int]) -> bool:
-    """Whether a process of one of these users has a file open for writing that is this very one."""
-    return any(path in opened for opened in open_databases(os.path.basename(path), owners))
-
-
-def open_databases(ending: str, owners: t.Collection[int]) -> t.Iterator[list[str]]:
-    """For each process of these users, the regular files that it has open for writing by a path with this ending, and that are there by it."""
-    for pid in (os.getpid(), *in_turn(owners)):
-        users = set(user_ids(pid))
-        if len(users) != 1 or not users.issubset(owners):
-            continue
-        opened = []
-        for number in descriptors(pid):
-            link = f"/proc/{pid}/fd/{number}"
-            try:
-                path = os.readlink(link)
-                if path.endswith(ending) and open_for_writing(pid, number):
-                    there = os.stat(path, follow_symlinks=False)
-                    if stat.S_ISREG(there.st_mode) and os.path.samestat(there, os.stat(link)):
-                        opened.append(path)
-            except OSError:
-                continue
-        if opened:
-            yield opened
-
-
 # -- what is done to a process ------------------------------------------------------------------------
 
 
@@ -305,20 +270,16 @@ def open_databases(ending: str, owners: t.Collection[int]) -> t.Iterator[list[st
 def open_file(process: Process, number: int, expected: FileId, owner: int) -> t.Iterator[int]:
     """Open a regular file once more that a process has open, for writing: the one that is expected, and nothing else.
 
-    What the number stands for is looked at before it is opened: opening a pipe or a device does something by itself.
-
     :raises OSError: the descriptor is closed, or may not be opened.
     :raises ProcessLookupError: the process is another one, or the file is.
     """
-    seen = os.open(f"/proc/{process.pid}/fd/{number}", os.O_PATH | os.O_CLOEXEC)
     try:
-        about = os.fstat(seen)
-        if not process.is_running() or not stat.S_ISREG(about.st_mode) or (about.st_dev, about.st_ino) != expected or about.st_uid != owner:
+        descriptor = open_regular_of_process(f"/proc/{process.pid}/fd/{number}", expected, os.O_WRONLY)
+    except NotMeant as error:
+        raise ProcessLookupError(f"descriptor {number} of process {process.pid}: {error}") from None
+    try:
+        if not process.is_running() or os.fstat(descriptor).st_uid != owner:
             raise ProcessLookupError(f"descriptor {number} of process {process.pid} is another file by now")
-        descriptor = os.open(f"/proc/self/fd/{seen}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    finally:
-        os.close(seen)
-    try:
         yield descriptor
     finally:
         os.close(descriptor)

@@ -81,7 +81,9 @@ def _process(engine: Engine, found: processes.Engine) -> processes.Process:
     try:
         if not engine.is_local_socket:
             why = f"{engine.host} is no socket of this host"
-        elif _listener(engine.host[len("unix://"):]) and len(found.processes) == 1:
+        elif not _listener(engine.host[len("unix://"):]):
+            why = f"who listens at {engine.host} runs in another process namespace"
+        elif len(found.processes) == 1:
             return found.processes[0]
     except OSError as error:
         why = f"{engine.host}: {error.strerror or error}"

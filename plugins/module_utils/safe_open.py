@@ -26,7 +26,11 @@ _ALWAYS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _TYPES = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
 
 
-class NotRegular(OSError):
+class NotMeant(OSError):
+    """There is something else than what is to be opened."""
+
+
+class NotRegular(NotMeant):
     """There is something else than a regular file."""
 
 
@@ -48,15 +52,14 @@ def open_regular_of_process(link: str, inode: tuple[int, int], flags: int = os.O
     """Open the regular file that one of a process's links in /proc (``fd``, ``map_files``) stands for; return the descriptor.
 
     :param inode: device and number of the file that is meant.
-    :raises NotRegular: it is something else by now.
-    :raises OSError: it is another file by now (ESTALE).
+    :raises NotMeant: it is something else, or another file, by now.
     """
     held = os.open(link, _LOOK & ~os.O_NOFOLLOW)
     try:
         about = os.fstat(held)
         _refuse_others(about.st_mode, link)
         if (about.st_dev, about.st_ino) != inode:
-            raise OSError(errno.ESTALE, "it is another file by now", link)
+            raise NotMeant(errno.ESTALE, "it is another file by now", link)
         return _open_held(held, flags, link)
     finally:
         os.close(held)

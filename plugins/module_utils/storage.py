@@ -525,8 +525,9 @@ def _containerd_at(address: str, users: frozenset[int]) -> str | None:
 
 @lru_cache(maxsize=None)
 def _is_open(path: str, users: frozenset[int]) -> bool:
-    """Whether a process of these users has a file open for writing, as far as that can be seen."""
-    return processes.has_open(os.path.realpath(path), users)
+    """Whether a process of these users has a file open, as far as that can be seen."""
+    path = os.path.realpath(path)
+    return any(path in opened for opened in open_files(lambda name: name == path, users))
 
 
 def _has_entries(folder: str) -> bool:
@@ -547,7 +548,7 @@ def open_files(wanted: t.Callable[[str], bool], users: t.Collection[int]) -> t.I
     A path in /proc is that of the process's own mount namespace, in which anybody may have a folder of any name: so what it leads to here has to be
     the very file. Of a deleted one that can only be said of its filesystem.
     """
-    return (_opened_by(str(pid), users, wanted) for pid in (os.getpid(), *processes.in_turn(users)))
+    return (_opened_by(str(pid), users, wanted) for pid in (os.getpid(), *processes.pids()))
 
 
 def _opened_by(pid: str, users: t.Collection[int], wanted: t.Callable[[str], bool]) -> list[str]:
@@ -563,7 +564,7 @@ def _opened_by(pid: str, users: t.Collection[int], wanted: t.Callable[[str], boo
             return found
         descriptors = os.open("fd", safe_open.DIRECTORY, dir_fd=process)
         try:
-            for number in processes.listed(descriptors):
+            for number in processes.names_in(descriptors):
                 try:
                     path = os.readlink(number, dir_fd=descriptors)
                     if path.startswith("/") and wanted(path) and _is_here(path, os.stat(number, dir_fd=descriptors)):

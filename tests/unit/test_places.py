@@ -47,7 +47,7 @@ class Tree:
         self.srv.mkdir(mode=0o755)
         self.engine = FakeEngine()
         self.opened: list[list[str]] = []
-        monkeypatch.setattr(places, "open_databases", lambda ending, _owners: ([path for path in paths if path.endswith(ending)] for paths in self.opened))
+        monkeypatch.setattr(places, "open_files", lambda wanted, _users: ([path for path in opened if wanted(path)] for opened in self.opened))
 
     def link(self, name: str, *inside: str) -> Path:
         """Move a folder of the data root away, and leave a link."""

@@ -244,6 +244,14 @@ def test_who_is_not_proven_to_be_the_engine_is_not_ended_whoever_listens(fake: F
     assert process.poll() is None
 
 
+def test_who_cannot_be_seen_at_the_socket_is_not_looked_for_elsewhere(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = fake.start()
+    monkeypatch.setattr(restarting, "_listener", lambda _path: 0)
+    with pytest.raises(FleetcleanError, match="cannot be found from here .who listens at .* runs in another process namespace") as caught:
+        fake.restart()
+    assert caught.value.code == "denied" and process.poll() is None
+
+
 def test_a_number_that_is_another_processs_by_now_is_sent_nothing(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an engine that ended after it was looked at; the number was given away."""
     process = fake.start()

@@ -24,6 +24,8 @@ import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, prove
 
+from tests import attacker
+
 HERE = os.uname().nodename
 SOCKET = "unix:///var/run/docker.sock"
 ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
@@ -341,6 +343,27 @@ def test_whose_processes_may_be_the_engines(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         os.chown(remapped, 231072, 231072)
     assert engine_storage(remapped).users == {0}, "a container's root is none of them"
+
+
+def test_a_users_file_with_the_path_of_a_database_is_no_containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not attacker.works():
+        pytest.skip("not here: no user namespaces for users")
+    monkeypatch.setattr(storage, "_CONTAINERD", ("{root}/containerd/daemon", f"{tmp_path}/system"))
+    places = [tmp_path / "root/containerd/daemon", tmp_path / "system"]
+    for place in places:
+        make(place, SNAPSHOTTER, "io.containerd.metadata.v1.bolt")
+        (place / "io.containerd.metadata.v1.bolt/meta.db").touch()
+    database = f"{places[1]}/io.containerd.metadata.v1.bolt/meta.db"
+    attack = attacker.Attacker(f"+{database}")
+    try:
+        assert dict(attack.sizes()).keys() == {database}, "the attack itself does not work"
+        storage._is_open.cache_clear()
+        found = engine_storage(tmp_path / "root", "overlayfs", "containerd")
+        assert not found.runs_containerd(str(places[1]))
+        assert found.containerd == str(places[0])
+    finally:
+        attack.end()
+        storage._is_open.cache_clear()
 
 
 def test_of_two_containerds_the_one_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
