@@ -201,9 +201,10 @@ class _Surveyor:
 
     # -- owners --------------------------------------------------------------------------------
 
-    def _own(self, path: str, account: str, category: str, holders: t.Iterable[str] = (), words: str = "") -> None:
+    def _own(self, path: str, account: str, category: str, holders: frozenset[str] = frozenset(), words: str = "") -> None:
         self._owners[path] = account
-        self._accounts.setdefault(account, Account(category, frozenset(holders), words=words))
+        if account not in self._accounts:
+            self._accounts[account] = Account(category, holders, words=words)
 
     def _engines_own(self) -> None:
         """Places by their name alone. What stands at the top and is not known to be the engine's is nobody's we know."""
@@ -237,10 +238,13 @@ class _Surveyor:
             self._owners[path] = account
             if os.path.dirname(path) in folders and os.path.lexists(path):
                 self._heavy[path] = holdings.depth.get(path, 0)
+        # With thousands of containers and images there is no room for two of everything.
+        for part in (holdings.accounts, holdings.paths, holdings.depth):
+            part.clear()
 
     def _containers(self) -> None:
         for container in self._looked.containers:
-            holder = {CONTAINER + container.id}
+            holder = frozenset((CONTAINER + container.id,))
             folder = f"{self._storage.containers}/{container.id}"
             self._own(folder, f"folder of {container.id}", "container_metadata", holder)
             for path in logs.files(folder, container.id):
@@ -250,7 +254,7 @@ class _Surveyor:
         for volume in self._looked.volumes:
             path = f"{self._storage.volumes}/{volume.name}"
             if volume.driver == "local" and is_name(volume.name):
-                self._own(path, f"volume {volume.name}", "volumes", {VOLUME + volume.name})
+                self._own(path, f"volume {volume.name}", "volumes", frozenset((VOLUME + volume.name,)))
                 if os.path.lexists(path):
                     self._heavy[path] = 0
 

@@ -39,6 +39,9 @@ VOLUME = "volume:"
 NETWORK = "network:"
 #: What could not be listed, if it is swarm's services: then nobody knows what they use.
 SERVICES = "swarm's services and what they use"
+#: So many entries of a list are read before they are dropped.
+_AT_ONCE = 256
+_Read = t.TypeVar("_Read")
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -522,7 +525,7 @@ def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
 def _containers(
     engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor, usage: dict[str, t.Any], storage: Storage | None
 ) -> tuple[Container, ...]:
-    sizes = {str(raw.get("Id")): raw for raw in usage.get("Containers") or ()}
+    sizes = {str(raw.get("Id")): {key: raw[key] for key in ("SizeRw", "SizeRootFs") if key in raw} for raw in usage.pop("Containers", None) or ()}
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
     inspect = wanted.ages or wanted.container_ages or not engine.speaks("1.22")
 
@@ -534,8 +537,7 @@ def _containers(
         return replace(found, image_name=given) if by_name and given else found
 
     def read(summary: dict[str, t.Any]) -> Container | None:
-        known = sizes.get(str(summary["Id"])) or {}
-        summary = {**{key: known[key] for key in ("SizeRw", "SizeRootFs") if key in known}, **summary}
+        summary = {**sizes.get(str(summary["Id"]), {}), **summary}
         if not inspect:
             return container_from(summary)
         live = engine.speaks("1.23") and str(summary.get("State")) in LIVE_STATES
@@ -554,13 +556,13 @@ def _containers(
             details = {name: details.get(name) for name in ("HostConfig", "Config", "Mounts", "NetworkSettings")}
         return with_given_name(container_from(summary, details), details)
 
-    return tuple(found for found in pool.map(read, engine.containers(size=wanted.sizes and not sizes)) if found)
+    return tuple(found for found in _in_turn(pool, read, list(engine.containers(size=wanted.sizes and not sizes))) if found)
 
 
 def _images(
     engine: Engine, wanted: Wanted, storage: Storage | None, pool: ThreadPoolExecutor
 ) -> tuple[Image, ...]:
-    listed = engine.images()
+    listed = list(engine.images())
     graphdriver = from_info(engine.info).image_store == "graphdriver"
     layers = wanted.layers and (wanted.sizes or bool(storage and wanted.build_cache))
     records: dict[str, image_records.ImageRecord] = {}
@@ -590,7 +592,14 @@ def _images(
             details = {**details, "RootFS": {"Layers": digests}}
         return image_from(raw, details, arrived, graphdriver)
 
-    return tuple(pool.map(read, listed))
+    return tuple(_in_turn(pool, read, listed))
+
+
+def _in_turn(pool: ThreadPoolExecutor, read: t.Callable[[dict[str, t.Any]], _Read], listed: list[dict[str, t.Any]]) -> t.Iterator[_Read]:
+    """Read the entries of a list, several at once, and drop each once it was read: of thousands there is no room for both forms."""
+    listed.reverse()
+    while listed:
+        yield from pool.map(read, [listed.pop() for _ in range(min(len(listed), _AT_ONCE))])
 
 
 def _before_layers(images: tuple[Image, ...]) -> tuple[tuple[Image, ...], dict[str, int]]:
@@ -678,7 +687,7 @@ def _arrival(storage: Storage | None, image_id: str) -> float | None:
 
 def _volumes(engine: Engine, usage: dict[str, t.Any], storage: Storage | None) -> tuple[Volume, ...]:
     sizes = {
-        str(raw.get("Name")): _size((raw.get("UsageData") or {}).get("Size")) for raw in usage.get("Volumes") or []
+        str(raw.get("Name")): _size((raw.get("UsageData") or {}).get("Size")) for raw in usage.pop("Volumes", None) or []
     }
     found = []
     for raw in engine.volumes():
