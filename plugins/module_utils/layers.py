@@ -91,7 +91,8 @@ class Holdings:
         )
         for path in paths:
             self.paths[path] = name
-            self.depth[path] = max(depth, self.depth.get(path, 0))
+            if depth:
+                self.depth[path] = max(depth, self.depth.get(path, 0))
 
     def doubt(self, words: str) -> None:
         """Note a record that could not be read."""
@@ -164,11 +165,12 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         for holder in who:
             hold(parent, holder)
         depth = len(below.chain(parent))
+        writable = f"writable layer of {name}"
         for more, kind in enumerate(("init-id", "mount-id"), 1):
             ident = _text(f"{mounts}/{name}/{kind}", found, LAYER_NAME)
             if ident:
                 found.add(
-                    f"writable layer of {name}", storage.layer_paths(ident), who, words="writable layer of a container that is gone",
+                    writable, storage.layer_paths(ident), who, words="writable layer of a container that is gone",
                     depth=depth + more,
                 )
         words = "record of a writable layer of a container that is gone"
