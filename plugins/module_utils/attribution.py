@@ -111,7 +111,9 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     if own is None:
         accounts, estimates = _by_the_engine(looked)
         return Survey(looked, Ledger(accounts, estimates), accounts, seconds=time.monotonic() - begun)
-    result = _Surveyor(own, looked, how, listed).look()
+    surveyor = _Surveyor(own, looked, how, listed)
+    del listed
+    result = surveyor.look()
     result.seconds = time.monotonic() - begun
     return result
 
@@ -126,9 +128,9 @@ def _where_it_leads(storage: Storage) -> Storage:
 
 
 def _sharers(holdings: layers.Holdings, looked: snapshot.Snapshot) -> dict[str, frozenset[str]]:
-    images: dict[str, set[str]] = defaultdict(set)
+    images: dict[str, set[str]] = {chain: set() for chain in holdings.chains.values()}
     for image in looked.images:
-        for layer in image.layers:
+        for layer in images.keys() & image.layers if images else ():
             images[layer].add(image.id)
     return {record: frozenset(images[chain]) for record, chain in holdings.chains.items()}
 
@@ -150,6 +152,7 @@ class _Surveyor:
         self._places = places.find(storage)
         self._beyond = places.beyond(storage)
         self._home: dict[str, str] = {}
+        self._same: dict[frozenset[str], frozenset[str]] = {}
 
     def look(self) -> Survey:
         """Find the owners, walk, and sum up."""
@@ -182,6 +185,11 @@ class _Surveyor:
             if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
         }
         measured = frozenset(CATEGORIES) - missing
+        roots = self._roots(sizes)
+        doubts = [*holdings.doubts, *self._links(), *self._before_remapping(), *(f"{self._storage.root}: {limit}" for limit in sorted(found.limits))]
+        # What comes now has to have room.
+        self._heavy.clear()
+        self._home.clear()
         ledger = Ledger(self._accounts, {**estimates, **sizes})
         return Survey(
             self._looked,
@@ -190,10 +198,10 @@ class _Surveyor:
             measured=measured,
             sharers=_sharers(holdings, self._looked),
             found=found,
-            roots=self._roots(sizes),
+            roots=roots,
             leftovers=nobodys,
-            paths=dict(self._owners),
-            doubts=[*holdings.doubts, *self._links(), *self._before_remapping(), *(f"{self._storage.root}: {limit}" for limit in sorted(found.limits))],
+            paths=self._owners,
+            doubts=doubts,
             processes=processes,
             remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
@@ -201,9 +209,13 @@ class _Surveyor:
 
     # -- owners --------------------------------------------------------------------------------
 
-    def _own(self, path: str, account: str, category: str, holders: t.Iterable[str] = (), words: str = "") -> None:
+    def _own(self, path: str, account: str, category: str, holders: frozenset[str] = frozenset(), words: str = "") -> None:
         self._owners[path] = account
-        self._accounts.setdefault(account, Account(category, frozenset(holders), words=words))
+        if account not in self._accounts:
+            self._accounts[account] = Account(category, holders, words=words)
+
+    def _alike(self, holders: frozenset[str]) -> frozenset[str]:
+        return self._same.setdefault(holders, holders)
 
     def _engines_own(self) -> None:
         """Places by their name alone. What stands at the top and is not known to be the engine's is nobody's we know."""
@@ -237,10 +249,14 @@ class _Surveyor:
             self._owners[path] = account
             if os.path.dirname(path) in folders and os.path.lexists(path):
                 self._heavy[path] = holdings.depth.get(path, 0)
+        self._same = holdings.same
+        # With thousands of containers and images there is no room for two of everything.
+        for part in (holdings.accounts, holdings.paths, holdings.depth):
+            part.clear()
 
     def _containers(self) -> None:
         for container in self._looked.containers:
-            holder = {CONTAINER + container.id}
+            holder = self._alike(frozenset((CONTAINER + container.id,)))
             folder = f"{self._storage.containers}/{container.id}"
             self._own(folder, f"folder of {container.id}", "container_metadata", holder)
             for path in logs.files(folder, container.id):
@@ -250,7 +266,7 @@ class _Surveyor:
         for volume in self._looked.volumes:
             path = f"{self._storage.volumes}/{volume.name}"
             if volume.driver == "local" and is_name(volume.name):
-                self._own(path, f"volume {volume.name}", "volumes", {VOLUME + volume.name})
+                self._own(path, f"volume {volume.name}", "volumes", frozenset((VOLUME + volume.name,)))
                 if os.path.lexists(path):
                     self._heavy[path] = 0
 
@@ -261,7 +277,8 @@ class _Surveyor:
             if self._accounts[account].category == "leftovers"
         }
         owned = self._owners.keys() - registered.keys()
-        nobodys, making = leftovers.find(self._storage, self._listed, owned, registered, time.time())
+        listed, self._listed = self._listed, leftovers.Listing([])
+        nobodys, making = leftovers.find(self._storage, listed, owned, registered, time.time())
         if holdings.doubts:
             # Without the records nobody can say what is nobody's.
             for unclear in nobodys:

@@ -52,6 +52,7 @@ _DAEMONS = tuple(
 )
 
 
+_Made = t.TypeVar("_Made")
 _Answer = t.TypeVar("_Answer")
 #: How an engine that is shutting down speaks of containerd and of itself (gRPC's words, and Go's).
 _ENDING = (
@@ -166,7 +167,13 @@ class Engine:
 
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         """All containers in every state; with ``size`` their SizeRw (bytes), which the engine has to walk for."""
-        return self._list("/containers/json", fields.CONTAINERS, {"all": 1, "size": int(size)}, patient=size)
+        return self.containers_as(lambda raw: raw, size)
+
+    def containers_as(self, make: t.Callable[[dict[str, t.Any]], _Made], size: bool = False) -> list[_Made]:
+        """The same, each entry as what ``make`` makes of it; the entry itself is dropped at once, since there may be thousands."""
+        listed = self._list("/containers/json", fields.CONTAINERS, {"all": 1, "size": int(size)}, patient=size)
+        listed.reverse()
+        return [make(listed.pop()) for _ in range(len(listed))]
 
     def container(self, ident: str) -> dict[str, t.Any]:
         return self._object("/containers/{0}/json", fields.CONTAINER_DETAILS, path=(ident,))

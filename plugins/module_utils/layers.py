@@ -77,7 +77,9 @@ class Holdings:
     ) -> None:
         """Note an account; of a name that is there already the holders are joined."""
         known = self.accounts.get(name)
-        all_holders = frozenset(holders) | (known.holders if known else frozenset())
+        all_holders = frozenset(holders)
+        if known and not known.holders <= all_holders:
+            all_holders |= known.holders
         # Many layers have the same holders, and with thousands of images these sets are what takes the memory.
         all_holders = self.same.setdefault(all_holders, all_holders)
         self.accounts[name] = Account(
@@ -88,7 +90,8 @@ class Holdings:
         )
         for path in paths:
             self.paths[path] = name
-            self.depth[path] = max(depth, self.depth.get(path, 0))
+            if depth:
+                self.depth[path] = max(depth, self.depth.get(path, 0))
 
     def doubt(self, words: str) -> None:
         """Note a record that could not be read."""
@@ -138,11 +141,10 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
             # The record goes last, and may go while it is read.
             going.append((_text(f"{records}/{name}/cache-id", found), _text(f"{records}/{name}/parent", found)))
     below = _Below(parents)
-    holders: dict[str, set[str]] = {chain: set() for chain in folders}
+    direct: dict[str, set[str]] = defaultdict(set)
 
     def hold(chain: str, who: str) -> None:
-        for layer in below.chain(chain):
-            holders.setdefault(layer, set()).add(who)
+        direct[chain].add(who)
 
     for image in snapshot.images:
         if image.layers:
@@ -162,11 +164,12 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         for holder in who:
             hold(parent, holder)
         depth = len(below.chain(parent))
+        writable = f"writable layer of {name}"
         for more, kind in enumerate(("init-id", "mount-id"), 1):
             ident = _text(f"{mounts}/{name}/{kind}", found, LAYER_NAME)
             if ident:
                 found.add(
-                    f"writable layer of {name}", storage.layer_paths(ident), who, words="writable layer of a container that is gone",
+                    writable, storage.layer_paths(ident), who, words="writable layer of a container that is gone",
                     depth=depth + more,
                 )
         words = "record of a writable layer of a container that is gone"
@@ -177,14 +180,15 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         hold(parent, ENGINE)
         if LAYER_NAME.fullmatch(folder):
             found.add(f"layer {folder}", storage.layer_paths(folder), {ENGINE}, depth=len(below.chain(parent)) + 1)
+    holders = _all_holders(direct, below)
     for chain, folder in folders.items():
-        who = holders.pop(chain)
+        held_by = holders.get(chain, frozenset())
         words = "layer of no image"
-        found.add(f"layer {folder}", storage.layer_paths(folder), who, final=True, words=words, depth=len(below.chain(chain)))
+        found.add(f"layer {folder}", storage.layer_paths(folder), held_by, final=True, words=words, depth=len(below.chain(chain)))
         if chain in snapshot.layer_bytes:
             found.logical[f"layer {folder}"] = snapshot.layer_bytes[chain]
         record = f"{records}/{chain.partition(':')[2]}"
-        found.add(f"record of layer {folder}", [record], who, "engine_metadata" if who else "", words=f"record of a {words}")
+        found.add(f"record of layer {folder}", [record], held_by, "engine_metadata" if held_by else "", words=f"record of a {words}")
 
 
 def _buildkit(
@@ -256,6 +260,26 @@ def _is_going(record: str) -> bool:
         return time.time() - os.stat(record, follow_symlinks=False).st_ctime < _REMOVES_WITHIN
     except OSError:
         return False
+
+
+def _all_holders(direct: t.Mapping[str, set[str]], below: _Below) -> dict[str, frozenset[str]]:
+    """Who holds which layer: who holds it by itself, and who holds one above it.
+
+    Each layer is looked at once, from the top down, and has its only child's set itself: with thousands of images above the same
+    layers a set for each of these is what takes the memory.
+    """
+    layers = {layer for chain in direct for layer in below.chain(chain)}
+    above: dict[str, list[frozenset[str]]] = defaultdict(list)
+    found: dict[str, frozenset[str]] = {}
+    for layer in sorted(layers, key=lambda name: len(below.chain(name)), reverse=True):
+        sets = above.pop(layer, [])
+        if layer in direct:
+            sets.append(frozenset(direct[layer]))
+        found[layer] = sets[0] if len(sets) == 1 else frozenset().union(*sets)
+        parent = below.chain(layer)[1:2]
+        if parent:
+            above[parent[0]].append(found[layer])
+    return found
 
 
 class _Below:

@@ -14,6 +14,7 @@ import typing as t
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
 IMAGE, CONTAINER, VOLUME, CACHE = "image:", "container:", "volume:", "build_cache:"
@@ -21,6 +22,7 @@ IMAGE, CONTAINER, VOLUME, CACHE = "image:", "container:", "volume:", "build_cach
 PREFIXES = {"image": IMAGE, "container": CONTAINER, "volume": VOLUME, "build_cache": CACHE}
 
 
+@slotted
 @dataclass(frozen=True)
 class Account:
     """``category`` is where its bytes are reported. One without holders never goes by itself.
@@ -42,12 +44,16 @@ class Ledger:
     def __init__(self, accounts: t.Mapping[str, Account], sizes: t.Mapping[str, Sizes]) -> None:
         self._accounts = accounts
         self._sizes = sizes
-        self._held: dict[str, list[str]] = defaultdict(list)
+        held: dict[str, list[str]] = defaultdict(list)
         self._sums: dict[str, Sizes] = {}
         for name, account in accounts.items():
             for holder in account.holders:
-                self._held[holder].append(name)
+                held[holder].append(name)
             self._sums.setdefault(account.category, Sizes()).add(self.size(name))
+        self._held: dict[str, tuple[str, ...]] = {}
+        while held:
+            holder, names = held.popitem()
+            self._held[holder] = tuple(names)
 
     def reduced(self, accounts: t.Mapping[str, int]) -> Ledger:
         """The same, after so many bytes of these accounts came free."""

@@ -17,6 +17,7 @@ import stat
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, open_files
 
 #: Seconds within which something may be half made without any sign of it: folder and record are made at once.
@@ -24,6 +25,7 @@ _YOUNG = 3.0
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
+@slotted
 @dataclass(frozen=True)
 class Entry:
     """Something in a folder in which everything belongs to somebody. ``changed`` in seconds since 1970."""

@@ -39,6 +39,10 @@ VOLUME = "volume:"
 NETWORK = "network:"
 #: What could not be listed, if it is swarm's services: then nobody knows what they use.
 SERVICES = "swarm's services and what they use"
+#: So many entries of a list are read before they are dropped.
+_AT_ONCE = 256
+_Entry = t.TypeVar("_Entry")
+_Read = t.TypeVar("_Read")
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -441,40 +445,69 @@ def _usage(
 
 def container_from(summary: dict[str, t.Any], details: dict[str, t.Any] | None = None) -> Container:
     """Read a container from its entry in the list, and from its inspection where there is one."""
-    details = details or {}
+    found = _container(summary)
+    return _with_details(found, details) if details else found
+
+
+def _with_details(found: Container, details: dict[str, t.Any]) -> Container:
+    """Add what the inspection of a container says to what the list said."""
+    inner = details.get("State")
+    moments: dict[str, t.Any] = inner if isinstance(inner, dict) else {}
+    if not (found.volumes or found.mounted_images or found.binds):
+        volumes, mounted_images, binds = _mounts(details.get("Mounts"))
+        found = replace(found, volumes=volumes, mounted_images=mounted_images, binds=binds)
+    return replace(
+        found,
+        image_id=found.image_id or str(details.get("Image") or ""),
+        created=parse_time(details.get("Created")) or found.created,
+        started=parse_time(moments.get("StartedAt")),
+        finished=parse_time(moments.get("FinishedAt")),
+        state=str(moments.get("Status") or found.state).lower(),
+        networks=tuple(dict.fromkeys(found.networks + _attached(details))),
+        restarts=_restarts(details),
+        stands_on=tuple(dict.fromkeys([*found.stands_on, *_stands_on(details)])),
+    )
+
+
+def _mounts(raw: t.Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The volumes, the images and the host's paths that a container mounts."""
+    every = [mount for mount in raw or [] if isinstance(mount, dict)]
+    mounts = [mount for mount in every if mount.get("Name")]
+    return (
+        tuple(str(mount["Name"]) for mount in mounts if mount.get("Type") != "image"),
+        tuple(str(mount["Name"]) for mount in mounts if mount.get("Type") == "image"),
+        # Before API 1.20 a mount has no type, and a bind has no name.
+        tuple(str(mount["Source"]) for mount in every if mount.get("Source") and mount.get("Type", "" if mount.get("Name") else "bind") == "bind"),
+    )
+
+
+def _container(summary: dict[str, t.Any]) -> Container:
     ident = str(summary["Id"])
     names = tuple(str(name).lstrip("/") for name in summary.get("Names") or [] if name)
     # A container that is linked to has names like /other/alias besides its own.
     own = next((name for name in names if "/" not in name), None)
     state = str(summary.get("State") or "") or _state_from_status(str(summary.get("Status") or ""))
-    inner = details.get("State")
-    moments: dict[str, t.Any] = inner if isinstance(inner, dict) else {}
-    every = [mount for mount in summary.get("Mounts") or details.get("Mounts") or [] if isinstance(mount, dict)]
-    mounts = [mount for mount in every if mount.get("Name")]
+    volumes, mounted_images, binds = _mounts(summary.get("Mounts"))
     return Container(
         id=ident,
         name=own or (names[0] if names else ident[:12]),
         names=names,
-        image_id=str(summary.get("ImageID") or details.get("Image") or ""),
+        image_id=str(summary.get("ImageID") or ""),
         image_name=str(summary.get("Image") or ""),
-        created=parse_time(details.get("Created")) or parse_time(summary.get("Created")),
-        started=parse_time(moments.get("StartedAt")),
-        finished=parse_time(moments.get("FinishedAt")),
-        state=str(moments.get("Status") or state).lower(),
+        created=parse_time(summary.get("Created")),
+        started=None,
+        finished=None,
+        state=state.lower(),
         labels=_labels(summary.get("Labels")),
-        volumes=tuple(str(mount["Name"]) for mount in mounts if mount.get("Type") != "image"),
-        mounted_images=tuple(str(mount["Name"]) for mount in mounts if mount.get("Type") == "image"),
+        volumes=volumes,
+        mounted_images=mounted_images,
         # Before API 1.22 the list names the network that it was started with, and no other.
-        networks=tuple(dict.fromkeys(_attached(summary) + _attached(details))),
+        networks=tuple(dict.fromkeys(_attached(summary))),
         # Asked for sizes, the list leaves out those that are 0 and still has SizeRootFs.
         bytes=_size(summary.get("SizeRw", 0 if "SizeRootFs" in summary else None)),
         virtual_bytes=_size(summary.get("SizeRootFs")),
-        restarts=_restarts(details),
-        stands_on=tuple(dict.fromkeys(_stands_on(summary) + _stands_on(details))),
-        # Before API 1.20 a mount has no type, and a bind has no name.
-        binds=tuple(
-            str(mount["Source"]) for mount in every if mount.get("Source") and mount.get("Type", "" if mount.get("Name") else "bind") == "bind"
-        ),
+        stands_on=tuple(dict.fromkeys(_stands_on(summary))),
+        binds=binds,
     )
 
 
@@ -527,7 +560,7 @@ def _containers(
     storage: Storage | None,
     unreadable: dict[str, str],
 ) -> tuple[Container, ...]:
-    sizes = {str(raw.get("Id")): raw for raw in usage.get("Containers") or ()}
+    sizes = {str(raw.get("Id")): {key: raw[key] for key in ("SizeRw", "SizeRootFs") if key in raw} for raw in usage.pop("Containers", None) or ()}
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
     inspect = wanted.ages or wanted.container_ages or not engine.speaks("1.22")
 
@@ -538,36 +571,37 @@ def _containers(
         given = str((details.get("Config") or {}).get("Image") or "")
         return replace(found, image_name=given) if by_name and given else found
 
-    def read(summary: dict[str, t.Any]) -> Container | None:
-        known = sizes.get(str(summary["Id"])) or {}
-        summary = {**{key: known[key] for key in ("SizeRw", "SizeRootFs") if key in known}, **summary}
+    def first(summary: dict[str, t.Any]) -> Container:
+        return container_from({**sizes.get(str(summary["Id"]), {}), **summary})
+
+    def read(listed: Container) -> Container | None:
         if not inspect:
-            return container_from(summary)
-        live = engine.speaks("1.23") and str(summary.get("State")) in LIVE_STATES
-        record = _record(storage, str(summary["Id"])) if storage and engine.speaks("1.23") else None
+            return listed
+        live = engine.speaks("1.23") and listed.state in LIVE_STATES
+        record = _record(storage, listed.id) if storage and engine.speaks("1.23") else None
         if record and not live and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
             # On a full disk the engine cannot write down that a container ended; then its record is of no use.
-            found = container_from(summary, record)
+            found = _with_details(listed, record)
             found = replace(found, restarts="") if found.restarts == "unless-stopped" and record["StoppedByHand"] else found
             return with_given_name(found, record)
         try:
-            details = record if record and live else engine.container(str(summary["Id"]))
+            details = record if record and live else engine.container(listed.id)
         except EngineError as error:
             # Gone between the list and the look: it holds nothing any more.
-            return None if error.gone else container_from(summary)
+            return None if error.gone else listed
         if live:  # it is in use now, whenever it was started
             details = {name: details.get(name) for name in ("HostConfig", "Config", "Mounts", "NetworkSettings")}
-        return with_given_name(container_from(summary, details), details)
+        return with_given_name(_with_details(listed, details), details)
 
     try:
-        listed = engine.containers(size=wanted.sizes and not sizes)
+        listed = engine.containers_as(first, size=wanted.sizes and not sizes)
     except EngineError as error:
         if not error.broken or not wanted.sizes:
             raise
         # A container whose layer is gone, after a removal that failed half-way, has no size, and no other one has one then.
         unreadable["containers' sizes"] = error.answer
-        listed = engine.containers()
-    return tuple(found for found in pool.map(read, listed) if found)
+        listed = engine.containers_as(first)
+    return tuple(found for found in _in_turn(pool, read, listed) if found)
 
 
 def _record(storage: Storage, container_id: str) -> dict[str, t.Any] | None:
@@ -582,7 +616,7 @@ def _record(storage: Storage, container_id: str) -> dict[str, t.Any] | None:
 def _images(
     engine: Engine, wanted: Wanted, storage: Storage | None, pool: ThreadPoolExecutor
 ) -> tuple[Image, ...]:
-    listed = engine.images()
+    listed = list(engine.images())
     graphdriver = from_info(engine.info).image_store == "graphdriver"
     layers = wanted.layers and (wanted.sizes or bool(storage and wanted.build_cache))
     records: dict[str, image_records.ImageRecord] = {}
@@ -612,7 +646,14 @@ def _images(
             details = {**details, "RootFS": {"Layers": digests}}
         return image_from(raw, details, arrived, graphdriver)
 
-    return tuple(pool.map(read, listed))
+    return tuple(_in_turn(pool, read, listed))
+
+
+def _in_turn(pool: ThreadPoolExecutor, read: t.Callable[[_Entry], _Read], listed: list[_Entry]) -> t.Iterator[_Read]:
+    """Read the entries of a list, several at once, and drop each once it was read: of thousands there is no room for both forms."""
+    listed.reverse()
+    while listed:
+        yield from pool.map(read, [listed.pop() for _ in range(min(len(listed), _AT_ONCE))])
 
 
 def _before_layers(images: tuple[Image, ...]) -> tuple[tuple[Image, ...], dict[str, int]]:
@@ -700,7 +741,7 @@ def _arrival(storage: Storage | None, image_id: str) -> float | None:
 
 def _volumes(engine: Engine, usage: dict[str, t.Any], storage: Storage | None) -> tuple[Volume, ...]:
     sizes = {
-        str(raw.get("Name")): _size((raw.get("UsageData") or {}).get("Size")) for raw in usage.get("Volumes") or []
+        str(raw.get("Name")): _size((raw.get("UsageData") or {}).get("Size")) for raw in usage.pop("Volumes", None) or []
     }
     found = []
     for raw in engine.volumes():

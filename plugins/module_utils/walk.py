@@ -51,6 +51,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.measure import (
     mounts_below,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import DIRECTORY, open_directory, open_regular
+from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import (
     COPIES,
     LINKS,
@@ -72,6 +73,7 @@ _EXTENT = 2
 _MOST_KEYS, _MOST_ROWS = 1 << 20, 1 << 18
 
 
+@slotted
 @dataclass
 class Sizes:
     """Bytes, and how many inodes."""

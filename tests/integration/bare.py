@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -111,6 +112,21 @@ class Bare:
         command = self.host.command([self.host.python, f"{_FOLDER}/run.py", f"{_FOLDER}/module.zip", self.module, profile],
                                     env={"TMPDIR": "/dev/shm", "PYTHONDONTWRITEBYTECODE": "1"})
         return Started(self.module, command, stdin, watch)
+
+
+def run_here(folder: Path, module: str, **options: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Run a module on this machine; what it said, and what it took (see ``_RUNNER``).
+
+    :param folder: an empty one, for the module's files.
+    """
+    (folder / "module.zip").write_bytes(_packed())
+    (folder / "run.py").write_text(_RUNNER)
+    archive, about = _sdk()
+    arguments = {"_sdk_archive": archive, "_sdk_about": about, "_ansible_module_name": f"fleetclean.docker.{module}",
+                 "_ansible_remote_tmp": str(folder), "_ansible_tmpdir": None, **options}
+    command = [sys.executable, str(folder / "run.py"), str(folder / "module.zip"), module, ""]
+    done = subprocess.run(command, input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode(), capture_output=True, check=False, timeout=600)
+    return json.loads(done.stdout), json.loads(done.stderr.decode().rpartition("\n")[2])
 
 
 class Started:

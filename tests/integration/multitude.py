@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 #: Layers that all images have, below one of its own.
 SHARED_LAYERS = 19
+VOLUMES = 100
 _OLD = time.time() - 30 * 86400
 _CREATED = "2026-01-02T03:04:05.123456789Z"
 
@@ -46,7 +47,7 @@ def chain(diffs: List[str]) -> List[str]:
 
 
 class Multitude:
-    """``images`` images of 20 layers, and ``containers`` containers, each with a volume; every tenth runs."""
+    """``images`` images of 20 layers, and ``containers`` containers, of which every tenth runs, with ``VOLUMES`` volumes."""
 
     def __init__(self, root: str, images: int, containers: int) -> None:
         self.root, self.images, self.containers = root, images, containers
@@ -77,6 +78,7 @@ class Multitude:
                 _write(f"{store}/layerdb/mounts/{name}/{file}", content)
             for layer in (mount, f"{mount}-init"):
                 os.makedirs(f"{self.root}/overlay2/{layer}/diff")
+        for number in range(VOLUMES):
             os.makedirs(f"{self.root}/volumes/data{number}/_data")
 
     def _diffs(self, number: int) -> List[str]:
@@ -112,7 +114,7 @@ class Multitude:
         if path == "containers/json":
             return [self._summary(number, query.get("size") == ["1"]) for number in range(self.containers)]
         if path == "volumes":
-            return {"Volumes": [self._volume(number) for number in range(self.containers)], "Warnings": None}
+            return {"Volumes": [self._volume(number) for number in range(VOLUMES)], "Warnings": None}
         if path == "networks":
             return []
         if path == "system/df":
@@ -135,7 +137,7 @@ class Multitude:
         if "container" in kinds:
             found["Containers"] = [self._summary(number, True) for number in range(self.containers)]
         if "volume" in kinds:
-            found["Volumes"] = [{**self._volume(number), "UsageData": {"Size": 1000, "RefCount": 1}} for number in range(self.containers)]
+            found["Volumes"] = [{**self._volume(number), "UsageData": {"Size": 1000, "RefCount": 1}} for number in range(VOLUMES)]
         if "image" in kinds:
             found["Images"] = [self._image(number) for number in range(self.images)]
         return found
@@ -149,7 +151,8 @@ class Multitude:
 
     @staticmethod
     def _labels(kind: str, number: int) -> Dict[str, str]:
-        return {f"org.example.{kind}.{name}": f"{name} of number {number}, as somebody wrote it" for name in ("title", "source", "revision", "team", "licence")}
+        found = {f"org.example.{kind}.{name}": f"{name} as all of one team have it: {number % 50}" for name in ("title", "source", "team", "licence")}
+        return {**found, f"org.example.{kind}.revision": ident("revision", number)[:40]}
 
     @staticmethod
     def _state(number: int) -> Tuple[str, str]:
@@ -169,7 +172,7 @@ class Multitude:
 
     def _mount(self, number: int) -> Dict[str, Any]:
         return {
-            "Type": "volume", "Name": f"data{number}", "Source": f"{self.root}/volumes/data{number}/_data", "Destination": "/data", "Driver": "local",
+            "Type": "volume", "Name": f"data{number % VOLUMES}", "Source": f"{self.root}/volumes/data{number % VOLUMES}/_data", "Destination": "/data", "Driver": "local",
             "Mode": "z", "RW": True, "Propagation": "",
         }
 

@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterator
+from pathlib import Path
+from typing import Any, Iterator
 
 import pytest
 
 from tests.fleet import Host, HostSpec
 from tests.fleet.crowded import load_images, write_files
 from tests.fleet.dirty import load_image
-from tests.integration.bare import Bare
+from tests.integration.bare import REPOSITORY, Bare, run_here
 from tests.integration.support import start
 
 IMAGES, LAYERS, FILES, LINKS = 5_000, 20, 900_000, 100_000
@@ -44,3 +49,33 @@ def test_a_million_files_and_5000_images_take_less_than_100_mb(crowded: Host, me
     assert outcome.peak < MOST
     # Pages that they share with the module are in the workers' figures as well, but they are there once.
     assert outcome.workers_peak < MOST and outcome.together < MOST
+
+
+#: Objects of an engine that has nothing but records: what they take is the snapshot's, and the accounts'.
+MANY_IMAGES, MANY_CONTAINERS = 1_500, 3_000
+
+
+@pytest.fixture(scope="module")
+def multitude() -> Iterator[str]:
+    """The address of a FAKE engine with thousands of images and containers."""
+    with tempfile.TemporaryDirectory(prefix="fc-", dir="/dev/shm") as folder:
+        command = [sys.executable, "-m", "tests.integration.multitude", f"{folder}/s", f"{folder}/root", str(MANY_IMAGES), str(MANY_CONTAINERS)]
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout and process.stdout.readline() == "ready\n"
+                yield f"unix://{folder}/s"
+            finally:
+                process.kill()
+
+
+UNUSED = {"containers": {"older_than": "1d"}, "images": {"scope": "unused", "older_than": "1d"}, "volumes": {"scope": "unused"}}
+
+
+@pytest.mark.parametrize(
+    ("module", "options"), [("docker_disk_report", {"measure": "fast"}), ("docker_clean", {"_ansible_check_mode": True, **UNUSED})], ids=["report", "clean"]
+)
+def test_thousands_of_containers_and_images_take_less_than_100_mb(multitude: str, tmp_path: Path, module: str, options: Any) -> None:
+    result, took = run_here(tmp_path, module, docker_host=multitude, state_dir="", **options)
+    print(f"{module}: {took['peak'] / 1e6:.0f} MB")
+    assert not result.get("failed"), json.dumps(result)[:1000]
+    assert took["peak"] < MOST and took["workers_peak"] < MOST

@@ -236,6 +236,9 @@ class Model:
     def wait(self, seconds: float) -> bool:
         return True
 
+    def containers_as(self, make: t.Callable[[dict[str, t.Any]], t.Any], size: bool = False) -> list[t.Any]:
+        return [make(raw) for raw in self.containers(size)]
+
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         with self._call("containers", ""):
             return [self._summary(box) for box in self.boxes.values()]

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Account, Ledger
+from ansible_collections.fleetclean.docker.plugins.module_utils.leftovers import Entry
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
 CATEGORIES = ("images", "containers", "build_cache", "leftovers")
@@ -153,3 +156,15 @@ def test_what_came_free_already_does_not_come_free_again() -> None:
     ledger = Ledger(ACCOUNTS, SIZES).reduced({"writable": 5, "top of a": 99, "stranger": 7})
     assert ledger.freed_in_turn(["image:a", "container:c"]) == [0, 3]
     assert Ledger(ACCOUNTS, SIZES).freed_in_turn(["image:a", "container:c"]) == [2, 8]
+
+
+# -- small objects ---------------------------------------------------------------------------------------------
+
+
+def test_objects_of_which_there_are_many_have_no_dictionary() -> None:
+    for each in (Sizes(1, 2), Account("images", frozenset(("x",))), Entry("/x", "layer", 1.0, True)):
+        assert not hasattr(each, "__dict__")
+    assert replace(Account("images"), disk="8:1") == Account("images", disk="8:1")
+    assert pickle.loads(pickle.dumps(Sizes(1, 2))) == Sizes(1, 2)
+    with pytest.raises(FrozenInstanceError):
+        Account("images").disk = "x"  # type: ignore[misc]

@@ -31,6 +31,9 @@ class FakeEngine:
     def speaks(self, _version: str) -> bool:
         return False
 
+    def containers_as(self, make: t.Callable[[dict[str, t.Any]], t.Any], size: bool = False) -> list[t.Any]:
+        return [make(raw) for raw in self.containers(size)]
+
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         return []
 
@@ -253,6 +256,9 @@ class Looked(FakeEngine):
 
     def image(self, ident: str) -> dict[str, t.Any]:
         return {"Id": "i", "RepoTags": self.tags, "RepoDigests": []}
+
+    def containers_as(self, make: t.Callable[[dict[str, t.Any]], t.Any], size: bool = False) -> list[t.Any]:
+        return [make(raw) for raw in self.containers(size)]
 
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         return self.boxes

@@ -60,6 +60,9 @@ class FakeEngine:
     def services(self) -> list[dict[str, t.Any]]:
         return []
 
+    def containers_as(self, make: t.Callable[[dict[str, t.Any]], t.Any], size: bool = False) -> list[t.Any]:
+        return [make(raw) for raw in self.containers(size)]
+
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         mounts = [{"Type": "volume", "Name": "data"}]
         return [

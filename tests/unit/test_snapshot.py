@@ -95,6 +95,9 @@ class FakeEngine:
     def speaks(self, version: str) -> bool:
         return self._api >= tuple(int(part) for part in version.split("."))
 
+    def containers_as(self, make: t.Callable[[dict[str, t.Any]], t.Any], size: bool = False) -> list[t.Any]:
+        return [make(raw) for raw in self.containers(size=size)]
+
     def __getattr__(self, name: str) -> t.Any:
         def answer(*arguments: t.Any, **_named: t.Any) -> t.Any:
             self.asked.append(name)

@@ -22,6 +22,9 @@ class Engine:
     def speaks(self, _version: str) -> bool:
         return True
 
+    def containers_as(self, make: t.Callable[[dict[str, t.Any]], t.Any], size: bool = False) -> list[t.Any]:
+        return [make(raw) for raw in self.containers(size)]
+
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         return [{"Id": "c", "Names": ["/c"], "State": "exited", "Mounts": [{"Type": "volume", "Name": "used"}]}]
 

@@ -22,6 +22,7 @@ import time
 import typing as t
 from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_a_tree_in_units_and_on_accounts_takes_what_du_says(tree: Path, seed: in
     dice.shuffle(units)
     found = walked(*units, owners=owners)
     assert disk(found) == du(tree)
-    assert all(figure >= 0 for sizes in found.sizes.values() for figure in vars(sizes).values())
+    assert all(figure >= 0 for sizes in found.sizes.values() for figure in asdict(sizes).values())
     # Without a filesystem that knows better, blocks are what comes free, and inodes are those that there are.
     assert sum(sizes.frees for sizes in found.sizes.values()) + sum(found.together.values()) == disk(found)
     inodes = {(os.lstat(path).st_dev, os.lstat(path).st_ino) for path in [str(tree), *folders, *files]}
@@ -719,7 +720,7 @@ def many(tree: Path) -> list[Path]:
 
 
 def plain(found: Found) -> t.Any:
-    return ({name: vars(sizes) for name, sizes in found.sizes.items()}, found.self_contained, found.unread, found.vanished)
+    return ({name: asdict(sizes) for name, sizes in found.sizes.items()}, found.self_contained, found.unread, found.vanished)
 
 
 @pytest.mark.parametrize("processes", [2, 5])
