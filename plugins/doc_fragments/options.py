@@ -30,11 +30,19 @@ options:
     aliases: [docker_api_version]
   timeout:
     description:
-      - Seconds to wait for an answer of the engine.
-      - A removal is waited for as long as it takes (up to an hour), because an engine whose client gave up
-        leaves half-removed layers behind.
+      - Seconds to wait for an answer of the engine, and for more of one that has begun. As a whole an answer may take five times as long from
+        its beginning.
+      - A removal, and figures that the engine walks its disk for, are waited for as long as it takes (up to an hour), because an engine whose
+        client gave up leaves half-removed layers behind.
     type: int
     default: 60
+  max_answer_size:
+    description:
+      - Bytes that an answer of the engine may have, and that what is kept of it may take in memory, such as V(64MB).
+      - One answer with 10,000 containers has 20 MB. An engine that says more than this is refused, since what is reached over the network may be
+        broken, or none. The error names this option.
+    type: str
+    default: 64MB
   tls:
     description: Whether to use TLS without checking the server's certificate.
     type: bool
@@ -76,6 +84,9 @@ options:
         for none.
       - An engine forgets that with their last container. What is remembered makes things look younger, or tells since when a network
         was not used. Losing it is no harm. On a full or read-only disk nothing is written.
+      - The folder, and each folder and link on the path to it, must belong to the user that runs the module or to root, and nobody else may
+        write there; else the module fails before it touches anything. It is made for that user alone. A file in it that cannot be read is
+        warned of and made anew.
     type: path
     default: /var/lib/fleetclean
 requirements:

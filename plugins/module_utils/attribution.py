@@ -193,7 +193,7 @@ class _Surveyor:
             roots=self._roots(sizes),
             leftovers=nobodys,
             paths=dict(self._owners),
-            doubts=holdings.doubts + self._links() + self._before_remapping(),
+            doubts=[*holdings.doubts, *self._links(), *self._before_remapping(), *(f"{self._storage.root}: {limit}" for limit in sorted(found.limits))],
             processes=processes,
             remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,

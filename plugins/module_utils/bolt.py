@@ -15,10 +15,12 @@ The format is that of go.etcd.io/bbolt: ``internal/common/{page,meta,bucket}.go`
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 import struct
 import typing as t
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import NotRegular, open_regular
 
 _MAGIC, _VERSION = 0xED0CDAED, 2
 _BRANCH, _LEAF = 0x01, 0x02
@@ -35,8 +37,8 @@ _DEEPEST = 40
 _LARGEST, _LARGEST_COPY_AT_ONCE, _LARGEST_COPY = 1 << 30, 4 << 20, 64 << 20
 #: Bytes. A page may have others behind it, for large values; what a damaged one says of them is not believed.
 _LARGEST_PAGE = 16 << 20
-#: How often all of a file may be looked at; whoever reads a database looks at each bucket a few times.
-_TIMES = 64
+#: How often all of a file may be looked at; who reads containerd's database looks at it two and a half times (measured with 3,000 images).
+_TIMES = 8
 _TRIES = 8
 #: How many of the tries look at a large file page by page, before it is copied.
 _TRIES_BY_PAGE = 3
@@ -156,10 +158,13 @@ def read(path: str, look: t.Callable[[Bucket], _Answer]) -> _Answer:
     :raises BoltError: no database, damaged, or it never stood still.
     :raises OSError: it is not there, or may not be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BoltError(f"{path} is not a file")
+        descriptor = open_regular(path)
+    except NotRegular as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise BoltError(f"{path} is not a file") from None
+    try:
         for attempt in range(_TRIES):
             size = os.fstat(descriptor).st_size
             if size > _LARGEST:

@@ -228,7 +228,8 @@ class _Run:
         else:
             self._do(looked, chosen, rest)
         for what, answer in looked.unreadable.items():
-            module.warn(f'{what} could not be listed, so they stay: the engine says "{answer}". The next run looks again.')
+            so = "are not known" if what.endswith(" sizes") else "stay"
+            module.warn(f'{what} could not be listed, so they {so}: the engine says "{answer}". The next run looks again.')
         if module._diff:
             steps = chosen.steps if module.check_mode else [Step(**entry) for entry in result["removed"]]
             free = words.free_words(result["free_before"], result["free_after"], result["filesystem_bytes"])

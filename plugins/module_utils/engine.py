@@ -3,28 +3,41 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one door to the engine: connecting, asking and removing, with errors that say what to do.
 
-Everything goes through the low-level client of the Docker SDK for Python. Paths and answers are
-those of the Docker Engine API (https://docs.docker.com/reference/api/engine/), versions 1.21 to
-today's. Answers are returned as they come; reading them is the snapshot's business.
+Paths and answers are those of the Docker Engine API (https://docs.docker.com/reference/api/engine/),
+versions 1.21 to today's. What an engine says is data of a stranger's: ``connection`` bounds its bytes
+and its time, ``fields`` says which type each field has that anything here reads. What is not of that
+type is an ``UnexpectedAnswer``; what is not read is not returned.
 """
 
 from __future__ import annotations
 
 import errno
+import http.client
 import json
 import math
 import os
 import re
-import ssl
+import socket
 import stat
 import time
 import typing as t
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields
+from ansible_collections.fleetclean.docker.plugins.module_utils.connection import (
+    Broken,
+    Connection,
+    CutShort,
+    Response,
+    TooLong,
+    TooSlow,
+    parse_address,
+    tls_context,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
+from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_size, parse_time, say_size
 
 #: The engine's oldest API that this collection speaks: Docker 1.9.
 OLDEST_API = "1.21"
@@ -50,6 +63,12 @@ _EVENTS_MARGIN_S = 0.05
 #: So many events an engine holds in memory (moby, daemon/events/events.go, eventsLimit): 64 in 1.13 (moby 30502), 256 in 18.09 (moby
 #: 38812). Where it changed between them is not known, so the smaller number is taken there.
 _EVENTS_KEPT, _EVENTS_KEPT_ONCE, _EVENTS_KEPT_SINCE = 256, 64, (1, 39)
+#: What an answer may be unless it is said otherwise: 10,000 containers take 20 MB.
+MAX_ANSWER_SIZE = "64MB"
+#: What an answer may be at least: the smallest that is of any use.
+_MIN_ANSWER_BYTES = 2**20
+#: Characters of the engine's own words that an error has.
+_MAX_WORDS = 4000
 _USUAL_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _USUAL_ROOT = "/var/lib/docker"
 
@@ -83,6 +102,11 @@ class EngineError(FleetcleanError):
         return self.status >= 500 and any(sign in lower for sign in _ENDING)
 
     @property
+    def broken(self) -> bool:
+        """Asked for all, the engine fell over one object that it holds: asked for less, it may answer."""
+        return (self.status >= 500 or self.gone) and not self.ending and "already running" not in self.answer
+
+    @property
     def vanishing(self) -> bool:
         """The object is half gone: somebody else is removing it at this moment (graph drivers: image/store.go, layer/layer_store.go)."""
         return self.status >= 500 and any(sign in self.answer for sign in ("unrecognized image ID", "layer does not exist"))
@@ -92,23 +116,42 @@ class EngineError(FleetcleanError):
         return "no space left on device" in self.answer.lower()
 
 
+class UnexpectedAnswer(EngineError):
+    """An answer that is no answer to its call, or too large; ``problem`` names the field and its type, or what to do."""
+
+    def __init__(self, call: str, problem: str) -> None:
+        super().__init__(call, 200, problem)
+        self.args = (f"{call}: unexpected answer: {problem}.",)
+
+    def __reduce__(self) -> tuple[t.Any, ...]:
+        return UnexpectedAnswer, (self.call, self.answer)
+
+
 class Engine:
     """A connection to one engine. Make it with ``connect``."""
 
-    def __init__(self, client: t.Any, host: str, timeout: float) -> None:
-        self._client = client
+    def __init__(self, connection: Connection, host: str, timeout: float, api_version: str) -> None:
+        """:param api_version: of the API that is spoken; auto: the engine's newest."""
+        self._connection = connection
         self._timeout = timeout
         self.host = host
-        self.version: dict[str, t.Any] = self._ask("GET", "/version")
+        self.api_version = "" if api_version == "auto" else api_version
+        self.version: dict[str, t.Any] = self._ask("GET", "/version", fields.VERSION) or {}
+        if not self.version.get("ApiVersion"):
+            raise FleetcleanError(_not_an_engine(self.host, "GET /version has no ApiVersion"), "not_docker")
+        if not self.api_version:
+            self.api_version = str(self.version["ApiVersion"])
+            if not self.speaks(OLDEST_API):
+                raise FleetcleanError(
+                    f"the engine at {host} is too old: it speaks API {self.api_version}; Docker 1.9 (API {OLDEST_API}) "
+                    "and newer can be cleaned.",
+                    "engine",
+                )
         self._refuse_others()
         asked = time.monotonic()
-        self.info: dict[str, t.Any] = self._object("/info")
+        self.info: dict[str, t.Any] = self._object("/info", fields.INFO)
         # Counted from before it was asked, the engine's clock is at most this far ahead of the monotonic one.
         self._clock_offset = (parse_time(self.info.get("SystemTime")) or time.time()) - asked
-
-    @property
-    def api_version(self) -> str:
-        return str(self._client.api_version)
 
     @property
     def is_local_socket(self) -> bool:
@@ -123,32 +166,32 @@ class Engine:
 
     def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
         """All containers in every state; with ``size`` their SizeRw (bytes), which the engine has to walk for."""
-        return self._list("/containers/json", {"all": 1, "size": int(size)}, patient=size)
+        return self._list("/containers/json", fields.CONTAINERS, {"all": 1, "size": int(size)}, patient=size)
 
     def container(self, ident: str) -> dict[str, t.Any]:
-        return self._object("/containers/{0}/json", path=(ident,))
+        return self._object("/containers/{0}/json", fields.CONTAINER_DETAILS, path=(ident,))
 
     def images(self) -> list[dict[str, t.Any]]:
         """All images, intermediate ones too."""
-        return self._again(lambda: self._list("/images/json", {"all": 1}))
+        return self._again(lambda: self._list("/images/json", fields.IMAGES, {"all": 1}))
 
     def image(self, ident: str) -> dict[str, t.Any]:
-        return self._again(lambda: self._object("/images/{0}/json", path=(ident,)), "content digest")
+        return self._again(lambda: self._object("/images/{0}/json", fields.IMAGE_DETAILS, path=(ident,)), "content digest")
 
     def volumes(self) -> list[dict[str, t.Any]]:
-        return self._object("/volumes", empty=True).get("Volumes") or []
+        return self._object("/volumes", fields.VOLUMES, empty=True).get("Volumes") or []
 
     def volume(self, name: str) -> dict[str, t.Any]:
-        return self._object("/volumes/{0}", path=(name,))
+        return self._object("/volumes/{0}", fields.VOLUME, path=(name,))
 
     def networks(self) -> list[dict[str, t.Any]]:
-        return self._list("/networks")
+        return self._list("/networks", fields.NETWORKS)
 
     def services(self) -> list[dict[str, t.Any]]:
         """Swarm's services, which a manager alone can tell; none elsewhere."""
         if not (self.info.get("Swarm") or {}).get("ControlAvailable"):
             return []
-        return self._list("/services")
+        return self._list("/services", fields.SERVICES)
 
     @property
     def events_kept(self) -> int:
@@ -164,18 +207,8 @@ class Engine:
         until = self._clock_offset + time.monotonic() + _EVENTS_MARGIN_S
         # Before API 1.22 it takes whole seconds only.
         end = f"{until:.9f}" if self.speaks("1.22") else str(math.ceil(until))
-        call, answer = self._answer("GET", "/events", {"since": 1, "until": end})
-        found, decoder, at = [], json.JSONDecoder(), 0
-        text = answer.content.decode("utf-8", "replace").strip()
-        while at < len(text):  # one object after the other, on old engines without a line's end between them
-            try:
-                event, at = decoder.raw_decode(text, at)
-            except ValueError as error:
-                raise self._no_json(call, error) from None
-            found.append(event)
-            while at < len(text) and text[at].isspace():
-                at += 1
-        return [event for event in found if isinstance(event, dict)]
+        # One object after the other, on old engines without a line's end between them.
+        return self._content(lambda pieces, limit: list(fields.parse_each(pieces, fields.EVENT, limit)), "GET", "/events", {"since": 1, "until": end})
 
     def wait(self, seconds: float) -> bool:
         """Wait for an engine that went away to answer again; return whether it does."""
@@ -188,7 +221,7 @@ class Engine:
 
     def _answers(self) -> bool:
         try:
-            self._ask("GET", "/version")
+            self._ask("GET", "/version", fields.VERSION)
             return True
         except FleetcleanError:
             return False
@@ -207,7 +240,7 @@ class Engine:
         end = time.monotonic() + REMOVAL_TIMEOUT
         while True:
             try:
-                found = self._again(lambda: self._object("/system/df", params, patient=True, empty=True))
+                found = self._again(lambda: self._object("/system/df", fields.DISK_USAGE, params, patient=True, empty=True))
                 return _with_old_names(found)
             except EngineError as error:
                 # Engines compute one at a time, for whoever asked first.
@@ -218,14 +251,14 @@ class Engine:
     # -- containers' logs --------------------------------------------------------------------
 
     def pause(self, ident: str) -> None:
-        self._ask("POST", "/containers/{0}/pause", path=(ident,))
+        self._do("POST", "/containers/{0}/pause", path=(ident,))
 
     def unpause(self, ident: str) -> None:
-        self._ask("POST", "/containers/{0}/unpause", path=(ident,))
+        self._do("POST", "/containers/{0}/unpause", path=(ident,))
 
     def restart_container(self, ident: str) -> None:
         """Stop a container, within the time that it was given for that, and start it again."""
-        self._ask("POST", "/containers/{0}/restart", path=(ident,))
+        self._do("POST", "/containers/{0}/restart", path=(ident,))
 
     def shows_last_line(self, ident: str, seconds: float) -> bool:
         """Whether `docker logs --tail 1` shows anything within ``seconds``. What is shown is not looked at.
@@ -234,9 +267,11 @@ class Engine:
         """
         params = {"stdout": 1, "stderr": 1, "tail": 1}
         try:
-            shown = self._answer("GET", "/containers/{0}/logs", params, path=(ident,), timeout=seconds)[1].content
+            start = self._content(_start, "GET", "/containers/{0}/logs", params, path=(ident,), timeout=seconds)
             # A frame of the third stream has the engine's complaint (api/types/container: Attach, stream format).
-            return bool(shown) and not shown.startswith(b"\3\0\0\0")
+            return bool(start) and start != b"\3\0\0\0"
+        except UnexpectedAnswer:
+            return False
         except EngineError:
             raise
         except FleetcleanError:
@@ -246,17 +281,17 @@ class Engine:
 
     def remove_container(self, ident: str, force: bool = False) -> None:
         """Remove one container; ``force`` kills it first. Its volumes stay: they are objects of their own."""
-        self._ask("DELETE", "/containers/{0}", {"force": int(force), "v": 0}, path=(ident,))
+        self._do("DELETE", "/containers/{0}", {"force": int(force), "v": 0}, path=(ident,))
 
     def remove_image(self, reference: str, force: bool = False) -> None:
         """Remove a tag, a digest, or an image by id. Untagged parents stay: the plan names them itself."""
-        self._ask("DELETE", "/images/{0}", {"force": int(force), "noprune": 1}, path=(reference,))
+        self._do("DELETE", "/images/{0}", {"force": int(force), "noprune": 1}, path=(reference,))
 
     def remove_volume(self, name: str) -> None:
-        self._ask("DELETE", "/volumes/{0}", path=(name,))
+        self._do("DELETE", "/volumes/{0}", path=(name,))
 
     def remove_network(self, ident: str) -> None:
-        self._ask("DELETE", "/networks/{0}", path=(ident,))
+        self._do("DELETE", "/networks/{0}", path=(ident,))
 
     def remove_cache_records(self, idents: t.Collection[str], unused_for: int = 0) -> frozenset[str]:
         """Remove records of the build cache in one call; return the ids of those that went.
@@ -269,9 +304,7 @@ class Engine:
         filters: dict[str, list[str]] = {"id": [f"^({'|'.join(re.escape(ident) for ident in idents)})$"]}
         if unused_for:
             filters["unused-for"] = [f"{unused_for}s"]
-        answer = self._ask("POST", "/build/prune", {"all": "true", "filters": json.dumps(filters)})
-        if not isinstance(answer, dict):
-            raise self._odd("/build/prune")
+        answer = self._ask("POST", "/build/prune", fields.PRUNED, {"all": "true", "filters": json.dumps(filters)}) or {}
         return frozenset(str(ident) for ident in answer.get("CachesDeleted") or ()).intersection(idents)
 
     @staticmethod
@@ -294,101 +327,112 @@ class Engine:
     def _object(
         self,
         url: str,
+        shape: fields.Shape,
         params: dict[str, t.Any] | None = None,
         path: tuple[str, ...] = (),
         patient: bool = False,
         empty: bool = False,
     ) -> dict[str, t.Any]:
-        answer = self._ask("GET", url, params, path, patient)
-        if answer is None and empty:
-            return {}  # Go's empty map
-        if not isinstance(answer, dict):
-            raise self._odd(url)
-        return answer
+        answer = self._ask("GET", url, shape, params, path, patient)
+        if answer is None and not empty:
+            raise UnexpectedAnswer(f"GET {_clean(url.format(*path))}", "the answer is null, not an object")
+        return answer or {}  # Go's empty map
 
-    def _list(self, url: str, params: dict[str, t.Any] | None = None, patient: bool = False) -> list[dict[str, t.Any]]:
-        answer = self._ask("GET", url, params, patient=patient)
-        if answer is None:
-            return []  # Go's empty list
-        if not isinstance(answer, list) or not all(isinstance(entry, dict) for entry in answer):
-            raise self._odd(url)
-        return answer
+    def _list(self, url: str, shape: fields.Shape, params: dict[str, t.Any] | None = None, patient: bool = False) -> list[dict[str, t.Any]]:
+        return self._ask("GET", url, shape, params, patient=patient) or []  # Go's empty list is null
 
-    def _odd(self, url: str) -> FleetcleanError:
-        return FleetcleanError(_not_an_engine(self.host, f"GET {url} answers something else than an engine does"), "not_docker")
+    def _ask(self, method: str, url: str, shape: fields.Shape, *more: t.Any, **named: t.Any) -> t.Any:
+        """Return what an answer says, None if it is null; further arguments as for ``_content``."""
+        return self._content(lambda pieces, limit: fields.parse(pieces, shape, limit), method, url, *more, **named)
 
-    def _no_json(self, call: str, error: ValueError) -> FleetcleanError:
-        return FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker")
+    def _do(self, method: str, url: str, *more: t.Any, **named: t.Any) -> None:
+        """The same where the answer is that it was done; what else it says is not looked at."""
+        self._content(_start, method, url, *more, **named)
 
-    def _ask(self, method: str, url: str, *more: t.Any, **named: t.Any) -> t.Any:
-        """What an answer says, None if nothing; arguments as for ``_answer``."""
-        call, response = self._answer(method, url, *more, **named)
-        if response.status_code == 204 or not response.content:
-            return None
-        try:
-            return response.json()
-        except ValueError as error:
-            raise self._no_json(call, error) from None
-
-    def _answer(
+    def _content(
         self,
+        read: t.Callable[[t.Iterator[bytes], int], _Answer],
         method: str,
         url: str,
         params: dict[str, t.Any] | None = None,
         path: tuple[str, ...] = (),
         patient: bool = False,
         timeout: float | None = None,
-    ) -> tuple[str, t.Any]:
-        """Return what was asked, as errors name it, and the response; ``timeout`` in seconds, the connection's own if not given."""
-        from docker import errors
-        from requests import exceptions
+    ) -> _Answer:
+        """Ask, and return what ``read`` makes of the answer's content and of the bytes that it may have.
 
-        client = self._client
-        where = client._url(url.format(*(_quoted(part, url) for part in path)))
-        call = f"{method} {url.format(*path)}"
+        :param patient: the engine has to walk for it.
+        :param timeout: seconds, the connection's own if not given.
+        """
+        call = f"{method} {_clean(url.format(*path))}"
+        target = url.format(*(_quoted(part, url) for part in path))
+        if self.api_version:
+            target = f"/v{self.api_version}{target}"
+        if params:
+            target += f"?{urlencode(params, doseq=True)}"
+        patience = timeout or self._timeout
         # Figures that the engine has to walk for take minutes on big hosts (moby 31951), as removals do.
-        if timeout is None:
-            timeout = max(self._timeout, REMOVAL_TIMEOUT) if patient or method != "GET" else self._timeout
+        if timeout is None and (patient or method != "GET"):
+            patience = max(patience, REMOVAL_TIMEOUT)
+        response = self._read(call, lambda: self._connection.request(method, target, patience, timeout))
         try:
-            # No redirects: the engine sends one for a path that it had to clean, and it would be another object's.
-            response = client.request(
-                method, where, params=params or {}, timeout=timeout, allow_redirects=False
-            )
-            client._raise_for_status(response)
-        except errors.APIError as error:
-            status = error.response.status_code if error.response is not None else 0
-            raise EngineError(call, status, _clean(error.explanation or str(error))) from None
-        except exceptions.RequestException as error:
-            raise _unreachable(self.host, error, call) from None
-        if 300 <= response.status_code < 400:
-            raise EngineError(call, response.status_code, f"moved to {_clean(response.headers.get('Location', ''))}")
-        return call, response
+            if 200 <= response.status < 300:
+                return self._read(call, lambda: read(response.pieces(), self._connection.limit))
+            raise self._refusal(call, response)
+        finally:
+            response.close()
+
+    def _refusal(self, call: str, response: Response) -> FleetcleanError:
+        """The error that an answer is."""
+        content = response.error_text()
+        # No redirects: the engine sends one for a path that it had to clean, and it would be another object's.
+        if 300 <= response.status < 400:
+            return EngineError(call, response.status, f"moved to {_clean(response.location)[:_MAX_WORDS]}")
+        message = _message(content)
+        if message is None and not self.api_version and call == "GET /version":
+            text = f"HTTP {response.status} {_clean(content.decode('utf-8', 'replace'))}"
+            if response.status < 500:
+                return FleetcleanError(_not_an_engine(self.host, text), "not_docker")
+            return FleetcleanError(f"engine does not answer: {_where(self.host)}: {text[:200]}. Look at the engine's own log.", "engine_down")
+        if message is None:
+            message = content.decode("utf-8", "replace").strip() or http.client.responses.get(response.status, "nothing")
+        return EngineError(call, response.status, _clean(message)[:_MAX_WORDS])
+
+    def _read(self, call: str, read: t.Callable[[], _Answer]) -> _Answer:
+        """Do what reads from the connection, and call its trouble by name: the one place where answers are refused."""
+        try:
+            return read()
+        except fields.Unexpected as error:
+            if call == "GET /version" and not error.path:
+                raise FleetcleanError(_not_an_engine(self.host, f"{call} {error}"), "not_docker") from None
+            raise UnexpectedAnswer(call, str(error)) from None
+        except fields.NotJson as error:
+            raise FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker") from None
+        except (TooLong, fields.TooLarge):
+            size = say_size(self._connection.limit)
+            raise UnexpectedAnswer(call, f"it is larger than {size}; if that is right for this host, raise `max_answer_size`") from None
+        except TooSlow as error:
+            raise _too_slow(self.host, call, error) from None
+        except (OSError, Broken, http.client.HTTPException, ValueError) as error:
+            raise _unreachable(self.host, error) from None
 
     def _refuse_others(self) -> None:
-        names = [
-            str(part.get("Name")) for part in self.version.get("Components") or [] if isinstance(part, dict)
-        ] if isinstance(self.version, dict) else []
+        names = [str(part.get("Name")) for part in self.version.get("Components") or []]
         if any("podman" in name.lower() for name in names):
             raise FleetcleanError(
                 f"{self.host} is Podman, not Docker: its API means other things and its disk is laid out "
                 "otherwise; nothing was touched. Use `podman system prune` there.",
                 "not_docker",
             )
-        if not isinstance(self.version, dict) or "ApiVersion" not in self.version:
-            raise FleetcleanError(_not_an_engine(self.host, "GET /version has no ApiVersion"), "not_docker")
 
 
 def connect(params: dict[str, t.Any]) -> Engine:
     """Return a connection to the engine that the module's shared options name.
 
     :param params: docker_host, api_version, timeout (seconds), tls, validate_certs, tls_hostname,
-        ca_path, client_cert, client_key.
+        ca_path, client_cert, client_key, max_answer_size.
     :raises FleetcleanError: with a code that tells what is wrong (no_engine, engine_down, denied, ...).
     """
-    import docker.api.client as low_level
-    from docker import errors
-    from requests import exceptions
-
     host = str(params["docker_host"])
     if not host.startswith(("unix://", "tcp://", "http://", "https://")):
         raise FleetcleanError(
@@ -403,92 +447,29 @@ def connect(params: dict[str, t.Any]) -> Engine:
         )
     if params["timeout"] < 1:
         raise FleetcleanError(f"timeout: {params['timeout']} is out of range; use 1 second or more.", "bad_input")
-    # Releases 7.1 and newer refuse what is older than API 1.24; they speak it all the same.
-    if hasattr(low_level, "MINIMUM_DOCKER_API_VERSION"):
-        low_level.MINIMUM_DOCKER_API_VERSION = OLDEST_API
-    if host.startswith("unix://"):
-        _look_at_socket(host)
-    try:
-        client = low_level.APIClient(
-            base_url=host,
-            # Given a version, the client asks nothing yet: the server is asked once TLS is as it has to be.
-            version=OLDEST_API if version == "auto" else version,
-            timeout=params["timeout"],
-            tls=_tls(params) or False,
-            # One connection for each thread of a parallel removal, and none thrown away.
-            max_pool_size=32,
+    if version != "auto" and _numbers(version) < _numbers(OLDEST_API):
+        raise FleetcleanError(
+            f"api_version: {version} is too old: {OLDEST_API} (Docker 1.9) is the oldest that is spoken; use auto.", "bad_input"
         )
-        # The environment's bundle of authorities would stand before ca_path.
-        client.trust_env = False
-        _expect_hostname(client, params)
-        if host.startswith("unix://"):
-            _share_connections(client)
-        if version == "auto":
-            client._version = client._retrieve_server_version()
-            if _numbers(str(client._version)) < _numbers(OLDEST_API):
-                raise FleetcleanError(
-                    f"the engine at {host} is too old: it speaks API {client._version}; Docker 1.9 (API {OLDEST_API}) "
-                    "and newer can be cleaned.",
-                    "engine",
-                )
-        return Engine(client, host, params["timeout"])
-    except errors.InvalidVersion as error:
-        raise FleetcleanError(f"api_version: {_clean(str(error))}", "bad_input") from None
-    except (errors.DockerException, exceptions.RequestException) as error:
-        raise _unreachable(host, error, "GET /version") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        # What speaks HTTP and is no engine: the SDK trips over it in many ways.
-        raise FleetcleanError(_not_an_engine(host, str(error)), "not_docker") from None
-
-
-def _tls(params: dict[str, t.Any]) -> t.Any:
-    """The SDK's TLS settings, None for a plain connection. ``validate_certs`` wins over ``tls``."""
-    if not params.get("tls") and not params.get("validate_certs"):
-        return None
-    from docker import errors, tls
-
+    limit = parse_size(params.get("max_answer_size", MAX_ANSWER_SIZE), "max_answer_size")
+    if limit < _MIN_ANSWER_BYTES:
+        raise FleetcleanError(f"max_answer_size: {params['max_answer_size']} is out of range; use 1MB or more.", "bad_input")
     both = (params.get("client_cert"), params.get("client_key"))
-    if any(both) and not all(both):
+    if any(both) and not all(both) and (params.get("tls") or params.get("validate_certs")):
         raise FleetcleanError("client_cert and client_key belong together; give both or none.", "bad_input")
-    try:
-        return tls.TLSConfig(
-            client_cert=both if all(both) else None,
-            ca_cert=params.get("ca_path") or None,
-            verify=bool(params.get("validate_certs")),
-        )
-    except errors.TLSParameterError as error:
-        raise FleetcleanError(f"ca_path, client_cert, client_key: {_clean(str(error))}", "bad_input") from None
-
-
-def _expect_hostname(client: t.Any, params: dict[str, t.Any]) -> None:
-    """Make the server's certificate be checked for ``tls_hostname`` instead of the address."""
-    hostname = params.get("tls_hostname")
-    if not hostname or not params.get("validate_certs"):
-        return
-    from requests.adapters import HTTPAdapter
-
-    class NamedAdapter(HTTPAdapter):
-        """requests' own adapter, expecting one given name."""
-
-        def init_poolmanager(self, *args: t.Any, **kwargs: t.Any) -> None:
-            super().init_poolmanager(*args, assert_hostname=hostname, **kwargs)
-
-    client.mount("https://", NamedAdapter())
-
-
-def _share_connections(client: t.Any) -> None:
-    """Let all calls share connections. The SDK's adapter for sockets has a pool, and so a connection, for each address."""
-    adapter = client.get_adapter(client.base_url)
-    pool = adapter.get_connection(client.base_url)
-
-    def get_connection(_url: str, _proxies: object = None) -> t.Any:
-        return pool
-
-    adapter.get_connection = get_connection
+    asked_tls = bool(params.get("tls") or params.get("validate_certs"))
+    address = parse_address(host, asked_tls)
+    if address.path:
+        _look_at_socket(host)
+    # Who names https:// and says nothing of certificates wants them to be right. ``validate_certs`` wins over ``tls``.
+    validate = bool(params.get("validate_certs")) or not asked_tls
+    context = tls_context(validate, params.get("ca_path"), *both) if address.tls else None
+    connection = Connection(address, params["timeout"], limit, context, params.get("tls_hostname"))
+    return Engine(connection, host, params["timeout"], version)
 
 
 def _look_at_socket(host: str) -> None:
-    """Tell apart what the SDK folds into one "connection aborted"."""
+    """Tell apart why there is no socket, and what it is that is there."""
     path = host[len("unix://"):] or "/"
     try:
         mode = os.stat(path).st_mode
@@ -507,39 +488,61 @@ def _look_at_socket(host: str) -> None:
         ) from None
     except OSError as error:
         raise FleetcleanError(f"docker_host: {path}: {error.strerror}. {_become(error)}".strip(), "denied") from None
+    except ValueError as error:
+        raise FleetcleanError(f"docker_host: {path!r}: {error}; name the engine's socket.", "bad_input") from None
     if not stat.S_ISSOCK(mode):
         raise FleetcleanError(f"docker_host: {path} is not a socket; name the engine's socket.", "bad_input")
 
 
-def _unreachable(host: str, error: BaseException, call: str) -> FleetcleanError:
-    """Find the system's own word in the chain of exceptions that requests and urllib3 wrap it in."""
-    where = host[len("unix://"):] if host.startswith("unix://") else host
-    root = _root_cause(error)
-    if isinstance(root, PermissionError):
-        return FleetcleanError(f"{where}: {root.strerror}. {_become(root)}", "denied")
-    if isinstance(root, (ConnectionRefusedError, FileNotFoundError)):
-        word = (root.strerror or os.strerror(root.errno or errno.ECONNREFUSED)).lower()
+def _where(host: str) -> str:
+    return host[len("unix://"):] if host.startswith("unix://") else host
+
+
+def _too_slow(host: str, call: str, error: TooSlow) -> FleetcleanError:
+    return FleetcleanError(
+        f"engine does not answer: {_where(host)}: {call} took longer than the timeout. Raise `timeout` (seconds), "
+        "or look at the engine's own log.",
+        "engine_down",
+    )
+
+
+def _unreachable(host: str, error: Exception) -> FleetcleanError:
+    """Say what was in the way of an answer, in the system's own words."""
+    where = _where(host)
+    if isinstance(error, PermissionError):
+        return FleetcleanError(f"{where}: {error.strerror}. {_become(error)}", "denied")
+    if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
+        word = (error.strerror or os.strerror(error.errno or errno.ECONNREFUSED)).lower()
         return FleetcleanError(
             f"engine does not answer: {where}: {word}. Start the engine (systemctl start docker).", "engine_down"
         )
-    text = _clean(str(error))
-    if isinstance(root, ssl.SSLError):
+    text = _clean(str(error)) or type(error).__name__
+    # An SSLError is an OSError, and that of a wrong certificate a ValueError as well.
+    if type(error).__module__ == "ssl":
         return FleetcleanError(f"{where}: {text}. Check tls, validate_certs, ca_path and tls_hostname.", "denied")
-    if isinstance(root, (LookupError, TypeError, AttributeError, ValueError)) or " Client Error" in text:
-        # What speaks HTTP and is no engine: the SDK trips over it in many ways, and wraps them all alike.
-        return FleetcleanError(_not_an_engine(where, text), "not_docker")
-    lower = f"{type(root).__name__} {text}".lower()
-    if "timeout" in lower or "timed out" in lower:
-        return FleetcleanError(
-            f"engine does not answer: {where}: {call} took longer than the timeout. Raise `timeout` (seconds), "
-            "or look at the engine's own log.",
-            "engine_down",
-        )
-    if "ssl" in lower or "certificate" in lower:
-        return FleetcleanError(f"{where}: {text}. Check tls, validate_certs, ca_path and tls_hostname.", "denied")
-    if any(sign in lower for sign in ("badstatusline", "bad status", "json", "expecting value", "invalid response", "badheader", "protocolerror", "http/0.9")):
-        return FleetcleanError(_not_an_engine(where, text), "not_docker")
-    return FleetcleanError(f"engine does not answer: {where}: {text}. Look at the engine's own log.", "engine_down")
+    if isinstance(error, socket.timeout):
+        return _too_slow(host, "connecting", TooSlow(0))
+    if isinstance(error, (OSError, CutShort, http.client.IncompleteRead)):
+        return FleetcleanError(f"engine does not answer: {where}: {text[:_MAX_WORDS]}. Look at the engine's own log.", "engine_down")
+    return FleetcleanError(_not_an_engine(where, text), "not_docker")
+
+
+def _message(content: bytes) -> str | None:
+    """The words of an error as engines give it, None if it is none."""
+    try:
+        found = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    message = found.get("message") if isinstance(found, dict) else None
+    return message if isinstance(message, str) and message else None
+
+
+def _start(pieces: t.Iterator[bytes], _limit: int) -> bytes:
+    """Read all, and return its first four bytes."""
+    found = b""
+    for piece in pieces:
+        found = found or piece[:4]
+    return found
 
 
 def _quoted(name: str, url: str) -> str:
@@ -550,24 +553,6 @@ def _quoted(name: str, url: str) -> str:
     if any(part in (".", "..") for part in name.split("/")):
         raise FleetcleanError(f"{url.format(name)!r}: a name like this cannot be asked for; nothing was done with it.")
     return quote(name, safe="/:@" if url.startswith("/images/") else "")
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    seen: set[int] = set()
-    current: BaseException = error
-    while id(current) not in seen:
-        seen.add(id(current))
-        inner = [part for part in current.args if isinstance(part, BaseException)]
-        for part in list(inner):
-            inner += [item for item in part.args if isinstance(item, BaseException)]
-        following = next(iter(inner), None) or current.__cause__ or current.__context__
-        reason = getattr(current, "reason", None)
-        if following is None and isinstance(reason, BaseException):
-            following = reason
-        if following is None or id(following) in seen:
-            break
-        current = following
-    return current
 
 
 def _not_an_engine(host: str, detail: str) -> str:

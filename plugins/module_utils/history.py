@@ -13,16 +13,27 @@ engine knows), and it is never in the way: a disk that is full or read-only, a f
 locked or of a later release, a Python without SQLite are all no error. It holds no more than
 what the engine still has, by the engine's id: two engines on a host have one file.
 
+**Who may write it.** What is remembered decides what looks old. So the folder, and each part of the path to it, belongs to the user who runs this or to root,
+and nobody else may write there (``trust.py``); else ``check`` refuses it before anything is touched. What this makes is for its user
+alone. The file itself is opened by ``_connect``, the one place: within bounds of size, steps and memory, and only if its tables are those
+of the migrations, to the letter, so that no view, trigger or virtual table is ever run.
+
 Migrations are a list; a file's ``user_version`` says how many of them it has had.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 import time
 import typing as t
 import zlib
+from contextlib import closing, suppress
+from functools import lru_cache
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import trust
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import Watched, uses_seen
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import NETWORK, VOLUME, Snapshot
 
@@ -32,6 +43,8 @@ except ImportError:  # a Python built without it
     sqlite3 = None  # type: ignore[assignment]
 
 _FILE = "history.sqlite"
+#: What SQLite puts beside the file (https://sqlite.org/tempfiles.html).
+_BESIDE = ("-journal", "-wal", "-shm")
 _MIGRATIONS = (
     "CREATE TABLE last_use (engine TEXT NOT NULL, object TEXT NOT NULL, used REAL NOT NULL,"
     " PRIMARY KEY (engine, object)) WITHOUT ROWID",
@@ -51,6 +64,16 @@ _PATIENCE = 2.0
 _AHEAD = 86400.0
 #: SQLite's journal needs room beside the file; without that much free, nothing is written.
 _ROOM = 4 << 20
+#: Bytes of the file; ten thousand images, their layers and names take a tenth of it.
+_LARGEST = 64 << 20
+#: What is read of one table, and how long a name may be. More of either was not written by this.
+_MOST_ROWS, _LONGEST_NAME = 200_000, 4096
+#: Steps of SQLite's machine for one use of the file, some seconds' worth, and bytes of memory.
+_MOST_STEPS, _STEPS_AT_ONCE, _MOST_MEMORY = 100_000_000, 100_000, 32 << 20
+_LONGEST_VALUE = 1 << 20
+_TABLES = ("last_use", "measured", "first_seen", "watched")
+#: What another run, or the disk, is in the way of, in SQLite's words; all else is the file's own trouble.
+_PASSING = ("locked", "full", "readonly", "unable to open", "disk I/O error")
 
 
 class Memory(t.NamedTuple):
@@ -90,20 +113,12 @@ def last_uses(state_dir: str, engine_id: str) -> dict[str, float]:
 
     A key is an image's id, the name of a volume behind ``VOLUME``, or the id of a network behind ``NETWORK``.
     """
-    rows = _rows(state_dir, "SELECT object, used FROM last_use WHERE engine = ?", engine_id)
-    try:
-        return {str(key): float(used) for key, used in rows}
-    except (TypeError, ValueError):
-        return {}
+    return _moments(_rows(state_dir, "SELECT object, used FROM last_use WHERE engine = ?", engine_id))
 
 
 def came_between(state_dir: str, engine_id: str) -> dict[str, float]:
     """Return when images were first seen that came after the first run: image id -> seconds since 1970."""
-    rows = _rows(state_dir, "SELECT object, seen FROM first_seen WHERE engine = ?", engine_id)
-    try:
-        seen = {str(ident): float(moment) for ident, moment in rows}
-    except (TypeError, ValueError):
-        return {}
+    seen = _moments(_rows(state_dir, "SELECT object, seen FROM first_seen WHERE engine = ?", engine_id))
     begun = seen.pop(_BEGINNING, float("inf"))
     return {ident: moment for ident, moment in seen.items() if moment > begun}
 
@@ -111,7 +126,21 @@ def came_between(state_dir: str, engine_id: str) -> dict[str, float]:
 def watched(state_dir: str, engine_id: str) -> Watched | None:
     """Return from when to when earlier runs saw the engine's events without a gap; None if nothing is known."""
     rows = _rows(state_dir, "SELECT since, until, sum FROM watched WHERE engine = ?", engine_id)
-    return next((Watched(since, until) for since, until, sum_ in rows if sum_ == _sum(since, until)), None)
+    return _watched(rows)
+
+
+def _moments(rows: t.Iterable[t.Sequence[t.Any]]) -> dict[str, float]:
+    """Names, each with a time, of rows; those of another kind are left out: SQLite does not insist on a column's type."""
+    return {key: float(moment) for key, moment in rows if isinstance(key, str) and len(key) <= _LONGEST_NAME and _is_moment(moment)}
+
+
+def _watched(rows: t.Iterable[t.Sequence[t.Any]]) -> Watched | None:
+    found = (Watched(since, until) for since, until, sum_ in rows if _is_moment(since) and _is_moment(until) and sum_ == _sum(since, until))
+    return next(found, None)
+
+
+def _is_moment(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def note_uses(
@@ -145,18 +174,21 @@ def note_uses(
         return key in images
 
     def write(connection: sqlite3.Connection) -> None:
-        rows = connection.execute("SELECT object, used FROM last_use WHERE engine = ?", (engine_id,))
-        known = {str(key): float(used) for key, used in rows}
+        known = _moments(_select(connection, "SELECT object, used FROM last_use WHERE engine = ?", engine_id))
         connection.executemany(
             "DELETE FROM last_use WHERE engine = ? AND object = ?",
             [(engine_id, key) for key in known if not here(key)],
         )
         connection.executemany(
             "INSERT OR REPLACE INTO last_use VALUES (?, ?, ?)",
-            [(engine_id, key, used) for key, used in uses.items() if here(key) and not used <= known.get(key, 0.0) <= moment + _AHEAD],
+            [
+                (engine_id, key, used)
+                for key, used in uses.items()
+                if here(key) and len(key) <= _LONGEST_NAME and not used <= known.get(key, 0.0) <= moment + _AHEAD
+            ],
         )
-        rows = connection.execute("SELECT object FROM first_seen WHERE engine = ?", (engine_id,))
-        seen = {str(ident) for (ident,) in rows}
+        rows = _select(connection, "SELECT object FROM first_seen WHERE engine = ?", engine_id)
+        seen = {ident for (ident,) in rows if isinstance(ident, str)}
         connection.executemany(
             "DELETE FROM first_seen WHERE engine = ? AND object = ?",
             [(engine_id, ident) for ident in seen - {_BEGINNING} if ident not in images],
@@ -166,8 +198,7 @@ def note_uses(
             [(engine_id, ident, moment) for ident in {_BEGINNING, *images} - seen],
         )
         if since is not None and since <= moment:
-            rows = connection.execute("SELECT since, until, sum FROM watched WHERE engine = ?", (engine_id,))
-            before = next((Watched(*row[:2]) for row in rows if row[2] == _sum(*row[:2])), None)
+            before = _watched(_select(connection, "SELECT since, until, sum FROM watched WHERE engine = ?", engine_id))
             begun, until = float(since), float(moment)
             if before and before.until <= moment + _AHEAD and since <= before.until:
                 begun, until = min(begun, before.since), max(until, before.until)
@@ -192,17 +223,22 @@ def measured(state_dir: str, engine_id: str) -> dict[str, Measured]:
         state_dir, "SELECT account, identity, disk, apparent, frees, inodes, sum FROM measured WHERE engine = ?", engine_id
     )
     # SQLite does not notice a flipped bit in a figure, and a wrong figure is worse than none.
-    return {account: Measured(*figures) for account, *figures, sum_ in rows if sum_ == _sum(account, *figures)}
+    return {
+        account: Measured(identity, *figures)
+        for account, identity, *figures, sum_ in rows
+        if isinstance(account, str) and isinstance(identity, str) and all(isinstance(figure, int) for figure in figures)
+        and sum_ == _sum(account, identity, *figures)
+    }
 
 
 def note_measured(state_dir: str, engine_id: str, layers: t.Mapping[str, Measured]) -> bool:
     """Note what layers take, and forget all others; return whether it could be noted."""
 
     def write(connection: sqlite3.Connection) -> None:
-        rows = connection.execute("SELECT account FROM measured WHERE engine = ?", (engine_id,))
+        rows = _select(connection, "SELECT account FROM measured WHERE engine = ?", engine_id)
         connection.executemany(
             "DELETE FROM measured WHERE engine = ? AND account = ?",
-            [(engine_id, account) for (account,) in rows.fetchall() if account not in layers],
+            [(engine_id, account) for (account,) in rows if account not in layers],
         )
         connection.executemany(
             "INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -216,62 +252,223 @@ def _sum(*values: object) -> int:
     return zlib.crc32(repr(values).encode("utf-8", "replace"))
 
 
-def _rows(state_dir: str, query: str, engine_id: str) -> list[t.Any]:
-    """What a query gives; nothing if there is no file, or none that can be read."""
-    path = _path(state_dir)
-    if not path or not engine_id or not os.path.isfile(path):
-        return []
+def check(state_dir: str) -> None:
+    """Refuse a folder where somebody else could change what is remembered. To be called before anything is touched.
+
+    :raises FleetcleanError: somebody else could; it says who.
+    """
     try:
-        connection = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=_PATIENCE)
+        _trusted(state_dir)
+    except trust.NotTrusted as why:
+        raise FleetcleanError(
+            f'state_dir: "{state_dir}" cannot be used: {why}. Use a folder that only the user who runs this, and root, may write to, or "".', "bad_input"
+        ) from None
+    except OSError:
+        return  # a place where nothing can be remembered is no error
+
+
+def damage(state_dir: str) -> str | None:
+    """Return why what earlier runs saw cannot be read, if the file is damaged or not of this collection; None if it is whole, or not there."""
+    if sqlite3 is None:
+        return None
+    try:
+        path = _path(state_dir)
+        if path and os.path.lexists(path):
+            with closing(_connect(path, "ro")) as connection:
+                _version(connection)
+    except (sqlite3.DatabaseError, MemoryError, ValueError) as error:
+        if not _is_passing(error):
+            file, why = os.path.join(state_dir, _FILE), str(error) or "out of memory"
+            return f"{file} cannot be read ({why}); what earlier runs saw is not known, and it is made anew."
+    except (OSError, trust.NotTrusted):
+        pass
+    return None
+
+
+def _trusted(state_dir: str) -> str:
+    """Return the folder, without links, and look at what is there already.
+
+    :raises trust.NotTrusted: somebody else can write, or wrote, there.
+    :raises OSError: it cannot be looked at.
+    """
+    users = {0, os.geteuid()}
+    # Not even a folder as /tmp: whoever makes a journal there decides what SQLite puts into the file.
+    folder = trust.resolve(state_dir, users, missing=True, shared=False)
+    for suffix in ("", *_BESIDE):
+        path = f"{folder.rstrip('/')}/{_FILE}{suffix}"
         try:
-            if connection.execute("PRAGMA user_version").fetchone()[0] > len(_MIGRATIONS):
-                return []  # a later release's
-            return connection.execute(query, (engine_id,)).fetchall()
-        finally:
-            connection.close()
-    except (sqlite3.Error, OSError, ValueError, TypeError):
-        return []
-
-
-def _note(state_dir: str, engine_id: str, write: t.Callable[[sqlite3.Connection], None]) -> bool:
-    path = _path(state_dir)
-    if not path or not engine_id:
-        return False
-    try:
-        if not _has_room(state_dir):
-            return False
-        os.makedirs(state_dir, mode=0o700, exist_ok=True)
-        try:
-            return _write(path, write)
-        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
-            if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
-                return False  # locked, full, read-only: another time
-            os.unlink(path)  # torn, or no database of ours at all: begin anew
-            return _write(path, write)
-    except (sqlite3.Error, OSError, TypeError, ValueError, OverflowError):
-        return False
-
-
-def _write(path: str, write: t.Callable[[sqlite3.Connection], None]) -> bool:
-    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_MIGRATIONS):
-            connection.execute("ROLLBACK")  # a later release's: it knows more than we do
-            return False
-        for number, step in enumerate(_MIGRATIONS[version:], version + 1):
-            connection.execute(step)
-            connection.execute(f"PRAGMA user_version = {number}")
-        write(connection)
-        connection.execute("COMMIT")
-        return True
-    finally:
-        connection.close()
+            found = os.lstat(path)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            raise trust.NotTrusted(f"{path} is a link" if stat.S_ISLNK(found.st_mode) else f"{path} is no file")
+        if found.st_uid not in users:
+            raise trust.NotTrusted(f"{path} belongs to user {found.st_uid}")
+        if trust.others_may_write(found):
+            raise trust.NotTrusted(f"others may write to {path}")
+    return folder
 
 
 def _path(state_dir: str) -> str | None:
-    return os.path.join(state_dir, _FILE) if state_dir and sqlite3 is not None else None
+    """Return the file that nobody else can have written; None if nothing is to be remembered."""
+    return f"{_trusted(state_dir).rstrip('/')}/{_FILE}" if os.path.isabs(state_dir) else None
+
+
+def _rows(state_dir: str, query: str, engine_id: str) -> list[t.Any]:
+    """What a query gives; nothing if there is no file, or none that can be read."""
+    if sqlite3 is None or not engine_id:
+        return []
+    try:
+        path = _path(state_dir)
+        if not path or not os.path.lexists(path):
+            return []
+        with closing(_connect(path, "ro")) as connection:
+            connection.execute("BEGIN")
+            # A later release's is none that can be read.
+            return _select(connection, query, engine_id) if _version(connection) <= len(_MIGRATIONS) else []
+    except (sqlite3.Error, MemoryError, OSError, ValueError, TypeError, trust.NotTrusted):
+        return []
+
+
+def _select(connection: sqlite3.Connection, query: str, engine_id: str) -> list[t.Any]:
+    rows = connection.execute(query, (engine_id,)).fetchmany(_MOST_ROWS + 1)
+    if len(rows) > _MOST_ROWS:
+        raise sqlite3.DatabaseError(f"it has more than {_MOST_ROWS} rows")
+    return rows
+
+
+def _note(state_dir: str, engine_id: str, write: t.Callable[[sqlite3.Connection], None]) -> bool:
+    if sqlite3 is None or not engine_id:
+        return False
+    try:
+        path = _path(state_dir)
+        if not path or not _has_room(os.path.dirname(path)):
+            return False
+        _make_folder(os.path.dirname(path))
+        try:
+            return _write(path, write)
+        except (sqlite3.DatabaseError, MemoryError, TypeError, ValueError) as error:
+            if _is_passing(error):
+                return False  # another time
+            # Torn, or no database of ours at all: begin anew. The file goes last, since without it what is beside it means nothing.
+            for suffix in (*_BESIDE, ""):
+                with suppress(FileNotFoundError):
+                    os.unlink(path + suffix)
+            return _write(path, write)
+    except (sqlite3.Error, MemoryError, OSError, TypeError, ValueError, OverflowError, trust.NotTrusted):
+        return False
+
+
+def _make_folder(folder: str) -> None:
+    """Make a folder and those above it, for this user alone."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for path in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+
+def _write(path: str, write: t.Callable[[sqlite3.Connection], None]) -> bool:
+    # SQLite would make it for all to read; its journal has the mode of the file (os_unix.c, findCreateFileMode).
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+    with closing(_connect(path, "rw")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        version = _version(connection)
+        if version > len(_MIGRATIONS):
+            return False  # a later release's: it knows more than we do
+        if version < len(_MIGRATIONS):
+            connection.set_authorizer(_allow_all)
+            _migrate(connection, version, len(_MIGRATIONS))
+            connection.set_authorizer(_allow)
+        write(connection)
+        connection.execute("COMMIT")
+        return True
+
+
+def _migrate(connection: sqlite3.Connection, version: int, until: int) -> None:
+    for number in range(version, until):
+        connection.execute(_MIGRATIONS[number])
+        connection.execute(f"PRAGMA user_version = {number + 1}")
+
+
+# -- opening what may be anything -------------------------------------------------------------------
+
+
+def _connect(path: str, mode: str) -> sqlite3.Connection:
+    """Open the file so that nothing in it takes more than its bounds.
+
+    :raises sqlite3.DatabaseError: it is too large.
+    """
+    size = sum(os.lstat(path + suffix).st_size for suffix in ("", *_BESIDE) if os.path.lexists(path + suffix))
+    if size > _LARGEST:
+        raise sqlite3.DatabaseError(f"it has {size} bytes, more than {_LARGEST}")
+    connection = sqlite3.connect(f"file:{_quoted(path)}?mode={mode}", uri=True, timeout=_PATIENCE, isolation_level=None)
+    try:
+        # Before anything is read; a SQLite that does not know one of them passes it over.
+        for pragma in (f"hard_heap_limit = {_MOST_MEMORY}", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        if hasattr(connection, "setlimit"):  # Python 3.11 and newer
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        steps = iter(range(_MOST_STEPS // _STEPS_AT_ONCE))
+        connection.set_progress_handler(lambda: next(steps, None) is None, _STEPS_AT_ONCE)
+        connection.set_authorizer(_allow)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _allow(action: int, first: str | None, second: str | None, _database: str | None, inside: str | None) -> int:
+    """What SQLite may do for a statement: read and write our tables, and nothing from within a view or a trigger."""
+    ours = first in _TABLES or (action == sqlite3.SQLITE_READ and first in ("sqlite_master", "sqlite_schema"))
+    allowed = (
+        action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_TRANSACTION)
+        or (action in (sqlite3.SQLITE_READ, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_DELETE) and ours)
+        or (action == sqlite3.SQLITE_PRAGMA and first == "user_version" and second is None)
+    )
+    return sqlite3.SQLITE_OK if allowed and inside is None else sqlite3.SQLITE_DENY
+
+
+def _allow_all(*_what: object) -> int:
+    return sqlite3.SQLITE_OK
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Return how many migrations a file has had.
+
+    :raises sqlite3.DatabaseError: its tables are not those that they make. A later release's are not looked at.
+    """
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version <= len(_MIGRATIONS):
+        known = _schema(version) if version >= 0 else None
+        # One more than there should be says enough.
+        if known is None or sorted(connection.execute(_SCHEMA).fetchmany(len(known) + 1)) != known:
+            raise sqlite3.DatabaseError("its tables are not those of this collection")
+    return int(version)
+
+
+_SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+
+
+@lru_cache(maxsize=None)
+def _schema(version: int) -> list[tuple[t.Any, ...]]:
+    """The tables of a file that has had so many migrations."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        _migrate(connection, 0, version)
+        return sorted(connection.execute(_SCHEMA).fetchall())
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether a failure is another run's or the disk's, and may be none the next time."""
+    return isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in _PASSING)
 
 
 def _has_room(folder: str) -> bool:

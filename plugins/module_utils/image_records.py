@@ -13,14 +13,11 @@ Whatever is not plain here is left out, so that the caller asks the engine.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import stat
 import typing as t
 from collections import defaultdict
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import bolt
+from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, record_files
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 
 _DIGEST = re.compile(r"([a-z0-9]+):([0-9a-f]{32,128})")
@@ -33,8 +30,6 @@ _PARENT = b"org.mobyproject.image.parent"
 _ATTESTATION = "vnd.docker.reference.type"
 #: The variant that stands for none; of others it depends on the processor which of them the engine prefers.
 _PLAIN_VARIANTS = {"arm64": ("", "v8")}
-#: Bytes. Manifests and configurations are a few thousand; containerd itself takes no larger ones (``core/images/image.go``).
-_LARGEST_BLOB = 8 << 20
 #: Seconds between the year 1, from which Go counts, and 1970.
 _GO_EPOCH = 62135596800
 
@@ -140,9 +135,8 @@ class _Blobs:
             if not all(entry["mediaType"].startswith(_LAYERS) for entry in manifest["layers"]):
                 return None  # something else than an image, kept as one
             config = self._read(manifest["config"]["digest"]) or {}
-            diff_ids = config["rootfs"].get("diff_ids") or []
-            return tuple(str(diff_id) for diff_id in diff_ids) if isinstance(diff_ids, list) else None
-        except (KeyError, TypeError, AttributeError):
+            return tuple(record_files.texts(config["rootfs"].get("diff_ids")))
+        except (KeyError, TypeError, AttributeError, ValueError):
             return None
 
     def _read(self, digest: object) -> dict[str, t.Any] | None:
@@ -151,17 +145,9 @@ class _Blobs:
         if not match or match[0] not in self._present:
             return None
         try:
-            descriptor = os.open(f"{self._folder}/{match[1]}/{match[2]}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                about = os.fstat(descriptor)
-                if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_BLOB:
-                    return None
-                parsed = json.loads(os.read(descriptor, about.st_size))
-            finally:
-                os.close(descriptor)
-        except (OSError, ValueError, RecursionError):
+            return record_files.read_object(f"{self._folder}/{match[1]}/{match[2]}")
+        except (OSError, ValueError):
             return None
-        return parsed if isinstance(parsed, dict) else None
 
 
 def _is_attestation(entry: dict[str, t.Any]) -> bool:

@@ -15,7 +15,6 @@ Whoever holds a layer holds all those below it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -23,13 +22,14 @@ import typing as t
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import bolt
+from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, record_files
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
     CACHE,
     CONTAINER,
     IMAGE,
     Account,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import read_head
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import LAYER_NAME, Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
@@ -289,8 +289,8 @@ def _records(top: bolt.Bucket) -> dict[str, dict[str, str]]:
         found[_string(key)] = {}
         for name, raw in bucket.values().items():
             try:
-                value = json.loads(raw)["value"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+                value = record_files.parse_object(raw).get("value")
+            except ValueError:
                 continue
             if isinstance(value, str):
                 found[_string(key)][_string(name)] = value
@@ -322,7 +322,7 @@ def _before_layers(storage: Storage, snapshot: Snapshot, found: Holdings) -> Non
         if storage.old_records:
             found.add(f"record of {ident}", [f"{storage.old_records}/{ident}"], who, "engine_metadata")
             size = _text(f"{storage.old_records}/{ident}/layersize", found)
-            if size.isdigit():
+            if size.isdigit() and len(size) <= 18:
                 found.logical[f"layer {ident}"] = int(size)
 
 
@@ -545,7 +545,7 @@ def _numbers(top: bolt.Bucket) -> dict[str, _Number]:
 def _varint(raw: bytes, zigzag: bool = False) -> int:
     """Go's binary.Uvarint, or binary.Varint."""
     value = shift = 0
-    for byte in raw:
+    for byte in raw[:10]:  # binary.MaxVarintLen64
         value |= (byte & 0x7F) << shift
         shift += 7
         if not byte & 0x80:
@@ -586,12 +586,7 @@ def _names(folder: str, found: Holdings) -> list[str]:
 def _text(path: str, found: Holdings, form: re.Pattern[str] | None = None) -> str:
     """The one line of a record; "" if it is not there, and a doubt if it cannot be read or does not have that form."""
     try:
-        # There are several of these for each layer; open() would take twice as long.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, 200).decode("ascii", "replace").strip()
-        finally:
-            os.close(descriptor)
+        text = read_head(path, 200).decode("ascii", "replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:

@@ -164,7 +164,7 @@ def _making_since(storage: Storage) -> float | None:
     if not places:
         return None
     begun = []
-    for target in (path for opened in open_files() for path in opened):
+    for target in (path for opened in open_files(lambda path: path.startswith(tuple(places)), storage.users) for path in opened):
         for place in places:
             if target.startswith(place):
                 try:

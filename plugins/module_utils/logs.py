@@ -24,6 +24,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.log_records impo
     JSON_LINES,
     Format,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import NotRegular, open_directory, open_regular
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _ROTATED = re.compile(r"\.[0-9]+(\.gz)?")
@@ -72,13 +73,12 @@ def _folder(containers: str, ident: str, kind: Kind) -> t.Iterator[int]:
     """
     if not _ID.fullmatch(ident):
         raise LogRefused(f"{ident!r} is not a container's id")
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     above, name = os.path.split(containers)
-    opened = [os.open(os.path.realpath(above), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    opened = [open_directory(os.path.realpath(above))]
     try:
         for part in (name, ident, kind.folder):
             if part:
-                opened.append(os.open(part, flags, dir_fd=opened[-1]))
+                opened.append(open_directory(part, opened[-1]))
         yield opened[-1]
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
@@ -100,11 +100,14 @@ def open_log(containers: str, ident: str, write: bool, kind: Kind = JSON_FILE) -
     with _folder(containers, ident, kind) as folder:
         mode = os.O_RDWR if write else os.O_RDONLY
         _await_rotation(folder, ident, kind)
-        descriptor = os.open(kind.file(ident), mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            descriptor = open_regular(kind.file(ident), mode, dir_fd=folder)
+        except NotRegular as error:
+            if error.errno == errno.ELOOP:
+                raise
+            raise LogRefused(f"{path} is not a regular file; it stays as it is") from None
         try:
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise LogRefused(f"{path} is not a regular file; it stays as it is")
             if found.st_nlink > 1:
                 raise LogRefused(f"{path} has another name elsewhere (a hard link); it stays as it is")
             if found.st_uid not in (0, os.fstat(folder).st_uid):

@@ -14,6 +14,8 @@ import time
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import open_block_device
+
 
 @dataclass(frozen=True)
 class Filesystem:
@@ -89,10 +91,8 @@ def _headroom(path: str, mount: _Entry, stat: os.statvfs_result) -> int:
 def _reserve_of_ext(source: str, device: int) -> int | None:
     """Bytes that an ext filesystem reserves, for root and for itself (fs/ext4/super.c, ext4_statfs); None if that is not ours to read."""
     try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_block_device(source, device)
         try:
-            if os.fstat(descriptor).st_rdev != device:
-                return None
             found = os.pread(descriptor, 1024, 1024)
         finally:
             os.close(descriptor)

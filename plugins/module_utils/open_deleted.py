@@ -32,6 +32,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.extents import SHARED, mapped
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import open_regular_of_process
 
 _DELETED = " (deleted)"
 _MOUNT_ID = re.compile(rb"^mnt_id:\s*(\d+)", re.MULTILINE)
@@ -393,14 +394,7 @@ def _shared_bytes(link: str, inode: tuple[int, int]) -> int:
     The descriptor may be of something else by now, which must not be opened: a device does whatever it likes then.
     """
     try:
-        seen = os.open(link, os.O_PATH | os.O_CLOEXEC)
-        try:
-            status = os.fstat(seen)
-            if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) != inode:
-                return 0
-            descriptor = os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        finally:
-            os.close(seen)
+        descriptor = open_regular_of_process(link, inode)
         try:
             return sum(extent.length for extent in mapped(descriptor) if extent.flags & SHARED)
         finally:

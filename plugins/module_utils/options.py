@@ -49,6 +49,7 @@ def shared_spec() -> dict[str, t.Any]:
             "aliases": ["docker_api_version"],
         },
         "timeout": {"type": "int", "default": 60, "fallback": (env_fallback, ["DOCKER_TIMEOUT"])},
+        "max_answer_size": {"type": "str", "default": "64MB"},
         "tls": {"type": "bool", "default": False, "fallback": (env_fallback, ["DOCKER_TLS"])},
         "validate_certs": {
             "type": "bool",

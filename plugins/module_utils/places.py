@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import typing as t
 from dataclasses import dataclass, replace
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import measure
+from ansible_collections.fleetclean.docker.plugins.module_utils import measure, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.processes import open_databases
+from ansible_collections.fleetclean.docker.plugins.module_utils.record_files import read_line
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name
 
 _ID = re.compile(r"[0-9a-f]{64}")
-#: Links on the way to a link's target; the kernel follows 40 of them (fs/namei.c, MAXSYMLINKS).
-_MOST_LINKS = 40
 #: Types that are no disk of this host's: what other machines have may hang, and what the kernel makes up is nobody's data.
 _FOREIGN = re.compile(
     r"nfs\d?|cifs|smb\d?|smbfs|ceph|afs|9p|lustre|glusterfs|gpfs|fuse(\..*)?|autofs|proc|sysfs|cgroup2?|devpts|devtmpfs|mqueue|nsfs|bpf|debugfs"
@@ -266,8 +264,7 @@ class _Witness:
             for record in records:
                 for name in names:
                     try:
-                        with open(f"{folder}/{record}/{name}", encoding="ascii", errors="replace") as stream:
-                            found.append(stream.read(200).strip())
+                        found.append(read_line(f"{folder}/{record}/{name}"))
                     except OSError:
                         continue
         return found
@@ -275,7 +272,7 @@ class _Witness:
     def _is_open_by_the_engine(self, target: str) -> bool:
         """Whether a process has databases open there and in a root that is the engine's: nobody but an engine, or its containerd, does."""
         if self._databases is None:
-            self._databases = list(open_databases(".db", {0, os.stat(self._storage.root).st_uid}))
+            self._databases = list(open_databases(".db", self._storage.users))
         beneath = tuple(f"{root}/" for root in self._storage.roots)
         return any(
             any(path.startswith(beneath) for path in opened) and any(path.startswith(f"{target}/") for path in opened) for opened in self._databases
@@ -297,48 +294,8 @@ def _target(link: str) -> tuple[str, str]:
         trusted = {0, os.stat(root).st_uid}
         # With user namespaces what is the engine's belongs to those whom the data root is named by.
         remapped = re.fullmatch(r"([0-9]+)\.[0-9]+", os.path.basename(root))
-        return _trusted(link, trusted, trusted | {int(remapped[1])} if remapped else trusted), ""
-    except _NotTrusted as why:
+        return trust.resolve(link, trusted, trusted | {int(remapped[1])} if remapped else trusted), ""
+    except trust.NotTrusted as why:
         return "", str(why)
     except OSError as error:
         return "", f"{error.filename or link}: {error.strerror}"
-
-
-class _NotTrusted(Exception):
-    """Somebody else could lead us elsewhere."""
-
-
-def _trusted(path: str, users: t.Collection[int], owners: t.Collection[int]) -> str:
-    """Where a path leads, if nobody but these users can make any part of it lead elsewhere.
-
-    :param owners: to one of whom the folder itself has to belong.
-    """
-    real, todo, links = "", path.split("/")[1:], 0
-    while todo:
-        name = todo.pop(0)
-        if name in ("", "."):
-            continue
-        if name == "..":
-            real = os.path.dirname(real).rstrip("/")
-            continue
-        here = f"{real}/{name}"
-        found = os.lstat(here)
-        last = stat.S_ISDIR(found.st_mode) and not any(part not in ("", ".") for part in todo)
-        if found.st_uid not in (owners if last else users):
-            raise _NotTrusted(f"{here} belongs to user {found.st_uid}")
-        if stat.S_ISLNK(found.st_mode):
-            links += 1
-            if links > _MOST_LINKS:
-                raise _NotTrusted(f"{here} leads in a circle")
-            target = os.readlink(here)
-            if target.startswith("/"):
-                real = ""
-            todo = target.split("/") + todo
-            continue
-        if not stat.S_ISDIR(found.st_mode):
-            raise _NotTrusted(f"{here} is no folder")
-        # In a folder such as /tmp nobody can take away or rename what is another's (S_ISVTX).
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
-            raise _NotTrusted(f"others may write to {here}")
-        real = here
-    return real or "/"

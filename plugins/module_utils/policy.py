@@ -37,11 +37,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import 
 from ansible_collections.fleetclean.docker.plugins.module_utils.managers import (
     BUILDER_STATE,
     COMPOSE,
-    is_service,
+    Managers,
     manager_of,
-    manager_of_container,
-    manager_of_host,
-    projects_of,
     template,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import (
@@ -101,6 +98,7 @@ class _Draft:
 
     now: float
     wishes: Wishes
+    managers: Managers
     steps: dict[str, list[Step]] = field(default_factory=lambda: defaultdict(list))
     kept: list[Kept] = field(default_factory=list)
     #: What on the host keeps objects, by object.
@@ -171,7 +169,7 @@ def decide(
     :param came_between: by image id when it was first seen, if an earlier run did not see it.
     :param watched: when earlier runs saw the engine's events without a gap.
     """
-    draft = _Draft(snapshot.now, wishes)
+    draft = _Draft(snapshot.now, wishes, Managers(snapshot.images))
     for hold in snapshot.holds:
         draft.holds.setdefault(hold.holder, []).append(hold)
     staying = _decide_containers(draft, snapshot)
@@ -277,15 +275,16 @@ def _keep_what_is_needed(
     found = True
     while found:
         found = False
-        running = projects_of(
+        running = draft.managers.projects(
             container for container in containers if container.id not in draft.going and (container.live or _starts_again(draft, container))
         )
         for container in containers:
             if container.id not in draft.going:
                 continue
             reason = next((f"container {user.name} {uses}" for user, uses in users[container.id] if user.id not in draft.going), None)
-            if not reason and not wish.compose and is_service(container) and container.labels[COMPOSE] in running:
-                reason = f"of compose project {container.labels[COMPOSE]}, which is running"
+            project = draft.managers.project_of_service(container)
+            if not reason and not wish.compose and project in running:
+                reason = f"of compose project {project}, which is running"
             reason = reason or draft.held("container", container.id)
             if reason:
                 reasons[container.id], found = reason, True
@@ -315,6 +314,17 @@ def condition(container: Container) -> tuple[str, ...]:
     return (container.state, repr(container.finished))
 
 
+def is_unchanged(container: Container, expected: tuple[str, ...]) -> bool:
+    """Whether a stopped container is as it was when it was decided on.
+
+    One that only became dead is: a removal of it began and failed. An engine whose disk is full or read-only cannot write that down, so
+    its list and its records go on calling the container created or exited.
+    """
+    if container.state == "dead" and expected[0] in ("created", "exited"):
+        container = replace(container, state=expected[0])
+    return condition(container) == expected
+
+
 def _killable(wish: ContainerWish) -> tuple[str, ...]:
     """The states in which a container that lived when it was decided on may go. One that stopped meanwhile has an age of its own."""
     return tuple(state for state in wish.states if state in LIVE_STATES or not wish.older_than)
@@ -325,7 +335,7 @@ def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWis
         return container.state if container.live else f"its state is {container.state}"
     if matches(wish.keep, container.id, container.names or (container.name,)):
         return "named in containers.keep"
-    manager = manager_of_container(container)
+    manager = draft.managers.of_container(container)
     if manager and draft.leaves_managed:
         return f"managed by {manager}"
     if _starts_again(draft, container) and "running" not in wish.states:
@@ -383,7 +393,7 @@ def _decide_images(
     users = _Users(staying, [container for container in staying if _wanted_by_name(draft, container)], services)
     used_at, came = last_uses(snapshot, last_seen_used), arrivals(snapshot)
     newest = _newest_tags(snapshot.images, wish.keep_latest)
-    manager = manager_of_host(snapshot.containers) if draft.leaves_managed else None
+    manager = draft.managers.of_host(snapshot.containers) if draft.leaves_managed else None
     unsure = _services_unknown(draft, snapshot)
     children: dict[str, list[str]] = defaultdict(list)
     for image in snapshot.images:
@@ -476,7 +486,7 @@ def _wanted_by_name(draft: _Draft, container: Container) -> bool:
     """Whether a container stays because somebody said so, and not for its state or age alone."""
     wish = draft.wishes.containers
     named = wish and matches(wish.keep, container.id, container.names or (container.name,))
-    managed = draft.leaves_managed and manager_of_container(container)
+    managed = draft.leaves_managed and draft.managers.of_container(container)
     needed = container.id in draft.needed
     return bool(named or managed or needed or _starts_again(draft, container) or draft.protected(container.labels))
 
@@ -634,7 +644,7 @@ def _decide_volumes(
     uses = volume_uses(snapshot)
     wish = draft.wishes.volumes
     used = {name for container in staying for name in container.volumes}
-    projects = projects_of(staying)
+    projects = draft.managers.projects(staying)
     unsure = _services_unknown(draft, snapshot)
     services = [template(name) for name in snapshot.service_volumes if draft.leaves_managed]
     of_going: dict[str, str] = {}
@@ -761,7 +771,7 @@ def _decide_networks(
     since: float | None,
 ) -> None:
     used = {name for container in staying for name in container.networks}
-    projects = projects_of(staying)
+    projects = draft.managers.projects(staying)
     uses = network_uses(snapshot, last_seen_used)
     for network in sorted(snapshot.networks, key=lambda n: (n.created or 0, n.id)):
         use = uses.get(network.id)

@@ -28,6 +28,7 @@ import time
 import typing as t
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 #: The same on all architectures since Linux 5.1, 5.3 and 5.6.
@@ -105,12 +106,14 @@ def parse_container_ids(text: str) -> list[str]:
     return list(dict.fromkeys(_CONTAINER_ID.findall(text)))
 
 
-def read_text(path: str) -> str:
+def read_text(path: str, folder: int | None = None) -> str:
     """Read what the kernel says in a file of ``/proc``.
 
+    :param folder: a descriptor of the process's folder, which ``path`` is relative to.
     :raises OSError: the process has ended, or may not be looked at.
     """
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+    opener = None if folder is None else partial(os.open, dir_fd=folder)
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n", opener=opener) as stream:
         return stream.read(_MOST_TEXT)
 
 
@@ -163,8 +166,13 @@ def pids() -> list[int]:
 
 def descriptors(pid: int) -> t.Iterator[str]:
     """The numbers of what a process has open, the lowest first, as far as they are looked at; none if it may not be looked at or has ended."""
+    yield from listed(f"/proc/{pid}/fd")
+
+
+def listed(folder: str | int) -> t.Iterator[str]:
+    """The same of a folder ``/proc/PID/fd``, by its path or a descriptor of it."""
     try:
-        with os.scandir(f"/proc/{pid}/fd") as entries:
+        with os.scandir(folder) as entries:
             for entry in islice(entries, _MOST_OPEN):
                 yield entry.name
     except OSError:

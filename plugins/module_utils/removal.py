@@ -41,7 +41,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
     Plan,
     Step,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.policy import condition
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import is_unchanged
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     Wanted,
     container_from,
@@ -334,7 +334,7 @@ class _Actor:
         if step.force:
             if now.state not in step.expects:
                 return Result(step, _KEPT, f"it is {now.state} now")
-        elif condition(now) != step.expects:
+        elif not is_unchanged(now, step.expects):
             return Result(step, _KEPT, f"it ran meanwhile, and is {now.state} now")
         reason = self._look.why_needed(step.id, step.users) or self._look.why_held("container", step.id)
         if reason:

@@ -268,11 +268,15 @@ class _Report:
             "disk_bytes": disk,
             "shared_bytes": sizes.shared if measured else None,
             "reclaimable_bytes": 0 if active else alone,
-            "age": int(self._now - moment) if moment else None,
+            "age": self._age(moment),
             "active": active,
             "used_by": [words.printable(user) for user in used_by],
             **more,
         }
+
+    def _age(self, moment: float | None) -> int | None:
+        """Whole seconds since ``moment``; 0 for one to come: the engine's clock may have gone backwards."""
+        return max(0, int(self._now - moment)) if moment else None
 
     def _images(self, category: str) -> list[Item]:
         by_id = {image.id: image for image in self._survey.snapshot.images}
@@ -283,7 +287,7 @@ class _Report:
                 continue  # a step of a build, with its image's layers
             used_by = self._used_by.get(IMAGE + image.id, [])
             evidence = last_use.evidence_of(image, self._used_at, self._came, self._came_between, self._known_since)
-            last_used = None if evidence.moment is None else max(0, int(self._now - evidence.moment))
+            last_used = self._age(evidence.moment)
             found.append(
                 self._item(
                     category, image.id, ", ".join(image.tags) or (image.digests[0] if image.digests else "<none>"), image.bytes,
@@ -356,7 +360,7 @@ class _Report:
             item = self._item(
                 category, record.id, f"{record.type or 'record'} {record.id}", record.bytes, holder=holder,
                 moment=record.created, active=record.in_use, type=record.type, in_use=record.in_use, shared=record.shared,
-                last_used=int(self._now - record.last_used) if record.last_used else None,
+                last_used=self._age(record.last_used),
             )
             if item["disk_bytes"] is not None:
                 own = self._ledger.of_category(holder, category)

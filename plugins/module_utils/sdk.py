@@ -96,7 +96,7 @@ def _carried_sdk(archive: str | None, about: dict[str, str]) -> tuple[str, str]:
             f"{about.get('packages')} needs Python {needs} or newer, here is "
             f"{'.'.join(map(str, sys.version_info[:3]))}; the versions in meta/ee-requirements.txt run on 3.8"
         )
-    # certifi unpacks its bundle into the temporary folder when it is imported.
+    # Whatever still wants a temporary file.
     if not os.environ.get("TMPDIR") and os.access("/dev/shm", os.W_OK | os.X_OK):
         tempfile.tempdir = "/dev/shm"
     descriptor = _memory_file()
@@ -112,7 +112,7 @@ def _carried_sdk(archive: str | None, about: dict[str, str]) -> tuple[str, str]:
 
     sys.path_hooks.insert(0, importer)
     sys.path.insert(0, path)
-    version, problem = _import()
+    version, problem = _import(_certificates(path))
     if not version:
         sys.path.pop(0)
         sys.path_hooks.remove(importer)
@@ -126,6 +126,21 @@ def _unpacked(archive: str) -> bytes:
         return zlib.decompress(base64.b64decode(archive))
     except (ValueError, zlib.error):
         return b""
+
+
+def _certificates(archive: str) -> str:
+    """Put certifi's bundle into a file in memory, and return its path; "" if there is none.
+
+    certifi would unpack it into the temporary folder, where it stays if the process is killed.
+    """
+    try:
+        bundle = zipimport.zipimporter(archive).get_data(f"{archive}/certifi/cacert.pem")
+    except (OSError, zipimport.ZipImportError):
+        return ""
+    descriptor = _memory_file()
+    with os.fdopen(os.dup(descriptor), "wb") as stream:
+        stream.write(bundle)
+    return f"/proc/self/fd/{descriptor}"
 
 
 class _Importer(zipimport.zipimporter):
@@ -146,10 +161,16 @@ def _memory_file() -> int:
     return descriptor
 
 
-def _import() -> tuple[str, str]:
-    """Import the SDK from sys.path; return its version, or the reason why not."""
+def _import(certificates: str = "") -> tuple[str, str]:
+    """Import the SDK from sys.path; return its version, or the reason why not.
+
+    :param certificates: where certifi's bundle lies, if not where certifi would put it.
+    """
     _forget()
     try:
+        if certificates:
+            certifi = import_module("certifi")
+            certifi.where = lambda: certificates  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             # A missing charset detector is warned about, and of no meaning to JSON.
             warnings.simplefilter("ignore")

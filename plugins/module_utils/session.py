@@ -11,7 +11,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns, places, sdk
+from ansible_collections.fleetclean.docker.plugins.module_utils import history, options, patterns, places, sdk, tmp_leftovers
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -21,6 +21,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.storage import (
     from_info,
     prove,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
 
 
 class Site(t.NamedTuple):
@@ -109,6 +110,11 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
     try:
         if module.list_error:
             raise module.list_error
+        if not module.check_mode:
+            tmp_leftovers.sweep()
+        damaged = history.damage(module.params["state_dir"] or "")
+        if damaged:
+            module.warn(printable(damaged))
         try:
             work(module, result)
         finally:
@@ -138,6 +144,7 @@ def open_site(params: dict[str, t.Any]) -> Site:
     state_dir = params["state_dir"] or "/"
     if not os.path.isabs(state_dir):
         raise FleetcleanError(f'state_dir: "{state_dir}" is not an absolute path; use one such as /var/lib/fleetclean, or "".', "bad_input")
+    history.check(state_dir)
     used_sdk = sdk.provide(params["sdk"], params["_sdk_archive"], params["_sdk_about"])
     engine = engines.connect(params)
     where = from_info(engine.info)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import image_records
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, image_records
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
     Engine,
     EngineError,
@@ -280,7 +280,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
-        containers = _containers(engine, wanted, pool, usage, storage)
+        containers = _containers(engine, wanted, pool, usage, storage, unreadable)
     if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
     return Snapshot(
@@ -421,18 +421,18 @@ def _usage(
     try:
         return engine.disk_usage(*(kind for kind, _what in kinds))
     except EngineError as error:
-        if not error.disk_full:
+        if not error.broken:
             raise
         failed = error
     usage: dict[str, t.Any] = {}
     for kind, what in kinds:
-        # BuildKit writes while it is asked, so on a full disk it is the one that fails, and the rest with it.
+        # One object that the engine trips over makes it answer nothing at all. On a full disk BuildKit does, which writes while it is asked.
         try:
             if not engine.speaks("1.42"):
                 raise failed
             usage.update({name: part for name, part in engine.disk_usage(kind).items() if part})
         except EngineError as error:
-            if not error.disk_full:
+            if not error.broken:
                 raise
             if what:
                 unreadable[what] = error.answer
@@ -520,7 +520,12 @@ def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
 
 
 def _containers(
-    engine: Engine, wanted: Wanted, pool: ThreadPoolExecutor, usage: dict[str, t.Any], storage: Storage | None
+    engine: Engine,
+    wanted: Wanted,
+    pool: ThreadPoolExecutor,
+    usage: dict[str, t.Any],
+    storage: Storage | None,
+    unreadable: dict[str, str],
 ) -> tuple[Container, ...]:
     sizes = {str(raw.get("Id")): raw for raw in usage.get("Containers") or ()}
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
@@ -539,7 +544,7 @@ def _containers(
         if not inspect:
             return container_from(summary)
         live = engine.speaks("1.23") and str(summary.get("State")) in LIVE_STATES
-        record = storage.container_record(str(summary["Id"])) if storage and engine.speaks("1.23") else None
+        record = _record(storage, str(summary["Id"])) if storage and engine.speaks("1.23") else None
         if record and not live and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
             # On a full disk the engine cannot write down that a container ended; then its record is of no use.
             found = container_from(summary, record)
@@ -554,7 +559,24 @@ def _containers(
             details = {name: details.get(name) for name in ("HostConfig", "Config", "Mounts", "NetworkSettings")}
         return with_given_name(container_from(summary, details), details)
 
-    return tuple(found for found in pool.map(read, engine.containers(size=wanted.sizes and not sizes)) if found)
+    try:
+        listed = engine.containers(size=wanted.sizes and not sizes)
+    except EngineError as error:
+        if not error.broken or not wanted.sizes:
+            raise
+        # A container whose layer is gone, after a removal that failed half-way, has no size, and no other one has one then.
+        unreadable["containers' sizes"] = error.answer
+        listed = engine.containers()
+    return tuple(found for found in pool.map(read, listed) if found)
+
+
+def _record(storage: Storage, container_id: str) -> dict[str, t.Any] | None:
+    """A container's own records, of the same types as its inspection; None if they are not, and then the engine is asked."""
+    raw = storage.container_record(container_id)
+    try:
+        return {**fields.check(raw, fields.CONTAINER_DETAILS), "StoppedByHand": raw["StoppedByHand"]} if raw else None
+    except ValueError:
+        return None
 
 
 def _images(
@@ -663,7 +685,7 @@ def chain_ids(diff_ids: t.Sequence[str]) -> tuple[str, ...]:
 def _chain_id(below: str, diff_id: str) -> str:
     if not below:
         return diff_id
-    return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def _arrival(storage: Storage | None, image_id: str) -> float | None:

@@ -13,16 +13,18 @@ was asked: an engine on another machine names a path that exists here as well.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
+import socket
+import stat
+import struct
 import subprocess
 import typing as t
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import processes
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes, record_files, safe_open, trust
 
 #: How the folders of layers have something in common on the disk: by hard links, as snapshots of a filesystem,
 #: or as copies, which share their blocks where the filesystem can (reflinks).
@@ -70,6 +72,11 @@ _SNAPSHOTTERS: dict[str, _Driver] = {
 }
 #: What a containerd holds open as long as it runs, below its folder.
 _DATABASE = "/io.containerd.metadata.v1.bolt/meta.db"
+#: Seconds for a containerd to take a connection, which says nothing and ends.
+_ANSWERS_WITHIN = 2.0
+#: Process, user and group (socket(7), struct ucred).
+_CREDENTIALS = struct.Struct("3i")
+_DELETED = " (deleted)"
 #: Where containerd keeps its data, unless it can be asked: its own below the data root, or the system's. Each
 #: snapshotter has a folder of its name there.
 _CONTAINERD = ("{root}/containerd/daemon", "/var/lib/containerd")
@@ -100,8 +107,10 @@ _DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "p": 100
 
 
 #: What is taken along of a container's records.
-_STATE = ("Running", "Paused", "Restarting", "StartedAt", "FinishedAt", "ExitCode")
-_HOST_CONFIG = ("RestartPolicy", "NetworkMode", "IpcMode", "PidMode", "VolumesFrom", "Links")
+_STATE = {"Running": bool, "Paused": bool, "Restarting": bool, "StartedAt": str, "FinishedAt": str, "ExitCode": int}
+_RESTART = {"Name": str, "MaximumRetryCount": int}
+#: Of a layer's size in bytes.
+_MOST_DIGITS = 18
 _ID = re.compile(r"[0-9a-f]{64}")
 #: With user namespaces the data root has a folder for each mapping, named by the user and group that root is.
 _REMAPPED = re.compile(r"[0-9]+\.[0-9]+")
@@ -207,20 +216,8 @@ class Storage:
             return None
         folder = f"{self.containers}/{container_id}"
         try:
-            with open(f"{folder}/config.v2.json", encoding="utf-8") as stream:
-                config = json.load(stream)
-            with open(f"{folder}/hostconfig.json", encoding="utf-8") as stream:
-                host = json.load(stream)
-            return {
-                "Created": config.get("Created"),
-                "State": {name: config["State"].get(name) for name in _STATE},
-                "RestartCount": config.get("RestartCount"),
-                "Config": {"Image": config["Config"].get("Image")},
-                "HostConfig": {name: host.get(name) for name in _HOST_CONFIG},
-                "NetworkSettings": {"Networks": {name: {"Links": end.get("Links")} for name, end in _ends(config).items()}},
-                "StoppedByHand": config.get("HasBeenManuallyStopped") is True,
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return _typed_record(record_files.read_object(f"{folder}/config.v2.json"), record_files.read_object(f"{folder}/hostconfig.json"))
+        except (OSError, ValueError):
             return None
 
     def volume_data(self, name: str) -> str | None:
@@ -243,19 +240,19 @@ class Storage:
         if not folder:
             return None
         try:
-            with open(f"{folder}/lastUpdated", encoding="ascii", errors="replace") as stream:
-                return stream.read(64)
+            return record_files.read_line(f"{folder}/lastUpdated", 64)
         except OSError:
             return None
 
     def image_layers(self, image_id: str) -> tuple[str, ...] | None:
         """The digests of an image's layers, lowest first, out of its record; None if it has none here."""
         path = self.image_record(image_id)
+        if not path:
+            return None
         try:
-            with open(path or "", encoding="utf-8") as stream:
-                layers = json.load(stream)["rootfs"].get("diff_ids")
-            return tuple(str(layer) for layer in layers or ())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            layers = record_files.read_object(path)["rootfs"]
+            return tuple(record_files.texts(layers.get("diff_ids")))
+        except (OSError, ValueError, KeyError, AttributeError):
             return None
 
     def layer_sizes(self) -> dict[str, int]:
@@ -268,13 +265,11 @@ class Storage:
             return sizes
         for name in names:
             try:
-                descriptor = os.open(f"{folder}/{name}/size", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                try:
-                    sizes[f"sha256:{name}"] = int(os.read(descriptor, 40).strip() or 0)
-                finally:
-                    os.close(descriptor)
-            except (OSError, ValueError):
+                size = record_files.read_line(f"{folder}/{name}/size", 40) or "0"
+            except OSError:
                 continue
+            if size.isdigit() and len(size) <= _MOST_DIGITS:
+                sizes[f"sha256:{name}"] = int(size)
         return sizes
 
     @property
@@ -315,12 +310,22 @@ class Storage:
         places = [place for place in self._containerd_places() if os.path.isdir(self._snapshotter(place))]
         if len(places) > 1:
             # An engine that has gone over to the system's has left its own behind, without a process.
-            places = [place for place in places if _is_open(f"{place}{_DATABASE}")] or places
+            places = [place for place in places if self.runs_containerd(place)] or places
         return places[0] if places else None
 
     def runs_containerd(self, folder: str) -> bool:
         """Whether the engine's containerd is seen to have its database open at this place."""
-        return _is_open(f"{folder}{_DATABASE}")
+        return _is_open(f"{folder}{_DATABASE}", self.users)
+
+    @property
+    def users(self) -> frozenset[int]:
+        """Whose processes may be the engine's: root's, and those of the data root's owner, which an engine without root is."""
+        try:
+            owner = os.stat(self.root).st_uid
+        except OSError:
+            owner = 0
+        # With user namespaces that is the containers' root.
+        return frozenset({0} if _REMAPPED.fullmatch(os.path.basename(self.root)) else {0, owner})
 
     @property
     def snapshotter(self) -> str | None:
@@ -408,7 +413,7 @@ class Storage:
         return found.union(roots)
 
     def _containerd_places(self) -> list[str]:
-        told = _containerd_at(self.containerd_address) if self.containerd_address else None
+        told = _containerd_at(self.containerd_address, self.users) if self.containerd_address else None
         return [told] if told else [self.really(place.format(root=self.root)) for place in _CONTAINERD]
 
     def _snapshotter(self, base: str) -> str:
@@ -420,9 +425,37 @@ class Storage:
         return _DRIVERS.get(self.driver, _Driver((self.driver,)))
 
 
+def _typed_record(config: dict[str, t.Any], host: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What is taken along of a container's records.
+
+    :raises ValueError: a value is of another type than the engine's own.
+    """
+    state = _part(config, "State")
+    if not state or "Config" not in config:
+        raise ValueError("a record of another form")
+    restart = _part(host, "RestartPolicy")
+    return {
+        "Created": record_files.only(config.get("Created"), str),
+        "State": {name: record_files.only(state.get(name), kind) for name, kind in _STATE.items()},
+        "RestartCount": record_files.only(config.get("RestartCount"), int),
+        "Config": {"Image": record_files.only(_part(config, "Config").get("Image"), str)},
+        "HostConfig": {
+            "RestartPolicy": {name: record_files.only(restart.get(name), kind) for name, kind in _RESTART.items()},
+            **{name: record_files.only(host.get(name), str) for name in ("NetworkMode", "IpcMode", "PidMode")},
+            **{name: record_files.texts(host.get(name)) for name in ("VolumesFrom", "Links")},
+        },
+        "NetworkSettings": {"Networks": {name: {"Links": record_files.texts(end.get("Links"))} for name, end in _ends(config).items()}},
+        "StoppedByHand": config.get("HasBeenManuallyStopped") is True,
+    }
+
+
+def _part(record: dict[str, t.Any], name: str) -> dict[str, t.Any]:
+    return record_files.only(record.get(name), dict) or {}
+
+
 def _ends(config: dict[str, t.Any]) -> dict[str, t.Any]:
     """The networks of a container's record, by name."""
-    ends = (config.get("NetworkSettings") or {}).get("Networks") or {}
+    ends = _part(_part(config, "NetworkSettings"), "Networks")
     return {name: end for name, end in ends.items() if isinstance(end, dict)}
 
 
@@ -461,36 +494,39 @@ def from_info(info: dict[str, t.Any]) -> Storage:
 
 
 @lru_cache(maxsize=None)
-def _containerd_at(address: str) -> str | None:
-    """The data of the containerd that listens at a socket, by the database that its process holds open; None if that cannot be seen."""
-    path = os.path.realpath(address[len("unix://"):] if address.startswith("unix://") else address)
-    sockets = set()
+def _containerd_at(address: str, users: frozenset[int]) -> str | None:
+    """The data of the containerd that listens at a socket, by the database that its process holds open; None if that cannot be seen.
+
+    What is read there says what is nobody's, so neither the address nor a name in /proc is believed: anybody may bind a socket to any path in a
+    mount namespace of his own, and a container's root is root. The socket is one that only these users could have put there, and the kernel says
+    which process listens there (unix(7), SO_PEERCRED).
+    """
+    path = address[len("unix://"):] if address.startswith("unix://") else address
+    if not os.path.isabs(path):
+        return None
     try:
-        with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as stream:
-            for line in stream:
-                fields = line.rstrip("\n").split(None, 7)
-                # The fourth are its flags: __SO_ACCEPTCON is a socket that listens (net/unix/af_unix.c).
-                if len(fields) == 8 and fields[3] == "00010000" and os.path.realpath(fields[7]) == path:
-                    sockets.add(f"socket:[{fields[6]}]")
-        owner = os.stat(path).st_uid if sockets else -1
-        for pid in _processes() if sockets else ():
-            opened = _opened_by(pid)
-            # Anybody may bind a socket to a name with a line of such a table in it.
-            if sockets.intersection(opened) and _user_of(pid) in (0, owner):
-                return next((name[: -len(_DATABASE)] for name in opened if name.endswith(_DATABASE)), None)
-    except OSError:
-        pass
-    return None
+        real = os.path.realpath(path)
+        for folder in {os.path.dirname(path), os.path.dirname(real)}:
+            trust.resolve(folder, users)
+        found = os.lstat(real)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in users or os.lstat(path).st_uid not in users:
+            return None
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_ANSWERS_WITHIN)
+            connection.connect(real)
+            pid, uid, _gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid not in users or pid <= 0:
+            return None
+        opened = next(iter(_opened_by(str(pid), users, lambda name: name.endswith(_DATABASE))), None)
+        return opened[: -len(_DATABASE)] if opened else None
+    except (OSError, ValueError, trust.NotTrusted):
+        return None
 
 
 @lru_cache(maxsize=None)
-def _is_open(path: str) -> bool:
-    """Whether a process of root's, or of the file's owner, has a file open for writing, as far as that can be seen."""
-    path = os.path.realpath(path)
-    try:
-        return processes.has_open(path, {0, os.stat(path).st_uid})
-    except OSError:
-        return False
+def _is_open(path: str, users: frozenset[int]) -> bool:
+    """Whether a process of these users has a file open for writing, as far as that can be seen."""
+    return processes.has_open(os.path.realpath(path), users)
 
 
 def _has_entries(folder: str) -> bool:
@@ -505,32 +541,59 @@ def _children(folder: str) -> list[str]:
         return []
 
 
-def open_files() -> t.Iterator[list[str]]:
-    """What each process has open, as far as that can be seen: another user's cannot, and processes end meanwhile. Root's come first."""
-    return (_opened_by(str(pid)) for pid in (os.getpid(), *processes.in_turn({0, os.geteuid()})))
+def open_files(wanted: t.Callable[[str], bool], users: t.Collection[int]) -> t.Iterator[list[str]]:
+    """What each process of these users has open of what is wanted, by paths of this mount namespace, as far as that can be seen.
+
+    A path in /proc is that of the process's own mount namespace, in which anybody may have a folder of any name: so what it leads to here has to be
+    the very file. Of a deleted one that can only be said of its filesystem.
+    """
+    return (_opened_by(str(pid), users, wanted) for pid in (os.getpid(), *processes.in_turn(users)))
 
 
-def _processes() -> t.Iterator[str]:
-    return (name for name in os.listdir("/proc") if name.isdigit())
-
-
-def _opened_by(pid: str) -> list[str]:
-    found = []
-    for number in processes.descriptors(int(pid)):
-        try:
-            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
-        except OSError:
-            continue
-    return found
-
-
-def _user_of(pid: str) -> int | None:
-    """The effective user of a process. Its folder may belong to root, whoever it is (proc(5), PR_SET_DUMPABLE)."""
+def _opened_by(pid: str, users: t.Collection[int], wanted: t.Callable[[str], bool]) -> list[str]:
+    found: list[str] = []
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
-            return next(int(line.split()[2]) for line in stream if line.startswith("Uid:"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
+        # This stays with the process: should it end and its number be another's, nothing is found through it any more.
+        process = os.open(f"/proc/{pid}", safe_open.DIRECTORY)
+    except OSError:
+        return found
+    try:
+        # First: a file of another user's may be on a filesystem of his own, which never answers.
+        if not _users_of(process) <= set(users):
+            return found
+        descriptors = os.open("fd", safe_open.DIRECTORY, dir_fd=process)
+        try:
+            for number in processes.listed(descriptors):
+                try:
+                    path = os.readlink(number, dir_fd=descriptors)
+                    if path.startswith("/") and wanted(path) and _is_here(path, os.stat(number, dir_fd=descriptors)):
+                        found.append(path)
+                except OSError:
+                    continue
+        finally:
+            os.close(descriptors)
+        # It may have become somebody else's meanwhile, with what it had open.
+        return found if not found or _users_of(process) <= set(users) else []
+    except OSError:
+        return []
+    finally:
+        os.close(process)
+
+
+def _is_here(path: str, found: os.stat_result) -> bool:
+    """Whether an open file is the one that its path leads to here."""
+    if not path.endswith(_DELETED):
+        here = os.stat(path, follow_symlinks=False)
+        return (here.st_dev, here.st_ino) == (found.st_dev, found.st_ino)
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return os.stat(folder).st_dev == found.st_dev
+
+
+def _users_of(process: int) -> set[int]:
+    """The users of a process, by a descriptor of its folder (which may belong to root, whoever it is: proc(5), PR_SET_DUMPABLE); -1 if that is not told."""
+    return set(processes.parse_user_ids(processes.read_text("status", process))) or {-1}
 
 
 def prove(
@@ -592,8 +655,7 @@ def _by_folders(folder: str, names: t.Sequence[str], foreign: str, what: str) ->
 
 def _first_line(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.readline(200).strip()
+        return safe_open.read_head(path, 200).decode("utf-8", "replace").partition("\n")[0].strip()
     except OSError:
         return None
 
@@ -606,9 +668,8 @@ def _other_keys(root: str) -> list[str]:
 
 def _key_id(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8") as stream:
-            return str(json.load(stream).get("kid"))
-    except (OSError, ValueError, AttributeError):
+        return record_files.only(record_files.read_object(path).get("kid"), str)
+    except (OSError, ValueError):
         return None
 
 

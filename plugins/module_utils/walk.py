@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a folder really takes: allocated blocks, and what removing it would give back on this filesystem.
 
-One pass, without following a link: each folder is opened by name in the one above it. The work is cut into
+One pass, without following a link: each folder is opened by name in the one above it (descent.py), nothing but folders is
+opened, and regular files where blocks may be shared (safe_open.py). The work is cut into
 units that several processes walk at once; a path that is somebody else's (``owners``) changes the
 account on which everything below it goes. What is counted:
 
@@ -16,6 +17,8 @@ account on which everything below it goes. What is counted:
 
 Within a unit the lowest folder comes first, and what a later one shares with it is the first one's: so a layer
 that is a snapshot or a copy of its parent is charged with what it has of its own.
+
+What is walked was made by containers, so what is remembered of it has bounds, whatever they make: see ``Limit``.
 """
 
 from __future__ import annotations
@@ -32,10 +35,10 @@ import stat
 import struct
 import typing as t
 from array import array
-from collections import defaultdict
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.descent import FIRST_LIMIT, Descent, Folders, Level, shorten
 from ansible_collections.fleetclean.docker.plugins.module_utils.extents import (
     INLINE,
     NODE,
@@ -47,6 +50,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.measure import (
     Mount,
     mounts_below,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import DIRECTORY, open_directory, open_regular
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import (
     COPIES,
     LINKS,
@@ -58,7 +62,14 @@ _EXAMPLES = 20
 _LINK = 5
 #: The root of a btrfs subvolume has always this inode number (btrfs_tree.h: BTRFS_FIRST_FREE_OBJECTID).
 _SUBVOLUME_INODE = 256
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: Characters of a path in an example. A path may have megabytes.
+_LONGEST_PATH = 1000
+#: Numbers for files with links, and for extents, that others may have as well, in one process: 4 MB each.
+_MOST_NUMBERS = 500_000
+#: Of an extent: where it lies, and its length.
+_EXTENT = 2
+#: Keys that are remembered: 16 to 32 MB of files' identities and extents' places, and 8 MB of inodes, of which a row of 64 is one.
+_MOST_KEYS, _MOST_ROWS = 1 << 20, 1 << 18
 
 
 @dataclass
@@ -90,6 +101,15 @@ class Unit:
     sharing: str = ""
 
 
+class Limit:
+    """What there was more of than is remembered, and how it counts then."""
+
+    LINKS = "there are so many files with hard links that each name of some of them counts with its part of the file"
+    ELSEWHERE = "there are so many files with hard links elsewhere that some of them count several times"
+    EXTENTS = "there are so many shared extents that some of them are left out of what would come free"
+    KEYS = "there are so many files in layers that share that some of them count as shared"
+
+
 @dataclass
 class Found:
     """``sizes`` by account. ``self_contained``: accounts whose figures do not depend on any other's; the rest are ``entangled``.
@@ -98,6 +118,7 @@ class Found:
     ``links``: by account, what was counted for files with links elsewhere, ``_LINK`` numbers for each.
     ``extents``: by account, where extents lie that other files have as well, and their length.
     ``together``: what comes free once all of these accounts are gone, and in none of them yet.
+    ``limits``: bounds that were met, in words.
     """
 
     sizes: dict[str, Sizes] = field(default_factory=dict)
@@ -111,13 +132,17 @@ class Found:
     links: list[tuple[str, array[int]]] = field(default_factory=list)
     extents: list[tuple[str, array[int]]] = field(default_factory=list)
     together: dict[frozenset[str], int] = field(default_factory=dict)
+    limits: set[str] = field(default_factory=set)
 
     @property
     def in_subvolumes(self) -> int:
         return sum(self.subvolumes.values())
 
     def of(self, account: str) -> Sizes:
-        return self.sizes.setdefault(account, Sizes())
+        sizes = self.sizes.get(account)
+        if sizes is None:
+            sizes = self.sizes[account] = Sizes()
+        return sizes
 
     def fail(self, path: str, error: OSError) -> None:
         """Note what could not be read; what is gone meanwhile is no failure."""
@@ -126,7 +151,7 @@ class Found:
             return
         self.unread += 1
         if len(self.examples) < _EXAMPLES:
-            self.examples.append((path, error.strerror or str(error)))
+            self.examples.append((_shortened(path), error.strerror or str(error)))
 
     def free_with(self, accounts: set[str], frees: int) -> None:
         """Note what comes free with the last of these accounts."""
@@ -152,8 +177,22 @@ class Found:
         self.unread += other.unread
         self.vanished += other.vanished
         self.examples += other.examples[: _EXAMPLES - len(self.examples)]
-        self.links += other.links
-        self.extents += other.extents
+        self.limits |= other.limits
+        for mine, theirs, limit in ((self.links, other.links, Limit.ELSEWHERE), (self.extents, other.extents, Limit.EXTENTS)):
+            if _length(mine) + _length(theirs) <= _MOST_NUMBERS:
+                mine += theirs
+            else:
+                self.limits.add(limit)
+
+
+def _length(numbers: t.Iterable[tuple[str, array[int]]]) -> int:
+    return sum(len(some) for _account, some in numbers)
+
+
+def _shortened(path: str) -> str:
+    if len(path) <= _LONGEST_PATH:
+        return path
+    return f"{path[:_LONGEST_PATH // 2]}...{path[-_LONGEST_PATH // 2:]}"
 
 
 @dataclass(frozen=True)
@@ -183,12 +222,17 @@ _PLAIN = Model()
 
 
 class Seen:
-    """64-bit keys, in 16 to 32 bytes each: Python's own set takes five times that."""
+    """64-bit keys, in 16 to 32 bytes each: Python's own set takes five times that. ``full``: no more are noted."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOST_KEYS) -> None:
+        self._most = most
         self._mask = 1023
         self._keys = array("Q", bytes(8 * 1024))
         self._used = 0
+
+    @property
+    def full(self) -> bool:
+        return self._used >= self._most
 
     def add(self, key: int) -> bool:
         """Note a key; whether it is new."""
@@ -200,6 +244,8 @@ class Seen:
             if keys[at] == key:
                 return False
             at = (at + 1) & mask
+        if self._used >= self._most:
+            return True
         keys[at] = key
         self._used += 1
         if self._used * 2 > mask:
@@ -214,6 +260,49 @@ class Seen:
         for key in before:
             if key:
                 self.add(key)
+
+
+class SeenInodes:
+    """Inodes, which come in rows: 64 of them in 32 to 64 bytes, which is what a single one takes at most."""
+
+    def __init__(self, most: int = _MOST_ROWS) -> None:
+        self._most = most
+        self._mask = 1023
+        self._rows = array("Q", bytes(8 * 1024))
+        self._bits = array("Q", bytes(8 * 1024))
+        self._used = 0
+
+    def add(self, key: int) -> bool | None:
+        """Note an inode; whether it is new, None if it is not known and there is no room to note it."""
+        row, bit = (key >> 6) + 1, 1 << (key & 63)
+        rows, mask = self._rows, self._mask
+        at = (row * 0x9E3779B97F4A7C15 >> 32) & mask
+        while rows[at] != row:
+            if not rows[at]:
+                if self._used >= self._most:
+                    return None
+                rows[at] = row
+                self._bits[at] = bit
+                self._used += 1
+                if self._used * 2 > mask:
+                    self._grow()
+                return True
+            at = (at + 1) & mask
+        if self._bits[at] & bit:
+            return False
+        self._bits[at] |= bit
+        return True
+
+    def _grow(self) -> None:
+        rows, bits = self._rows, self._bits
+        self._mask = mask = self._mask * 2 + 1
+        self._rows, self._bits = array("Q", bytes(8 * (mask + 1))), array("Q", bytes(8 * (mask + 1)))
+        for row, its in zip(rows, bits):
+            if row:
+                at = (row * 0x9E3779B97F4A7C15 >> 32) & mask
+                while self._rows[at]:
+                    at = (at + 1) & mask
+                self._rows[at], self._bits[at] = row, its
 
 
 def model_of(path: str, kind: str) -> Model:
@@ -280,9 +369,27 @@ def walk(
     return found
 
 
+class _Several:
+    """The accounts of keys that were met on more than one. Most have them in common: one set stands for all that are alike."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[int, frozenset[str]] = {}
+        self._alike: dict[frozenset[str], frozenset[str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._accounts)
+
+    def add(self, key: int, account: str) -> None:
+        accounts = self._accounts.get(key, frozenset()) | {account}
+        self._accounts[key] = self._alike.setdefault(accounts, accounts)
+
+    def pop(self, key: int) -> frozenset[str]:
+        return self._accounts.pop(key, frozenset())
+
+
 def _count_links_once(found: Found) -> None:
     """A file with links in several units counts where the first of them was, and comes free with the last."""
-    seen, again = Seen(), defaultdict(set)
+    seen, again = Seen(), _Several()
     for account, numbers in found.links:
         sizes = found.of(account)
         for at in range(0, len(numbers), _LINK):
@@ -293,11 +400,11 @@ def _count_links_once(found: Found) -> None:
                 sizes.shared -= shared
                 sizes.frees -= frees
                 sizes.inodes -= 1
-                again[key].add(account)
+                again.add(key, account)
     for account, numbers in found.links if again else ():
         for at in range(0, len(numbers), _LINK):
             # The first place at which it comes by is the one that counted.
-            others = again.pop(numbers[at], None)
+            others = again.pop(numbers[at])
             if others:
                 found.of(account).frees -= numbers[at + _LINK - 1]
                 found.free_with({account, *others}, numbers[at + _LINK - 1])
@@ -306,16 +413,16 @@ def _count_links_once(found: Found) -> None:
 
 def _free_extents_with_the_last(found: Found) -> None:
     """An extent in several files comes free with the last of them. One that was met once has its others elsewhere, and stays."""
-    seen, again = Seen(), defaultdict(set)
+    seen, again = Seen(), _Several()
     for account, numbers in found.extents:
-        for place in numbers[::2]:
-            if not seen.add(place):
-                again[place].add(account)
+        for at in range(0, len(numbers), _EXTENT):
+            if not seen.add(numbers[at]):
+                again.add(numbers[at], account)
     for account, numbers in found.extents if again else ():
-        for place, length in zip(numbers[::2], numbers[1::2]):
-            others = again.pop(place, None)
+        for at in range(0, len(numbers), _EXTENT):
+            others = again.pop(numbers[at])
             if others:
-                found.free_with({account, *others}, length)
+                found.free_with({account, *others}, numbers[at + 1])
     found.extents = []
 
 
@@ -350,15 +457,18 @@ class _Work:
     ) -> None:
         self._units = units
         roots = {path for unit in units for path in unit.paths}
+        mounts = {mount.path: mount for mount in mounts_below(roots) if mount.path not in places}
+        parents = {_above(path) for path in (*owners, *roots, *known)}
         self._plan = _Plan(
             owners=owners,
             apart=roots | set(known),
-            parents={path.rpartition("/")[0] or "/" for path in (*owners, *roots, *known)},
+            parents=parents,
+            above=_all_above(parents, mounts),
             models=models,
-            mounts={mount.path: mount for mount in mounts_below(roots) if mount.path not in places},
+            mounts=mounts,
             disks={path: (os.stat(path).st_dev, list(places.values()).index(disk)) for path, disk in places.items()},
         )
-        # As many folders are open as a tree is deep.
+        # Folders above what is looked for by path are open all at once.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 65536), hard))
 
@@ -398,26 +508,43 @@ class _Work:
         """Walk one unit."""
         unit = self._units[number]
         found = Found()
-        seen = Seen()
+        # Those that go from one folder of the unit to the next one.
+        seen, links = Seen(), SeenInodes() if unit.sharing == LINKS else None
         for path in unit.paths:
             mount = self._plan.foreign(path)
             if mount:
                 found.mounts.append(mount)  # a layer's device while its container runs, a volume's own disk
                 continue
-            _Walk(self._plan, unit.sharing, seen, found).tree(path)
+            _Walk(self._plan, unit.sharing, seen, links, found).tree(path)
         return found
+
+
+def _above(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
+
+
+def _all_above(parents: t.Iterable[str], mounts: t.Iterable[str]) -> set[str]:
+    """The folders on the way to what is looked for by path."""
+    found = {"/"}
+    for path in (*parents, *map(_above, mounts)):
+        while path not in found:
+            found.add(path)
+            path = _above(path)
+    return found
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What all units have in common. ``apart`` are walked elsewhere, ``parents`` the folders right above such and owned paths.
 
+    ``above``: all folders above such and owned paths, and mounts. Only there a folder's path means something.
     ``disks``: by place the device number there, and a small number that tells its filesystem from others.
     """
 
     owners: t.Mapping[str, str]
     apart: t.Collection[str]
     parents: t.Collection[str]
+    above: t.Collection[str]
     models: t.Mapping[int, Model]
     mounts: t.Mapping[str, Mount]
     disks: t.Mapping[str, tuple[int, int]]
@@ -451,17 +578,21 @@ class _Plan:
 class _Walk:
     """One folder of a unit, from its top to its leaves."""
 
-    def __init__(self, plan: _Plan, sharing: str, seen: Seen, found: Found) -> None:
+    def __init__(self, plan: _Plan, sharing: str, seen: Seen, links: SeenInodes | None, found: Found) -> None:
         self._plan, self._sharing, self._seen, self._found = plan, sharing, seen, found
-        self._links = seen if sharing == LINKS else Seen()
+        self._links = links or SeenInodes()
         self._linked: dict[str, array[int]] = {}
         self._extents: dict[str, array[int]] = {}
+        self._numbers = {"links": _length(found.links), "extents": _length(found.extents)}
+        self._parts: dict[str, float] = {}
         self._open_links = 0
         self._shares = False
+        self._top = ""
         self._place = ""
         self._disk = 0
 
     def tree(self, path: str) -> None:
+        self._top = path
         self._place = self._plan.place(path)
         if self._place:
             # Where an extent lies says something on its own disk alone.
@@ -470,83 +601,103 @@ class _Walk:
         try:
             top = os.lstat(path)
             if not stat.S_ISDIR(top.st_mode):
-                self._file(path, None, os.path.basename(path), top, account, self._plan.model(top.st_dev, self._place))
+                self._file(None, path, top, account, self._plan.model(top.st_dev, self._place))
                 self._finish(account)
                 return
-            descriptor = os.open(path, _FOLDER)
+            descriptor = open_directory(path)
         except OSError as error:
             self._found.fail(path, error)
             return
-        # (path, descriptor, its folders that are still to be walked, device, account)
-        stack: list[tuple[str, int, list[str], int, str]] = []
+        descent = Descent(lambda lost, error: self._found.fail(self._path(lost), error))
         try:
-            own = os.fstat(descriptor)
-            stack.append((path, descriptor, self._folder(path, descriptor, own, account), own.st_dev, account))
-        except OSError as error:
-            os.close(descriptor)
-            self._found.fail(path, error)
-            return
-        try:
-            while stack:
-                above, descriptor, folders, device, mine = stack[-1]
-                if not folders:
-                    os.close(descriptor)
-                    stack.pop()
-                    continue
-                name = folders.pop()
-                below = f"{above}/{name}"
-                owner = mine
-                if above in self._plan.parents:
-                    if below in self._plan.apart:
-                        continue
-                    owner = self._plan.owners.get(below, mine)
-                mount = self._plan.mounts.get(below)
-                if mount and not mount.own:  # before it is opened: a dead NFS server would hold us
-                    self._found.mounts.append(mount)
-                    continue
-                try:
-                    inner = os.open(name, _FOLDER, dir_fd=descriptor)
-                except OSError as error:
-                    self._found.fail(below, error)
-                    continue
-                try:
-                    own = os.fstat(inner)
-                    if self._elsewhere(below, own, device):
-                        os.close(inner)
-                        continue
-                    stack.append((below, inner, self._folder(below, inner, own, owner), own.st_dev, owner))
-                except OSError as error:
-                    os.close(inner)
-                    self._found.fail(below, error)
+            try:
+                own = os.fstat(descriptor)
+                folders = self._folder(path, path.rpartition("/")[2], descriptor, own, account)
+            except OSError as error:
+                os.close(descriptor)
+                self._found.fail(path, error)
+                return
+            if folders:
+                descent.push(Level(descriptor, own, 0, account, path, folders))
+            else:
+                os.close(descriptor)
+            for level, name in descent:
+                below = self._enter(level, name)
+                if below:
+                    descent.push(below)
         finally:
-            for entry in stack:
-                os.close(entry[1])
+            descent.close()
         self._finish(account)
 
+    def _enter(self, level: Level, name: str) -> Level | None:
+        """Count a folder and its files; None if there are no folders in it, or it is walked elsewhere, or cannot be."""
+        plan, path, account = self._plan, None, level.account
+        if level.path is not None:
+            path = f"{level.path}/{name}"
+            if level.path in plan.parents:
+                if path in plan.apart:
+                    return None
+                account = plan.owners.get(path, account)
+            mount = plan.mounts.get(path)
+            if mount and not mount.own:  # before it is opened: a dead NFS server would hold us
+                self._found.mounts.append(mount)
+                return None
+        try:
+            descriptor = os.open(name, DIRECTORY, dir_fd=level.descriptor)  # open_directory, without a call
+        except OSError as error:
+            self._found.fail(self._path(level.descriptor, name), error)
+            return None
+        try:
+            own = os.fstat(descriptor)
+            if own.st_dev != level.device and self._elsewhere(path, descriptor, own):
+                os.close(descriptor)
+                return None
+            folders = self._folder(path, name, descriptor, own, account)
+        except OSError as error:
+            self._found.fail(self._path(descriptor), error)
+            os.close(descriptor)
+            return None
+        if not folders:
+            os.close(descriptor)
+            return None
+        return Level(descriptor, own, level.depth + 1, account, path if path in plan.above else None, folders)
+
     def _finish(self, account: str) -> None:
+        for name, inodes in self._parts.items():
+            self._found.of(name).inodes += round(inodes)
         self._found.extents += self._extents.items()
         if self._open_links and self._sharing != LINKS:
             self._found.links += self._linked.items()
+            if self._numbers["links"] >= _MOST_NUMBERS:
+                self._found.limits.add(Limit.ELSEWHERE)
         elif not self._sharing and not self._shares and account not in self._found.entangled:
             self._found.self_contained.add(account)
             return
         self._found.entangled.add(account)
         self._found.self_contained.discard(account)
 
-    def _elsewhere(self, path: str, own: os.stat_result, device: int) -> bool:
+    def _path(self, descriptor: int, name: str = "") -> str:
+        """Where an open folder is, for people; the kernel does not tell it if it has more than a page."""
+        try:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:
+            path = f"{self._top}/..."
+        return f"{path}/{name}" if name else path
+
+    def _elsewhere(self, path: str | None, descriptor: int, own: os.stat_result) -> bool:
         """Whether another filesystem came to be mounted there; then it is named and left alone."""
-        if own.st_dev == device or path in self._plan.mounts:
+        if path in self._plan.mounts:
             return False
-        if own.st_ino == _SUBVOLUME_INODE and self._plan.model(device, self._place).copies:
+        if own.st_ino == _SUBVOLUME_INODE and self._plan.model(own.st_dev, self._place).copies:
             return False  # a subvolume: a folder with a device number of its own
-        self._found.mounts.append(Mount(path, "", False))
+        self._found.mounts.append(Mount(path or _shortened(self._path(descriptor)), "", False))
         return True
 
-    def _folder(self, path: str, descriptor: int, own: os.stat_result, account: str) -> list[str]:
-        """Count a folder and its files; return the names of the folders in it."""
+    def _folder(self, path: str | None, name: str, descriptor: int, own: os.stat_result, account: str) -> Folders | None:
+        """Count a folder and its files; return the folders in it, None if there are none."""
         model = self._plan.model(own.st_dev, self._place)
         sizes = self._found.of(account)
-        inherited = self._sharing == SNAPSHOTS and not self._seen.add(_identity(path.rpartition("/")[2], own))
+        inherited = self._sharing == SNAPSHOTS and not self._seen.add(_identity(name, own))
         blocks = own.st_blocks * 512
         sizes.disk += blocks
         sizes.inodes += 1
@@ -558,7 +709,8 @@ class _Walk:
                 sizes.frees += model.copies * NODE  # a tree of its own, be it ever so small
         else:
             sizes.frees += blocks + model.inode_bytes
-        folders: list[str] = []
+        waiting: list[tuple[int, str]] = []
+        limit, more = FIRST_LIMIT, False
         claimed = path in self._plan.parents
         plain = not (claimed or model.reflinks or self._sharing)
         disk = apparent = inodes = 0
@@ -566,12 +718,15 @@ class _Walk:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.name)
+                        waiting.append((entry.inode(), entry.name))
+                        if len(waiting) >= limit:
+                            limit, cut = shorten(waiting, limit)
+                            more = more or cut
                         continue
                     try:
                         found = entry.stat(follow_symlinks=False)
                     except OSError as error:
-                        self._found.fail(f"{path}/{entry.name}", error)
+                        self._found.fail(self._path(descriptor, entry.name), error)
                         continue
                     if plain and found.st_nlink == 1:
                         # Almost every file there is; the rest is slower.
@@ -585,29 +740,38 @@ class _Walk:
                         if below in self._plan.apart:
                             continue
                         its = self._plan.owners.get(below, account)
-                    self._file(path, descriptor, entry.name, found, its, model)
+                    self._file(descriptor, entry.name, found, its, model)
         except OSError as error:
-            self._found.fail(path, error)
+            self._found.fail(self._path(descriptor), error)
         sizes.disk += disk * 512
         if own.st_dev not in self._plan.models:
             self._in_subvolume(blocks + disk * 512)
         sizes.apparent += apparent
         sizes.inodes += inodes
         sizes.frees += disk * 512 + inodes * model.inode_bytes
-        return folders
+        return Folders(waiting, more) if waiting else None
 
     def _in_subvolume(self, size: int) -> None:
         self._found.subvolumes[self._place] = self._found.subvolumes.get(self._place, 0) + size
 
-    def _file(
-        self, path: str, folder: int | None, name: str, found: os.stat_result, account: str, model: Model
-    ) -> None:
+    def _file(self, folder: int | None, name: str, found: os.stat_result, account: str, model: Model) -> None:
+        """Count a file.
+
+        :param folder: the descriptor of the folder in which it has that name; None if the name is a whole path.
+        """
         key = (found.st_ino ^ found.st_dev << 48) & 0xFFFFFFFFFFFFFFFF
+        part = 1
         if found.st_nlink > 1:
-            if not self._links.add(key):
+            new = self._links.add(key)
+            if new is False:
                 self._open_links -= 1
                 return
-            self._open_links += found.st_nlink - 1
+            if new:
+                self._open_links += found.st_nlink - 1
+            else:
+                part = found.st_nlink
+                self._shares = True
+                self._found.limits.add(Limit.LINKS)
         blocks = found.st_blocks * 512
         inline = found.st_size <= model.inline
         shared = frees = 0
@@ -615,50 +779,59 @@ class _Walk:
             shared = blocks
         else:
             if model.reflinks and blocks and not inline and stat.S_ISREG(found.st_mode):
-                extents = self._shared(path, folder, name)
-                everything = sum(length for _physical, length in extents)
-                shared = min(blocks, everything)
+                shared = self._shared(folder, name, blocks, account)
                 self._shares = self._shares or bool(shared)
-                if self._sharing not in (COPIES, SNAPSHOTS):
-                    mine = self._extents.setdefault(account, array("Q")) if extents else array("Q")
-                    for physical, length in extents:  # compressed, they are longer than their blocks
-                        mine.extend((physical ^ self._disk, length * shared // everything))
             if model.copies:
                 frees = 0 if inline else blocks - shared
                 frees += model.metadata(len(os.fsencode(name)), found.st_size, found.st_blocks)
             else:
                 frees = blocks - shared + model.inode_bytes
-        sizes = self._found.of(account)
-        sizes.disk += blocks
         if found.st_dev not in self._plan.models:
-            self._in_subvolume(blocks)
-        sizes.apparent += found.st_size
-        sizes.shared += shared
-        sizes.frees += frees
-        sizes.inodes += 1
-        if found.st_nlink > 1 and self._sharing != LINKS:
+            self._in_subvolume(blocks // part)
+        self._add(Sizes(blocks, found.st_size, shared, frees, 1), account, part)
+        if found.st_nlink > 1 and part == 1 and self._sharing != LINKS and self._numbers["links"] < _MOST_NUMBERS:
+            self._numbers["links"] += _LINK
             self._linked.setdefault(account, array("Q")).extend((key, blocks, found.st_size, shared, frees))
 
-    def _shared(self, path: str, folder: int | None, name: str) -> list[tuple[int, int]]:
-        """A file's extents that others have as well. Of copies and snapshots in the unit, the first one's are its own."""
+    def _add(self, its: Sizes, account: str, part: int) -> None:
+        """Put a file on an account, or a name's part of it."""
+        if part > 1:
+            self._parts[account] = self._parts.get(account, 0.0) + 1 / part
+            its = Sizes(its.disk // part, its.apparent // part, its.shared // part, its.frees // part, 0)
+        self._found.of(account).add(its)
+
+    def _shared(self, folder: int | None, name: str, blocks: int, account: str) -> int:
+        """How many bytes of a file's blocks others have as well. Of copies and snapshots in the unit, the first one's are its own."""
         try:
-            descriptor = os.open(
-                name if folder is not None else path,
-                os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-                dir_fd=folder,
-            )
+            descriptor = open_regular(name, dir_fd=folder)
         except OSError as error:
-            self._found.fail(f"{path}/{name}" if folder is not None else path, error)
-            return []
+            self._found.fail(name if folder is None else self._path(folder, name), error)
+            return 0
+        layers = self._sharing in (COPIES, SNAPSHOTS)
+        everything, mine = 0, array("Q")
         try:
-            return [
-                extent for extent in _shared_extents(descriptor)
-                if self._sharing not in (COPIES, SNAPSHOTS) or not self._seen.add(extent[0])
-            ]
+            for physical, length in _shared_extents(descriptor):
+                if layers:
+                    if self._seen.add(physical):
+                        if not self._seen.full:
+                            continue
+                        self._found.limits.add(Limit.KEYS)
+                elif self._numbers["extents"] < _MOST_NUMBERS:
+                    self._numbers["extents"] += _EXTENT
+                    mine.extend((physical ^ self._disk, length))
+                else:
+                    self._found.limits.add(Limit.EXTENTS)
+                everything += length
         except OSError:
-            return []  # a file without extents to ask for
+            everything, mine = 0, array("Q")  # a file without extents to ask for
         finally:
             os.close(descriptor)
+        shared = min(blocks, everything)
+        for at in range(1, len(mine), _EXTENT):  # compressed, they are longer than their blocks
+            mine[at] = mine[at] * shared // everything
+        if mine:
+            self._extents.setdefault(account, array("Q")).extend(mine)
+        return shared
 
 
 def _identity(name: str, found: os.stat_result) -> int:
@@ -676,7 +849,7 @@ def _shared_extents(descriptor: int) -> t.Iterator[tuple[int, int]]:
 def _xfs_inode(path: str) -> int:
     """Bytes of an inode: XFS_IOC_FSGEOMETRY_V1 (xfs_fs.h); 512 unless made otherwise."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_directory(path)
         try:
             geometry = bytearray(112)
             fcntl.ioctl(descriptor, 0x80705864, geometry)
@@ -691,7 +864,7 @@ def _xfs_inode(path: str) -> int:
 def _metadata_copies(path: str) -> int:
     """How often btrfs keeps its metadata: twice, unless it was made otherwise."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_directory(path)
         try:
             return metadata_copies(descriptor)
         finally:

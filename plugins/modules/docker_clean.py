@@ -237,6 +237,7 @@ options:
       - Whether to V(keep) what others look after on this host, or to V(clean) it as well.
       - That is what belongs to kubelet, the ECS agent, Nomad, swarm (what its services name, too, where a manager can tell) or a
         buildx builder instance, by labels and containers' names, and on hosts of the first three all images.
+      - Labels that a container has from its image alone do not count; whoever made the image could have set them.
       - And stopped containers that start again with the engine, see O(containers.states).
       - Networks and volumes of a swarm stack are told by their label, also where no manager can be asked.
     type: str

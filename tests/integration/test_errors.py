@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Tuple
@@ -67,6 +68,7 @@ BAD_INPUT: Tuple[Tuple[str, Dict[str, Any], str], ...] = (
     ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
     ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
     ("docker_disk_report", {"state_dir": "state"}, 'docker_disk_report: state_dir: "state" is not an absolute path'),
+    ("docker_clean", {"images": {}, "state_dir": "/dev/shm"}, 'docker_clean: state_dir: "/dev/shm" cannot be used: others may write to /dev/shm'),
 )
 
 
@@ -163,6 +165,46 @@ def test_an_engine_that_does_not_answer_in_time(fleet: Fleet, ansible: Ansible) 
         release.set()
     assert result["failure"] == "engine_down"
     assert "took longer than the timeout" in result["msg"]
+
+
+def engine_without_end(connection: socket.socket, piece: bytes, pause: float) -> None:
+    """Tells its version and facts as an engine does, and to all else it never ends its answer."""
+    known = {
+        "/version": {"Version": "26.1.5", "ApiVersion": "1.45"},
+        "/info": {"ID": "ABCD", "Name": "elsewhere", "ServerVersion": "26.1.5", "Driver": "overlay2", "DockerRootDir": "/var/lib/docker"},
+    }
+    with connection.makefile("rb") as stream:
+        while True:
+            path = stream.readline().decode().split(" ")[1]
+            while stream.readline().strip():
+                pass
+            told = next((told for ending, told in known.items() if path.endswith(ending)), None)
+            if told is None:
+                break
+            body = json.dumps(told).encode()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n[")
+        while True:
+            connection.sendall(piece)
+            time.sleep(pause)
+
+
+@pytest.mark.parametrize(
+    ("piece", "pause", "words"),
+    [
+        (b'{"Id":"a"},' * 5000, 0.0, "unexpected answer: it is larger than 64.0 MB; if that is right for this host, raise `max_answer_size`."),
+        (b" ", 0.1, "took longer than the timeout. Raise `timeout` (seconds)"),
+        (b'{"Id":"a","Names":{}},' * 5000, 0.0, "GET /containers/json: unexpected answer: [0].Names is an object, not a list."),
+    ],
+    ids=["without end", "byte by byte", "wrong type"],
+)
+def test_an_engine_whose_answers_are_no_answers(fleet: Fleet, ansible: Ansible, piece: bytes, pause: float, words: str) -> None:
+    began = time.monotonic()
+    with serving(fleet["one"], lambda connection: engine_without_end(connection, piece, pause)) as address:
+        result = fails(ansible, "docker_clean", {"containers": {}, "docker_host": address, "timeout": 2})
+    assert time.monotonic() - began < 60
+    assert words in result["msg"]
+    assert result["failure"] in ("engine", "engine_down")
 
 
 def test_no_sdk_anywhere(ansible: Ansible) -> None:

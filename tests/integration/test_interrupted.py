@@ -421,6 +421,50 @@ def test_an_engine_that_does_not_come_back_leaves_what_was_done_in_the_result(fl
     rest.check_engine()
 
 
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_disk_that_fails_in_the_middle_of_a_run_costs_nothing_that_is_wanted(fleet: Fleet, fault: str) -> None:
+    """From the fourth removal on no byte can be written, or none at all: what can be done is done, the rest is told and goes next time."""
+
+    def story(host: Host) -> None:
+        world = make(host, 9 if fault == "full" else 10)
+        root = host.data_root
+        undo: List[List[str]] = []
+
+        def meddle(count: int, path: str) -> str:
+            if count == 4 and not undo:
+                if fault == "full":
+                    undo.append(["rm", host.fill(root)])
+                else:
+                    host.exec(["sh", "-ec", f"mount --bind {root} {root}; mount -o remount,bind,ro {root}"])
+                    undo.append(["umount", root])
+            return ""
+
+        try:
+            with Proxy(host, meddle):
+                result = Run(host, PROXY, parallel=1).end()
+        finally:
+            for command in undo:
+                host.exec(command)
+        assert undo and result is not None
+        left = world.left()
+        tags = {entry for entry in world.goes if entry[0] == "tag"}
+        # An engine that cannot write down that an object is gone says that it failed, and has forgotten it all the same.
+        failed = {(entry["kind"], entry["id"]) for entry in result["failures"]}
+        assert world.goes - left <= removed(result) | failed | tags, "what went is told"
+        if fault == "full":
+            assert not result.get("failed"), (result.get("msg"), result["failures"])
+        else:
+            assert result["failed"] and left, result
+            assert any("read-only file system" in entry["error"] for entry in result["failures"]), result["failures"]
+        report = bare.Bare(host).run(measure="exact").result
+        assert report["usage"]["containers"]["count"] == len(host.must("GET", "/containers/json?all=1"))
+        Run(host).must()
+        assert world.left() == set()
+        world.check_engine()
+
+    on_all(fleet, story)
+
+
 class _Through:
     """A host whose engine is reached through the proxy."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -16,7 +17,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
-from tests.fleet.dirty import load_image
+from tests.fleet.dirty import load_image, tar
 from tests.integration.support import CONTAINERD, REPOSITORY, Ansible, start, state
 from tests.integration.test_clean import connect
 from tests.integration.things import base, both_stores, by_itself, clear, container, kept, removed, until, volume_driver
@@ -211,6 +212,18 @@ def test_a_network_ages_by_its_last_use_and_stays_where_that_is_forgotten(host: 
     result = clean(host, **{**only, "networks": {"older_than": "1h"}})
     assert kept(result, "network")["last used less than 1h ago (seen in use by an earlier run)"] == 1
     assert set(removed(clean(host, **{**only, "networks": {}}))) == {"proxy", "idle"}
+    # Who else could have written what was noted, and what nobody noted.
+    database = "/run/notes/history.sqlite"
+    assert host.exec(["stat", "-c", "%a %U", "/run/notes", database]).stdout.split() == ["700", "root", "600", "root"]
+    host.exec(["chmod", "777", "/run/notes"])
+    refused = by_itself(host, **{**EVERYTHING, **only, "networks": {}})
+    assert refused["failed"] and "others may write to /run/notes" in refused["msg"], refused["msg"]
+    host.exec(["chmod", "700", "/run/notes"])
+    assert not clean(host, **{**only, "networks": {}}).get("warnings")
+    host.exec(["sh", "-c", f"echo torn > {database}"])
+    (warning,) = clean(host, **{**only, "networks": {}})["warnings"]
+    assert f"{database} cannot be read (file is not a database)" in str(warning) and "made anew" in str(warning)
+    assert not clean(host, **{**only, "networks": {}}).get("warnings")
 
 
 # -- volumes -----------------------------------------------------------------------------------
@@ -296,6 +309,43 @@ def test_what_another_manager_runs_here_is_left_to_it_and_so_are_all_images(host
     assert reason in kept(result, "container") and count == 2
     clean(host, orchestrated="clean")
     assert (state(host)["containers"], state(host)["images"]) == ({}, set())
+
+
+@both_stores
+def test_an_images_label_does_not_make_the_host_managed(host: Host) -> None:
+    """The engine gives a container the labels of its image; whoever made that could switch the cleaning of the host off."""
+    said = {"io.kubernetes.pod.name": "web", "com.hashicorp.nomad.alloc_id": "1", "com.docker.swarm.task.id": "t"}
+    load_image(host, "evil/app:1", {"a": b"evil"}, labels=said)
+    load_image(host, "app/idle:1", {"a": b"idle"})
+    container(host, "from-evil", "evil/app:1", ["/bin/true"], run="done")
+    container(host, "runs", "evil/app:1", run="on", labels={"mine": "1"})
+    listed = host.must("GET", "/containers/json?all=1")
+    assert all(entry["Labels"].items() >= said.items() for entry in listed)
+    result = clean(host)
+    assert {"from-evil", "app/idle:1"} <= set(removed(result)) and "runs" not in removed(result)
+    assert "evil/app:1" in state(host)["tags"]
+    # The same label, but whoever made the container set another of the same manager.
+    container(host, "pod", "evil/app:1", ["/bin/true"], run="done", labels={"io.kubernetes.pod.uid": "1"})
+    load_image(host, "app/idle:1", {"a": b"idle"})
+    result = clean(host)
+    assert removed(result) == {}
+    assert kept(result, "container") == {"managed by kubelet": 1, "running": 1}
+
+
+@both_stores
+def test_what_an_images_configuration_holds_is_no_matter(host: Host) -> None:
+    """The engine keeps it as it came, and whoever made the image may have nested it deeper than Python goes."""
+    for name, more in (("deep", b"[" * 5000 + b"]" * 5000), ("large", b'"' + b"x" * 3_000_000 + b'"'), ("lists", b"[" + b"[]," * 300_000 + b"[]]")):
+        plain = b'{"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}, "author.x": '
+        config = plain + more + b"}"
+        file = hashlib.sha256(config).hexdigest() + ".json"
+        manifest = [{"Config": file, "RepoTags": [f"evil/{name}:1"], "Layers": []}]
+        host.must("POST", "/images/load?quiet=1", tar({file: config, "manifest.json": json.dumps(manifest).encode()}))
+    report = by_itself(host, "docker_disk_report", measure="exact", state_dir="", top=-1)
+    assert not report["failed"], report["msg"]
+    wanted = {f"evil/{name}:1" for name in ("deep", "large", "lists")}
+    result = clean(host, images={"scope": "unused", "keep_latest": 0})
+    assert wanted <= set(removed(result))
 
 
 # -- containers that come back or go by themselves ---------------------------------------------

@@ -28,7 +28,7 @@ from tests.integration.things import clear
 sys.path.insert(0, str(REPOSITORY / "tests/unit"))
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, policy, removal, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 from expected import Expected, promised, what
@@ -218,7 +218,7 @@ def read(host: Host, arrived: Dict[str, float]) -> Model:
         found.data[entry["Name"]] = Data(entry["Name"], parse_time(entry["CreatedAt"]), entry["Labels"] or {})
     for entry in host.must("GET", "/networks"):
         found.nets[entry["Id"]] = Net(entry["Id"], entry["Name"], parse_time(entry["Created"]), entry["Labels"] or {}, entry["Scope"])
-    for entry in host.must("GET", "/system/df")["BuildCache"] or []:
+    for entry in host.must("GET", "/system/df?type=build-cache")["BuildCache"] or []:
         found.records[entry["ID"]] = Record(
             entry["ID"], entry.get("Parents") or [parent for parent in (entry.get("Parent"),) if parent], entry["Type"], entry["InUse"], entry["Size"],
             parse_time(entry["CreatedAt"]) or 0, parse_time(entry["LastUsedAt"]), frozenset({"some"} if entry["Shared"] else ()),
@@ -261,7 +261,7 @@ def wishes_for(made: Maker, middle: Optional[float]) -> policy.Wishes:
 
 
 def look(engine: engines.Engine, wishes: policy.Wishes) -> snapshot.Snapshot:
-    engine.info["SystemTime"] = engine._object("/info")["SystemTime"]
+    engine.info["SystemTime"] = engine._object("/info", fields.INFO)["SystemTime"]
     wanted = snapshot.Wanted(
         images=wishes.images is not None, volumes=wishes.volumes is not None or bool(wishes.containers and wishes.containers.volumes),
         networks=wishes.networks is not None, build_cache=wishes.build_cache is not None, ages=True,

@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
 import os
 import struct
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
 import pytest
 
 from tests.fleet import Fleet, Host, HostSpec
-from tests.fleet.dirty import load_image
+from tests.fleet.dirty import load_image, tar
+from tests.integration.disks import run
 from tests.integration.support import CONTAINERD, start, state
 from tests.integration.things import base, both_stores, by_itself, clear, container, kept, removed, until, volume_driver
 
@@ -28,7 +32,9 @@ EVERYTHING: Dict[str, Any] = {
     "state_dir": "",
 }
 #: linux/fs.h
-FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE_FL = 0x80086601, 0x40086602, 0x10
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE_FL, FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x10, 0x20000
+#: How a disk says that it cannot be read.
+ERRORS = [os.strerror(number) for number in (errno.EIO, errno.EBADMSG, errno.EUCLEAN)]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +142,7 @@ def test_a_read_only_data_root_is_one_error_before_anything_is_touched(host: Hos
 
 @pytest.mark.parametrize("host", ["broken"], indirect=True)
 def test_a_filesystem_that_the_kernel_gave_up_is_as_good_as_read_only(host: Host) -> None:
-    """ext4 with errors=remount-ro, as Debian mounts it. This is the host's last test: such a filesystem wants to be mounted anew."""
+    """ext4 with errors=remount-ro, as Debian mounts it. Such a filesystem wants to be mounted anew: others take its place."""
     made(host)
     before = state(host)
     device = os.stat(host.path(host.data_root)).st_dev
@@ -149,6 +155,55 @@ def test_a_filesystem_that_the_kernel_gave_up_is_as_good_as_read_only(host: Host
     host.kill_engine()
     host.exec(["sh", "-c", f"umount -l {host.data_root}; mount -t tmpfs tmpfs {host.data_root}"])
     host.start_engine()
+
+
+@pytest.mark.parametrize("host", ["broken"], indirect=True)
+def test_a_disk_with_errors_is_reported_as_far_as_it_can_be_read_and_what_cannot_go_is_told(host: Host) -> None:
+    """Two thirds of the volumes' disk have lost their content, which its checksums tell. This is the host's last test."""
+    root, image = host.data_root, "/run/volumes.img"
+    with open(host.path("/run") / "volumes.img", "wb") as stream:
+        stream.truncate(400 << 20)
+    run("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", host.path(image))  # a journal would be in the middle
+    mount = f"mount -o loop {image} {root}/volumes"
+    host.kill_engine()
+    host.exec(["sh", "-ec", f"umount -l {root}; mount -t tmpfs tmpfs {root}; mkdir {root}/volumes; {mount}"])
+    host.start_engine()
+    base(host)
+    lost = 0
+    for number in range(4):
+        host.must("POST", "/volumes/create", {"Name": f"v{number}"})
+        folder = host.path(f"{root}/volumes/v{number}/_data")
+        attribute(folder, FS_TOPDIR_FL)  # so that its folders are spread over all of the disk
+        for name in range(200):
+            (folder / f"d{name}").mkdir()
+            (folder / f"d{name}" / "file").write_bytes(b"content")
+            # The first 16 groups of blocks have 2,048 inodes each, and are the first third of the disk.
+            lost += (folder / f"d{name}").stat().st_ino > 16 * 2048
+    assert lost > 10
+    load_image(host, "app/idle:1", {"a": b"idle"})
+    container(host, "wanted", "base/app:1", ["/bin/sleep", "1000000"])
+    host.kill_engine()
+    until(lambda: host.exec(["umount", f"{root}/volumes"], check=False).returncode == 0, 20)
+    for size in (128 << 20, 400 << 20):
+        os.truncate(host.path(image), size)
+    host.exec(["sh", "-ec", mount])
+    host.start_engine()
+    try:
+        host.must("POST", "/containers/wanted/start")
+        said = by_itself(host, "docker_disk_report", measure="exact", state_dir="")
+        assert not said["failed"], said
+        assert said["unread"]["count"] > 0 and any(entry["error"] in ERRORS for entry in said["unread"]["examples"]), said["unread"]
+        assert said["usage"]["images"]["disk_bytes"] > 0, "the other disk is a good one"
+        result = clean(host)
+        assert result["failed"] == bool(result["failures"]), result
+        assert "app/idle:1" in removed(result) and "wanted" not in removed(result), result
+        there = {volume["Name"] for volume in host.must("GET", "/volumes")["Volumes"]}
+        assert not there & set(removed(result, "volume")), "what could not go is not said to have gone"
+        assert host.must("GET", "/containers/wanted/json")["State"]["Running"]
+    finally:
+        host.kill_engine()
+        host.exec(["sh", "-c", f"umount -l {root}/volumes {root}; mount -t tmpfs tmpfs {root}"])
+        host.start_engine()
 
 
 def made(host: Host) -> None:
@@ -171,14 +226,44 @@ def refused(host: Host, before: Dict[str, Any]) -> None:
     assert {"idle", "app/idle:1"} <= set(removed(check))
 
 
+# -- depth -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["ctd"], indirect=True)
+def test_an_image_of_two_hundred_layers_is_measured_and_goes(host: Host) -> None:
+    """containerd's store takes them; graph drivers refuse more than 125 ("max depth exceeded")."""
+    layers = [tar({f"srv/{number}": os.urandom(3000)}) for number in range(200)]
+    config = json.dumps({
+        "architecture": "amd64", "os": "linux", "created": "2024-01-01T00:00:00Z", "config": {"Cmd": ["/x"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(layer).hexdigest()}" for layer in layers]},
+    }).encode()
+    files = {f"{number}.tar": layer for number, layer in enumerate(layers)}
+    manifest = json.dumps([{"Config": "config.json", "RepoTags": ["app/deep:1"], "Layers": list(files)}]).encode()
+    host.must("POST", "/images/load?quiet=1", tar({**files, "config.json": config, "manifest.json": manifest}))
+    container(host, "deep", "app/deep:1", ["/x"])
+    said = by_itself(host, "docker_disk_report", measure="exact", state_dir="")
+    assert not said["failed"], said
+    (item,) = (entry for entry in said["items"]["images"] if entry["name"] == "app/deep:1")
+    assert item["disk_bytes"] >= 200 * 4096
+    assert (said["totals"]["unattributed_bytes"], said["items"]["leftovers"]) == (0, [])
+    free = host.free_bytes()
+    result = clean(host)
+    assert not result["failed"], result
+    assert {"deep", "app/deep:1"} <= set(removed(result))
+    assert host.free_bytes() - free >= item["disk_bytes"]
+
+
 # -- containers --------------------------------------------------------------------------------
 
 
-def immutable(path: Path, on: bool) -> None:
-    """As `chattr` does, which not every host has."""
-    with open(path, encoding="ascii") as stream:
-        (flags,) = struct.unpack("l", fcntl.ioctl(stream, FS_IOC_GETFLAGS, struct.pack("l", 0)))
-        fcntl.ioctl(stream, FS_IOC_SETFLAGS, struct.pack("l", flags | FS_IMMUTABLE_FL if on else flags & ~FS_IMMUTABLE_FL))
+def attribute(path: Path, flag: int, on: bool = True) -> None:
+    """Set a file's attribute as `chattr` does, which not every host has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        (flags,) = struct.unpack("l", fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, struct.pack("l", 0)))
+        fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, struct.pack("l", flags | flag if on else flags & ~flag))
+    finally:
+        os.close(descriptor)
 
 
 @both_stores
@@ -188,7 +273,7 @@ def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead
     container(host, "other", "base/app:1", ["/bin/true"], run="done")
     file = host.path(f"{host.data_root}/containers/{ident}") / "immutable"
     file.touch()
-    immutable(file, True)
+    attribute(file, FS_IMMUTABLE_FL)
     try:
         result = clean(host)
         assert result["failed"]
@@ -198,7 +283,7 @@ def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead
         assert image in state(host)["images"], "its container is still there"
         assert host.must("GET", f"/containers/{ident}/json")["State"]["Status"] == "dead"
     finally:
-        immutable(file, False)
+        attribute(file, FS_IMMUTABLE_FL, False)
     result = clean(host)
     assert not result["failed"], result
     assert removed(result, "container")["stuck"].startswith("dead")

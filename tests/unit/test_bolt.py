@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import struct
+import tempfile
 import time
 import types
 import typing as t
@@ -20,6 +21,8 @@ import boltfile
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import bolt
 from boltfile import BRANCH, LEAF, Writer, leaf_body
+from hypothesis import example, given, settings
+from mutations import bounded, mutated
 
 Plain = t.Dict[bytes, t.Any]
 
@@ -450,6 +453,42 @@ def test_random_bytes_are_no_database(tmp_path: Path, seed: int) -> None:
     for _ in range(30):
         path.write_bytes(whole[: 2 * 4096] + dice.getrandbits(8 * 90_000).to_bytes(90_000, "big"))
         quiet(path)
+
+
+#: Any bytes: what a fuzzer may call. ``content`` reads all of it, as no reader of ours does.
+def read_any(data: bytes) -> None:
+    """Whatever the bytes are: their content, or BoltError; soon, and within bounds of memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.db")
+        path.write_bytes(data)
+        quiet(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(mutated(boltfile.encode(TREE, per_page=5)))
+@example(b"")
+def test_any_bytes_are_content_or_bolt_error(data: bytes) -> None:
+    read_any(data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(mutated(boltfile.encode(TREE)[2 * 4096:]))
+def test_behind_metas_that_are_right_any_bytes_are_content_or_bolt_error(rest: bytes) -> None:
+    read_any(boltfile.encode(TREE)[: 2 * 4096] + rest)
+
+
+def test_values_that_lie_in_each_other_take_no_memory_without_bounds(tmp_path: Path) -> None:
+    """A leaf of as many elements as there can be, each of which is all the rest of the page, under a name of its own."""
+    writer = Writer()
+    count, size = 60_000, 1 << 20
+    body = bytearray(size)
+    for index in range(count):
+        struct.pack_into("<IIII", body, index * 16, 0, (count - index) * 16 + index, 8, size - 16 - count * 16 - index - 8)
+    body[count * 16:] = bytes(number & 0xFF for number in range(size - count * 16))
+    path = tmp_path / "x.db"
+    path.write_bytes(writer.file(writer.place(LEAF, count, bytes(body)), writer.bucket({})))
+    with bounded(5.0, 60 << 20):
+        assert "lead in circles" in trouble(path)
 
 
 # -- in the place of the file ----------------------------------------------------------------------------

@@ -350,7 +350,7 @@ def test_an_api_version_that_is_none_is_refused(site: Site, version: str) -> Non
 def test_versions_are_compared_as_numbers(site: Site, spoken: str, asked: str, yes: bool) -> None:
     site.serve(engine_that())
     engine = site.connect()
-    engine._client._version = spoken
+    engine.api_version = spoken
     assert engine.speaks(asked) is yes
 
 

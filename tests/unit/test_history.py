@@ -9,15 +9,20 @@ import os
 import random
 import sqlite3
 import tempfile
+import types
 import typing as t
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import history
+from ansible_collections.fleetclean.docker.plugins.module_utils import history, trust
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.history import Measured
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from mutations import bounded, mutated
 from worlds import NOW, container, network, world
 
 ENGINE, IMAGE, OTHER = "ENGINE:ID", "sha256:aa", "sha256:bb"
@@ -235,6 +240,7 @@ def test_what_may_not_be_written_is_read_and_stays() -> None:
     with tempfile.TemporaryDirectory() as state:
         history.note_measured(state, ENGINE, {LAYER: FIGURES})
         os.chmod(state, 0o755)
+        os.chmod(Path(state, "history.sqlite"), 0o644)  # this makes it for root alone
         before = os.getresuid()
         os.setresuid(-1, 65534, 0)
         try:
@@ -367,3 +373,325 @@ def test_only_a_run_that_asked_for_networks_notes_what_events_it_saw(folder: str
     assert history.recall(folder, ENGINE, NOW) == ({}, {}, None)
     assert history.note(folder, ENGINE, here, volumes=False, networks=True)
     assert history.recall(folder, ENGINE, NOW) == ({f"network:{network('n').id}": NOW}, {}, (NOW - 60, NOW))
+
+
+# -- who may write what is remembered -------------------------------------------------------------
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(FleetcleanError) as caught:
+        history.check(str(folder))
+    assert caught.value.code == "bad_input" and str(caught.value).startswith(f'state_dir: "{folder}" cannot be used: ')
+    # Whoever calls without having checked gets nothing either, and changes nothing.
+    assert not history.note_uses(str(folder), ENGINE, {IMAGE: 1.0}, [IMAGE])
+    assert not history.note_measured(str(folder), ENGINE, {LAYER: FIGURES})
+    assert (history.last_uses(str(folder), ENGINE), history.measured(str(folder), ENGINE)) == ({}, {})
+    assert history.damage(str(folder)) is None
+    return str(caught.value).partition("cannot be used: ")[2].partition(". Use")[0]
+
+
+SOMEBODY = 12345
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give something away")
+
+
+@as_root
+def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "home/state"
+    assert history.note_uses(str(state), ENGINE, {IMAGE: 1.0}, [IMAGE])
+    history.check(str(state))
+    for path in (state, state.parent):
+        os.chown(path, SOMEBODY, SOMEBODY)
+        assert refusal(state) == f"{path} belongs to user {SOMEBODY}"
+        os.chown(path, 0, 0)
+    assert history.last_uses(str(state), ENGINE) == {IMAGE: 1.0}
+
+
+@as_root
+def test_a_user_has_a_folder_of_his_own_and_one_of_another_user_is_refused() -> None:
+    """As an engine without root has it."""
+    with tempfile.TemporaryDirectory() as top:
+        os.chmod(top, 0o755)
+        for name, uid in (("mine", SOMEBODY), ("other", SOMEBODY + 1)):
+            os.mkdir(f"{top}/{name}", 0o755)
+            os.chown(f"{top}/{name}", uid, uid)
+        before = os.getresuid()
+        os.setresuid(-1, SOMEBODY, 0)
+        try:
+            state = f"{top}/mine/.local/state"
+            history.check(state)
+            assert history.note_uses(state, ENGINE, {IMAGE: 1.0}, [IMAGE])
+            assert history.last_uses(state, ENGINE) == {IMAGE: 1.0}
+            assert refusal(Path(top, "other/state")) == f"{top}/other belongs to user {SOMEBODY + 1}"
+            history.check("/var/lib/fleetclean")
+        finally:
+            os.setresuid(*before)
+        assert refusal(Path(state)) == f"{top}/mine belongs to user {SOMEBODY}"
+
+
+@pytest.mark.parametrize(("mode", "where", "refused"), [
+    (0o777, "state", True), (0o770, "state", True), (0o1777, "state", True), (0o755, "state", False), (0o500, "state", False),
+    (0o777, "", True), (0o775, "", True), (0o1777, "", False), (0o755, "", False),
+])
+def test_where_others_may_write_nothing_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, where: str, refused: bool) -> None:
+    """In a folder as /tmp nobody can replace what is another's, but make a journal that SQLite takes for its own."""
+    monkeypatch.setattr(trust, "pwd", None)
+    above = tmp_path / "above"
+    state = above / "state"
+    state.mkdir(parents=True)
+    above.joinpath(where).chmod(mode)
+    if refused:
+        assert refusal(state) == f"others may write to {above.joinpath(where)}"
+        assert not list(state.iterdir())
+    else:
+        history.check(str(state))
+    above.joinpath(where).chmod(0o700)
+
+
+@pytest.mark.parametrize(("members", "group", "own"), [([], "me", True), (["me"], "me", True), (["me", "other"], "me", False), ([], "users", False)])
+def test_a_users_own_group_is_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: list[str], group: str, own: bool) -> None:
+    found = os.stat_result((0o40770, 0, 0, 1, 1000, 1000, 0, 0, 0, 0))
+    monkeypatch.setattr(trust.pwd, "getpwuid", lambda _uid: types.SimpleNamespace(pw_name="me", pw_gid=1000))
+    monkeypatch.setattr(trust.grp, "getgrgid", lambda _gid: types.SimpleNamespace(gr_name=group, gr_mem=members))
+    assert trust.others_may_write(found) is not own
+    assert trust.others_may_write(os.stat_result((0o40772, *tuple(found)[1:])))
+    assert trust.others_may_write(os.stat_result((0o40770, 0, 0, 1, 1000, 1001, 0, 0, 0, 0)))
+    assert trust.others_may_write(os.stat_result((0o40770, 0, 0, 1, 0, 1000, 0, 0, 0, 0))), "whoever is in a group of root's"
+
+
+def test_a_link_of_roots_leads_to_the_folder_and_one_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+    """/var/lib on another disk is usual."""
+    (tmp_path / "disk/lib").mkdir(parents=True)
+    (tmp_path / "lib").symlink_to("disk/lib")
+    state = tmp_path / "lib/fleetclean"
+    history.check(str(state))
+    assert history.note_uses(str(state), ENGINE, {IMAGE: 1.0}, [IMAGE])
+    assert (tmp_path / "disk/lib/fleetclean/history.sqlite").is_file()
+    (tmp_path / "last").symlink_to(state)
+    history.check(str(tmp_path / "last"))
+    assert history.last_uses(str(tmp_path / "last"), ENGINE) == {IMAGE: 1.0}
+    if os.geteuid() == 0:
+        os.lchown(tmp_path / "lib", SOMEBODY, SOMEBODY)
+        assert refusal(state) == f"{tmp_path}/lib belongs to user {SOMEBODY}"
+
+
+@pytest.mark.parametrize("name", ["history.sqlite", "history.sqlite-journal", "history.sqlite-wal", "history.sqlite-shm"])
+def test_what_is_no_file_of_ours_is_refused_and_not_followed(tmp_path: Path, name: str) -> None:
+    state = tmp_path / "state"
+    assert history.note_uses(str(state), ENGINE, {IMAGE: 1.0}, [IMAGE])
+    other = tmp_path / "other"
+    other.write_bytes((state / "history.sqlite").read_bytes())
+    path = state / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(other)
+    before = other.read_bytes()
+    assert refusal(state) == f"{path} is a link"
+    assert other.read_bytes() == before and path.is_symlink()
+    path.unlink()
+    path.symlink_to(tmp_path / "not there")
+    assert refusal(state) == f"{path} is a link" and not (tmp_path / "not there").exists()
+    path.unlink()
+    os.mkfifo(path)
+    assert refusal(state) == f"{path} is no file"
+    path.unlink()
+    path.write_bytes(b"")
+    path.chmod(0o666)
+    assert refusal(state) == f"others may write to {path}"
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, SOMEBODY, SOMEBODY)
+        assert refusal(state) == f"{path} belongs to user {SOMEBODY}"
+
+
+def test_what_is_made_is_for_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert history.note_uses(str(tmp_path / "a/b/state"), ENGINE, {IMAGE: 1.0}, [IMAGE])
+    finally:
+        os.umask(before)
+    for path in ("a", "a/b", "a/b/state"):
+        assert (tmp_path / path).stat().st_mode & 0o7777 == 0o700
+    database = tmp_path / "a/b/state/history.sqlite"
+    assert database.stat().st_mode & 0o7777 == 0o600
+    database.chmod(0o644)  # of an earlier release
+    assert history.note_uses(str(tmp_path / "a/b/state"), ENGINE, {IMAGE: 2.0}, [IMAGE])
+    assert database.stat().st_mode & 0o7777 == 0o600
+
+
+def test_what_is_not_there_or_cannot_be_used_is_no_refusal(tmp_path: Path) -> None:
+    for state in ("", "/", str(tmp_path / "not/there"), str(tmp_path / "x") + "/" + "y" * 300, "/proc/self/fdinfo/state"):
+        history.check(state) if state else None
+        assert history.damage(state) is None
+    (tmp_path / "file").write_text("")
+    assert refusal(tmp_path / "file/state") == f"{tmp_path}/file is no folder"
+
+
+# -- a file that is not what it should be ----------------------------------------------------------
+
+
+WITHOUT_END = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
+HOSTILE = {
+    "a view without end": f"CREATE VIEW last_use AS {WITHOUT_END} SELECT 'ENGINE:ID' AS engine, x AS object, x AS used FROM n",
+    "a view that only counts": f"CREATE VIEW last_use AS {WITHOUT_END} SELECT 'ENGINE:ID' AS engine, max(x) AS object, 1 AS used FROM n",
+    "a view of gigabytes": "CREATE VIEW last_use AS SELECT 'ENGINE:ID' AS engine, hex(zeroblob(900000000)) AS object, 1.0 AS used",
+    "a view of constants": "CREATE VIEW last_use AS SELECT 'ENGINE:ID' AS engine, 'x' AS object, 1.0 AS used",
+    "a view of another table": "CREATE TABLE t (engine, object, used); CREATE VIEW last_use AS SELECT * FROM t",
+    "a trigger": "CREATE TRIGGER x AFTER INSERT ON last_use BEGIN DELETE FROM last_use; END",
+    "an index": "CREATE INDEX x ON last_use (object)",
+    "a table of another form": "CREATE TABLE last_use (engine, object, used)",
+    "a generated column": "CREATE TABLE last_use (engine, object AS (hex(zeroblob(400000000))), used)",
+    "a virtual table": "CREATE VIRTUAL TABLE last_use USING fts5(engine, object, used)",
+    "one table more": "CREATE TABLE one_more (x)",
+    "thousands of tables": ";".join(f"CREATE TABLE t{number} (x)" for number in range(3000)),
+}
+
+
+def hostile(folder: str, what: str) -> None:
+    """A file with all the tables there should be, but for what is hostile."""
+    assert history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    script = HOSTILE[what]
+    with closing(sqlite3.connect(Path(folder, "history.sqlite"), isolation_level=None)) as connection:
+        if " last_use " in script and " ON last_use" not in script:
+            connection.execute("DROP TABLE last_use")
+        try:
+            connection.executescript(f"BEGIN; {script}; COMMIT")
+        except sqlite3.OperationalError as error:
+            pytest.skip(f"not here: this SQLite has no such thing ({error})")
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_file_costs_nothing_is_said_and_made_anew(folder: str, what: str) -> None:
+    hostile(folder, what)
+    with bounded(2.0, 20 << 20):
+        assert history.last_uses(folder, ENGINE) == {}
+        assert history.recall(folder, ENGINE, NOW) == ({}, {}, None)
+        assert history.measured(folder, ENGINE) == {}
+        assert str(history.damage(folder)).startswith(f"{folder}/history.sqlite cannot be read (")
+        assert history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 1.0}
+    assert history.damage(folder) is None
+
+
+@pytest.mark.parametrize("what", [what for what in HOSTILE if what not in ("one table more", "an index", "a table of another form")])
+def test_the_authorizer_and_the_bounds_hold_by_themselves(folder: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the tables not compared, nothing of theirs would be run."""
+    hostile(folder, what)
+    monkeypatch.setattr(history, "_version", lambda _connection: 4)
+    with bounded(2.0, 40 << 20):
+        assert history.last_uses(folder, ENGINE) in ({}, {IMAGE: 1.0})
+        history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+
+
+def test_steps_and_memory_end_what_takes_too_long(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    monkeypatch.setattr(history, "_MOST_STEPS", 1_000_000)
+    path = f"{folder}/history.sqlite"
+    with bounded(2.0, 60 << 20), closing(history._connect(path, "ro")) as connection:
+        with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+            connection.execute(f"{WITHOUT_END} SELECT max(x) FROM n")
+        with pytest.raises(sqlite3.DatabaseError, match="not authorized|prohibited"):
+            connection.execute("ATTACH ':memory:' AS x")
+        connection.set_authorizer(lambda *_what: sqlite3.SQLITE_OK)
+        with pytest.raises((sqlite3.DataError, MemoryError)):
+            connection.execute("SELECT hex(zeroblob(400000000))").fetchall()
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            connection.execute(f"{WITHOUT_END} SELECT max(x) FROM n").fetchall()
+
+
+@pytest.mark.parametrize("suffix", ["", "-journal", "-wal"])
+def test_a_file_of_gigabytes_is_not_read(folder: str, suffix: str) -> None:
+    history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    os.truncate(os.open(f"{folder}/history.sqlite{suffix}", os.O_WRONLY | os.O_CREAT, 0o600), 1 << 40)
+    with bounded(1.0, 5 << 20):
+        assert history.last_uses(folder, ENGINE) == {}
+        assert "bytes, more than" in str(history.damage(folder))
+        assert history.note_uses(folder, ENGINE, {IMAGE: 2.0}, [IMAGE])
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 2.0}
+
+
+def test_more_rows_than_ever_were_noted_are_none(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {f"sha256:{number}": 1.0 for number in range(50)}
+    history.note_uses(folder, ENGINE, many, list(many))
+    monkeypatch.setattr(history, "_MOST_ROWS", 40)
+    assert history.last_uses(folder, ENGINE) == {}
+    assert history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 1.0}
+
+
+@pytest.mark.parametrize("value", ["text", b"\xff", "x" * 5000, None, float("inf"), -float("inf")])
+@pytest.mark.parametrize("column", ["object", "used"])
+def test_a_row_of_another_kind_says_nothing(folder: str, column: str, value: object) -> None:
+    history.note_uses(folder, ENGINE, {IMAGE: 1.0, OTHER: 2.0}, [IMAGE, OTHER])
+    if value is None or (column == "object" and value in ("text", float("inf"), -float("inf"))):
+        return  # SQLite itself refuses it, or it is a name like another
+    edit(folder, f"UPDATE last_use SET {column} = ? WHERE object = ?", value, OTHER)
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 1.0}
+    assert history.note_uses(folder, ENGINE, {OTHER: 3.0}, [IMAGE, OTHER])
+    assert history.last_uses(folder, ENGINE) == {IMAGE: 1.0, OTHER: 3.0}
+
+
+def test_a_row_that_is_no_text_is_made_anew_and_does_not_stay_for_ever(folder: str) -> None:
+    history.note_uses(folder, ENGINE, {IMAGE: 1.0, OTHER: 2.0}, [IMAGE, OTHER])
+    edit(folder, "UPDATE last_use SET object = CAST(x'ff' AS TEXT) WHERE object = ?", OTHER)
+    assert history.last_uses(folder, ENGINE) == {}
+    assert history.note_uses(folder, ENGINE, {OTHER: 3.0}, [IMAGE, OTHER])
+    assert history.last_uses(folder, ENGINE) == {OTHER: 3.0}
+
+
+@pytest.mark.parametrize("values", [("a", "b"), (1.0, "b"), (b"", 1.0), (float("inf"), float("inf")), (1, 1 << 62)])
+def test_moments_that_are_none_say_nothing_of_what_was_seen(folder: str, values: tuple[t.Any, t.Any]) -> None:
+    history.note_uses(folder, ENGINE, {}, [], now=1000.0, since=900.0)
+    edit(folder, "UPDATE watched SET since = ?, until = ?", *values)
+    with closing(sqlite3.connect(Path(folder, "history.sqlite"))) as connection:
+        kept = connection.execute("SELECT since, until FROM watched").fetchone()
+    edit(folder, "UPDATE watched SET sum = ?", history._sum(*kept))
+    assert history.recall(folder, ENGINE, NOW).watched is None
+
+
+def test_a_later_releases_file_is_neither_damaged_nor_read(folder: str) -> None:
+    history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
+    edit(folder, "CREATE TABLE one_more (x)")
+    edit(folder, "PRAGMA user_version = 99")
+    assert history.damage(folder) is None and history.last_uses(folder, ENGINE) == {}
+
+
+# -- any bytes at all ----------------------------------------------------------------------------------
+
+
+LAYERS = {f"layer {number:064x}": Measured(f"{number} {number}.1.2", number * 4096, number, number, 1) for number in range(60)}
+USES = {f"sha256:{number:064x}": float(number) for number in range(1, 60)}
+
+
+@lru_cache(maxsize=None)
+def whole_file() -> bytes:
+    with tempfile.TemporaryDirectory() as state:
+        assert history.note_uses(state, ENGINE, USES, list(USES), now=1000.0, since=900.0)
+        assert history.note_measured(state, ENGINE, LAYERS)
+        return Path(state, "history.sqlite").read_bytes()
+
+
+def read_any(content: bytes) -> None:
+    """Whatever the file has, what is read is of the right kind, figures are those that were noted, and a run can note anew."""
+    with tempfile.TemporaryDirectory() as state:
+        Path(state, "history.sqlite").write_bytes(content)
+        os.chmod(Path(state, "history.sqlite"), 0o600)
+        for key, moment in history.last_uses(state, ENGINE).items():
+            assert isinstance(key, str) and isinstance(moment, float)
+        used, came, watched = history.recall(state, ENGINE, NOW)
+        assert all(isinstance(value, float) and value <= NOW + 86400 for value in (*used.values(), *came.values()))
+        assert watched in (None, (900.0, 1000.0))
+        for account, figures in history.measured(state, ENGINE).items():
+            assert LAYERS[account] == figures
+        says = history.damage(state)
+        assert says is None or says.startswith(f"{state}/history.sqlite cannot be read")
+        if history.note_uses(state, ENGINE, {IMAGE: 7.0}, [IMAGE]):
+            assert history.last_uses(state, ENGINE).get(IMAGE, 7.0) == 7.0
+        history.note_measured(state, ENGINE, LAYERS)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.deferred(lambda: mutated(whole_file())))
+@example(b"")
+@example(b"SQLite format 3\0" + b"\xff" * 4096)
+def test_any_bytes_are_no_error_and_no_wrong_figure(content: bytes) -> None:
+    with bounded(5.0, 40 << 20):
+        read_any(content)

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 import typing as t
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from pathlib import Path
 
 import boltfile
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import layers
+from ansible_collections.fleetclean.docker.plugins.module_utils import image_records, layers
 from ansible_collections.fleetclean.docker.plugins.module_utils.layers import ENGINE, Holdings
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import CACHE, CONTAINER, IMAGE
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot, chain_ids
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from dataroots import ContainerdRoot, GraphRoot
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from mutations import bounded, mutated
 from worlds import container, hexadecimal, image, record, sha, world
 
 #: Names of layers are told apart by what they stand for; on the disk they are ids.
@@ -636,3 +641,65 @@ def test_a_containerd_that_is_nowhere_is_a_doubt(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("ansible_collections.fleetclean.docker.plugins.module_utils.storage._CONTAINERD", (f"{tmp_path}/nowhere",))
     found = layers.read(Storage(str(tmp_path), "overlayfs", "containerd", {}), Snapshot(now=0.0))
     assert found.doubts == ["containerd's folder is not at any place that is known"]
+
+
+# -- records of any bytes ----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=None)
+def databases() -> dict[str, bytes]:
+    """Databases as an engine leaves them, by what they are called below the data root."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = ContainerdRoot(Path(folder))
+        for number in range(4):
+            name = f"layer {number}"
+            store.snapshot(sha(name), sha(f"layer {number - 1}") if number else "")
+            store.blob(sha(f"config {number}"), **{"ref.snapshot.overlayfs": sha(name)})
+            store.blob(sha(f"manifest {number}"), **{"ref.content.config": sha(f"config {number}")})
+            store.image(f"app/{number}:1", sha(f"manifest {number}"))
+            store.lease(f"lease {number}", [sha(f"config {number}")], [sha(name)], expire="2099-01-01T00:00:00Z")
+        store.read()
+        graph = GraphRoot(Path(folder, "graph"))
+        graph.buildkit({BASE.encode(): {b"chainid": BASE.encode()}, b"a": {b"parent": BASE.encode(), b"committed": b"b"}},
+                       {"a": {"cache.snapshot": "a", "cache.equalMutable": "b"}, "b": {"cache.parent": "a", "cache.chainID": BASE}})
+        return {
+            "meta": (store.base / "io.containerd.metadata.v1.bolt/meta.db").read_bytes(),
+            "metadata": (store.snapshotter / "metadata.db").read_bytes(),
+            "snapshots": (graph.root / "buildkit/snapshots.db").read_bytes(),
+            "records": (graph.root / "buildkit/metadata_v2.db").read_bytes(),
+        }
+
+
+def read_any(**changed: bytes) -> None:
+    """Whatever databases hold: what is read is no error, and where one cannot be read nothing is nobody's."""
+    content = {**databases(), **changed}
+    seen = (image("one", "app/1:1", layers=(BASE,)), record("a"), record("b"), container("web", "one"))
+    with tempfile.TemporaryDirectory() as folder:
+        store = ContainerdRoot(Path(folder, "c"))
+        graph = GraphRoot(Path(folder, "g"))
+        graph.layer(BASE)
+        for path, name in (
+            (store.base / "io.containerd.metadata.v1.bolt/meta.db", "meta"), (store.snapshotter / "metadata.db", "metadata"),
+            (store.base.parent.parent / "buildkit/containerd-overlayfs/metadata_v2.db", "records"),
+            (graph.root / "buildkit/snapshots.db", "snapshots"), (graph.root / "buildkit/metadata_v2.db", "records"),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content[name])
+        for storage in (store.storage, graph.storage):
+            found = layers.read(storage, world(*seen))
+            assert not found.doubts or not any(account.category == "leftovers" for account in found.accounts.values())
+            assert all(path.startswith(f"{storage.root}/") for path in found.paths)
+        for ident, read in image_records.read(store.storage, ("linux", "amd64"), True).items():
+            assert isinstance(ident, str) and isinstance(read.parent, str)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(("meta", "metadata", "snapshots", "records")).flatmap(lambda name: mutated(databases()[name]).map(lambda data: {name: data})))
+@example({})
+@example({"meta": boltfile.encode({b"v1": {b"moby": {b"images": {b"x": {b"target": {}, b"updatedat": b"x" * 15}}}}})})
+@example({"metadata": boltfile.encode({b"v1": {b"snapshots": {b"x": {b"id": b"\xff" * 200_000, b"kind": b"", b"size": b"\x80" * 200_000}}}})})
+@example({"records": boltfile.encode({b"_main": {b"a": {b"cache.snapshot": b"[" * 20_000, b"cache.parent": b'{"value": "a"}', b"x": b"[1]"}}})})
+@example({"snapshots": boltfile.encode({b"a": {b"parent": b"a", b"committed": b"a"}, b"../b": {b"chainid": b"../../etc", b"parent": b"\0"}})})
+def test_any_databases_are_no_error_and_make_nothing_nobodys(changed: dict[str, bytes]) -> None:
+    with bounded(5.0, 60 << 20):
+        read_any(**changed)

@@ -169,6 +169,31 @@ def writer(*paths: Path) -> t.Iterator[None]:
             process.wait()
 
 
+@contextmanager
+def pretender(kind: str, write_set: Path) -> t.Iterator[None]:
+    """A process that has a file of that name open, which is another one, or that is not the engine's."""
+    if os.geteuid() != 0:
+        yield
+        return
+    file = write_set / "tar-split.json.gz"
+    file.touch()
+    code = {
+        "mount": "import os, subprocess, sys\nfolder = os.path.dirname(sys.argv[1])\n"
+        "subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', folder], check=True)\nkept = open(sys.argv[1], 'w')",
+        "user": "import os, sys\nkept = open(sys.argv[1])\nos.setresuid(12345, 12345, 12345)",
+    }[kind]
+    command = [*(["unshare", "--mount"] if kind == "mount" else []), sys.executable, "-c"]
+    code += "\nprint('ready', flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([*command, code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdin
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            yield
+        finally:
+            process.stdin.close()
+            process.wait()
+
+
 def test_a_layer_that_is_being_unpacked_is_nobodys_leftover_however_long_it_takes(storage: Storage, tmp_path: Path) -> None:
     write_set = tmp_path / "image/overlay2/layerdb/tmp/write-set-1"
     write_set.mkdir(parents=True)
@@ -181,6 +206,9 @@ def test_a_layer_that_is_being_unpacked_is_nobodys_leftover_however_long_it_take
         kinds, making = found_in(storage, now=an_hour_later)
     assert kinds == {f"overlay2/{ONE}": "layer"}
     assert making == {f"overlay2/{TWO}", "image/overlay2/layerdb/tmp/write-set-1"}
+    # Somebody else's files of the same names, in a mount namespace of his own: a container's, or a user's. And a user's own descriptor.
+    with pretender("mount", write_set), pretender("user", write_set):
+        assert found_in(storage, now=an_hour_later)[1] == set()
     # Once nobody holds it open, it is of a pull that did not come to its end.
     kinds, making = found_in(storage, now=an_hour_later)
     assert kinds == {

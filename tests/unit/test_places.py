@@ -10,7 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import measure, places
+from ansible_collections.fleetclean.docker.plugins.module_utils import measure, places, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils import storage as storages
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.measure import Mount
@@ -66,7 +66,7 @@ class Tree:
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     # Whoever runs the tests is the data root's owner; what lies above belongs to whomever.
-    trusted = places._trusted
+    trusted = trust.resolve
     above = [str(parent) for parent in (tmp_path, *tmp_path.parents)]
     lstat = os.lstat
 
@@ -81,7 +81,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
             patch.setattr(places.os, "lstat", fake_lstat)
             return trusted(path, *users)
 
-    monkeypatch.setattr(places, "_trusted", fake_trusted)
+    monkeypatch.setattr(trust, "resolve", fake_trusted)
+    monkeypatch.setattr(trust, "pwd", None)
     return Tree(tmp_path, monkeypatch)
 
 
@@ -210,7 +211,7 @@ def test_containerds_folder_may_be_a_link_itself(tree: Tree, monkeypatch: pytest
 
 def test_a_containerd_that_is_told_by_its_real_path_may_be_behind_a_link(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tree.link("containerd", f"daemon/{SNAPSHOTTER}/snapshots/1", f"daemon/{CONTENT}/blobs/sha256/{THREE}") / "daemon"
-    monkeypatch.setattr(storages, "_containerd_at", lambda _address: str(base))
+    monkeypatch.setattr(storages, "_containerd_at", lambda _address, _users: str(base))
     located, refused = places.locate(Storage(str(tree.root), "overlayfs", "containerd", {}, containerd_address="/run/x.sock"), tree.engine)
     assert (refused, located.roots) == ([], [str(tree.root), str(base.parent)])
     assert (located.containerd, located.other_stores()) == (str(base), [])

@@ -16,6 +16,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
     Plan,
     Step,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import condition
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import container_from
 
 
 class FakeEngine:
@@ -385,6 +387,29 @@ def test_a_container_is_killed_only_in_a_state_that_was_asked_for(planned: tuple
             self._remove(ident)
 
     assert kept_for(Flipping(), Step("container", "c", "c", 1, "why", force=True, expects=planned)) == stays
+
+
+@pytest.mark.parametrize(
+    ("planned", "now", "finished", "stays"),
+    [
+        ("exited", "dead", "2024-03-01T12:00:00Z", ""),
+        ("exited", "dead", "2024-03-01T12:00:01Z", "it ran meanwhile, and is dead now"),
+        ("exited", "exited", "2024-03-01T12:00:01Z", "it ran meanwhile, and is exited now"),
+        ("dead", "exited", "2024-03-01T12:00:00Z", "it ran meanwhile, and is exited now"),
+    ],
+)
+def test_a_container_whose_removal_began_and_failed_is_unchanged(planned: str, now: str, finished: str, stays: str) -> None:
+    """Its disk being read-only, an engine cannot write down that it is dead: the list and the records say what it was before."""
+
+    class Dead(FakeEngine):
+        def container(self, ident: str) -> dict[str, t.Any]:
+            return {"Id": ident, "State": {"Status": now, "FinishedAt": finished}}
+
+        def remove_container(self, ident: str, force: bool = False) -> None:
+            self._remove(ident)
+
+    then = condition(container_from({"Id": "c"}, {"State": {"Status": planned, "FinishedAt": "2024-03-01T12:00:00Z"}}))
+    assert kept_for(Dead(), Step("container", "c", "c", 1, "why", expects=then)) == stays
 
 
 @pytest.mark.parametrize("words", ["unrecognized image ID sha256:1", "layer does not exist"])

@@ -495,6 +495,15 @@ def test_what_the_engine_cannot_list_on_a_full_disk_is_left_out_and_said(host: H
     assert result["totals"]["disk_bytes"] == du(host.root)
 
 
+def test_what_is_from_the_future_has_the_age_nought(host: Host) -> None:
+    """The engine's clock went backwards: no age and no time since a use is below nothing."""
+    host.engine.info["SystemTime"] = "2023-01-01T00:00:00Z"
+    host.engine.usage["BuildCache"][0]["LastUsedAt"] = "2024-02-02T00:00:00Z"
+    result = host.report()
+    ages = [entry[key] for entries in result["items"].values() for entry in entries for key in ("age", "last_used") if entry.get(key) is not None]
+    assert min(ages) == 0 and ages.count(0) > 3
+
+
 # -- remembered ---------------------------------------------------------------------------------------------------
 
 

@@ -117,6 +117,27 @@ def fake_sdk(folder: Path, version: str | None, requests: str = "2.32.4", code: 
     return str(folder)
 
 
+LEAVES = CHILD.rpartition("print(json.dumps(found))")[0] + """
+import os, tempfile
+# As it is while the module runs, and stays if that is killed.
+found["left"] = os.listdir(tempfile.gettempdir())
+found["bundle"] = certifi.where()
+found["read"] = open(requests.certs.where()).read(200)
+import ssl
+found["certificates"] = len(ssl.create_default_context(cafile=requests.utils.DEFAULT_CA_BUNDLE_PATH).get_ca_certs())
+print(json.dumps(found))
+"""
+
+
+def test_nothing_of_the_carried_sdk_lies_in_the_temporary_folder(
+    carried: carried_sdk.CarriedSdk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    found = provide(sys.executable, choice="carried", archive=carried.archive, about=about(carried), code=LEAVES)
+    assert (found["source"], found["left"]) == ("carried", [])
+    assert found["bundle"].startswith("/proc/self/fd/") and found["certificates"] > 50
+
+
 # -- the host's ------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Wanted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
@@ -69,6 +69,19 @@ OLD_IMAGE = {
 }
 
 
+SHAPES: dict[str, fields.Shape] = {
+    "containers": fields.CONTAINERS,
+    "container": fields.CONTAINER_DETAILS,
+    "images": fields.IMAGES,
+    "image": fields.IMAGE_DETAILS,
+    "volumes": fields.List(fields.VOLUME),
+    "networks": fields.NETWORKS,
+    "services": fields.SERVICES,
+    "disk_usage": fields.DISK_USAGE,
+    "past_events": fields.List(fields.EVENT),
+}
+
+
 class FakeEngine:
     """Gives recorded answers."""
 
@@ -87,8 +100,9 @@ class FakeEngine:
             self.asked.append(name)
             value = self.answers.get(name, {} if name == "disk_usage" else [])
             if callable(value):
-                return value(*arguments)
-            return value
+                value = value(*arguments)
+            # As the door to the engine gives it: the fields that are declared, and no others.
+            return fields.check(value, SHAPES[name])
 
         return answer
 
@@ -521,6 +535,27 @@ def test_on_a_full_disk_an_engine_that_computes_everything_at_once_is_asked_once
     assert engine.asked.count("disk_usage") == 1
     assert set(looked.unreadable) == {"build_cache", "volumes' sizes", "images' sizes"}
     assert set(looked.unreadable.values()) == {FULL.answer}
+
+
+def test_a_container_whose_layer_is_gone_costs_sizes_and_nothing_else() -> None:
+    """After a removal that failed half-way, containerd's store answers any question with sizes with an error."""
+    error = EngineError("GET", 404, "rw layer snapshot not found for container c")
+
+    def fake_usage(*kinds: str) -> dict[str, t.Any]:
+        if "container" in kinds:
+            raise error
+        return {"volume": {"Volumes": [{"Name": "data", "UsageData": {"Size": 7}}]}}.get(kinds[0], {})
+
+    class Broken(FakeEngine):
+        def containers(self, size: bool = False) -> list[dict[str, t.Any]]:
+            if size:
+                raise error
+            return [{"Id": "c", "State": "dead"}]
+
+    looked = take(Broken(disk_usage=fake_usage, volumes=[{"Name": "data"}]), **EVERYTHING)
+    assert looked.unreadable == {"containers' sizes": error.answer}
+    assert [(found.id, found.bytes) for found in looked.containers] == [("c", None)]
+    assert looked.volumes[0].bytes == 7
 
 
 def test_another_trouble_with_the_engines_figures_is_told() -> None:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import typing as t
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -208,12 +208,11 @@ kept = open(database, "w")
 print("ready", flush=True)
 sys.stdin.read()
 """
+BECOME = "import os\nos.setresgid(12345, 12345, 12345)\nos.setresuid(12345, 12345, 12345)\n"
 #: Another user's process, with a socket whose name looks like a line of /proc/net/unix: that of a containerd, for another socket of its own.
-SPOOF = r"""
+SPOOF = BECOME + r"""
 import os, socket, sys
 address, database = sys.argv[1:]
-os.setresgid(12345, 12345, 12345)
-os.setresuid(12345, 12345, 12345)
 mine, named = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
 inode = os.fstat(mine.fileno()).st_ino
 named.bind(f"\0x\n0: 0 0 00010000 0 0 {inode} {address}")
@@ -222,24 +221,128 @@ kept = open(database, "w")
 print("ready", flush=True)
 sys.stdin.read()
 """
+#: Root in a mount namespace of its own, as in a container with the host's network: there it has any path it likes.
+ELSEWHERE = r"""
+import os, subprocess, sys
+database = sys.argv[2]
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", os.path.dirname(sys.argv[1])], check=True)
+os.makedirs(os.path.dirname(database))
+""" + CONTAINERD
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
-def test_nobody_else_names_himself_the_containerd() -> None:
-    with tempfile.TemporaryDirectory(prefix="fc-") as folder, ExitStack() as stack:
+@contextmanager
+def containerd(script: str, address: str, database: Path, *prefix: str) -> t.Iterator[None]:
+    """A process that would be taken for a containerd."""
+    command = [*prefix, sys.executable, "-c", script, address, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "ready\n"
+            storage._containerd_at.cache_clear()
+            storage._is_open.cache_clear()
+            yield
+        finally:
+            process.kill()
+            storage._containerd_at.cache_clear()
+            storage._is_open.cache_clear()
+
+
+@pytest.fixture()
+def run() -> t.Iterator[Path]:
+    """A folder of root's with databases at ``own`` and ``theirs``, which everybody may write."""
+    with tempfile.TemporaryDirectory(prefix="fc-") as folder:
         os.chmod(folder, 0o755)
-        address = f"{folder}/c.sock"
-        for script, name in ((SPOOF, "spoof"), (CONTAINERD, "own")):
+        for name in ("own", "theirs"):
             database = Path(folder, name, "io.containerd.metadata.v1.bolt/meta.db")
             database.parent.mkdir(parents=True)
-            database.parent.chmod(0o777)
-            process = subprocess.Popen([sys.executable, "-c", script, address, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            assert process.stdout and process.stdout.readline() == "ready\n"
-        storage._containerd_at.cache_clear()
-        assert storage._containerd_at(address) == f"{folder}/own"
-        storage._containerd_at.cache_clear()
+            database.touch()
+            database.chmod(0o666)
+        yield Path(folder)
+
+
+DATABASE = "io.containerd.metadata.v1.bolt/meta.db"
+
+
+@as_root
+def test_nobody_else_names_himself_the_containerd(run: Path) -> None:
+    address = f"{run}/c.sock"
+    with containerd(SPOOF, address, run / "theirs" / DATABASE), containerd(CONTAINERD, address, run / "own" / DATABASE):
+        assert storage._containerd_at(address, frozenset({0})) == f"{run}/own"
+
+
+@as_root
+def test_a_containers_root_names_no_containerd(run: Path) -> None:
+    """Its socket has the very path in its own mount namespace, and is in this network namespace's table."""
+    address = f"{run}/c.sock"
+    with containerd(ELSEWHERE, address, run / "theirs" / DATABASE, "unshare", "--mount"):
+        assert f" {address}\n" in Path("/proc/net/unix").read_text()
+        assert storage._containerd_at(address, frozenset({0})) is None
+        with containerd(CONTAINERD, address, run / "own" / DATABASE):
+            assert storage._containerd_at(address, frozenset({0})) == f"{run}/own"
+
+
+@as_root
+def test_a_users_socket_is_no_containerds_wherever_the_engine_says_it_is(run: Path) -> None:
+    home = run / "home"
+    home.mkdir()
+    os.chown(home, 12345, 12345)
+    address = f"{home}/c.sock"
+    with containerd(BECOME + CONTAINERD, address, run / "theirs" / DATABASE):
+        for users, taken in (({0}, None), ({0, 12345}, f"{run}/theirs")):
+            assert storage._containerd_at(address, frozenset(users)) == taken
+            assert storage._containerd_at(f"unix://{address}", frozenset(users)) == taken
+        (run / "link.sock").symlink_to(address)
+        assert storage._containerd_at(f"{run}/link.sock", frozenset({0})) is None
+    # A process of root's, but at a place where the user could have put another one.
+    os.unlink(address)
+    with containerd(CONTAINERD, address, run / "own" / DATABASE):
+        assert storage._containerd_at(address, frozenset({0})) is None
+    # A socket of the user's in a folder of root's that anybody may write.
+    run.chmod(0o1777)
+    address = f"{run}/c.sock"
+    with containerd(BECOME + CONTAINERD, address, run / "theirs" / DATABASE):
+        assert storage._containerd_at(address, frozenset({0})) is None
+    # What the engine says may be anything.
+    for odd in ("", "c.sock", "@abstract", "npipe:////./pipe/x", "/dev/null", f"{run}/own", "/\0", "/" + "x" * 5000, "tcp://1.2.3.4:5"):
+        assert storage._containerd_at(odd, frozenset({0})) is None
+
+
+@as_root
+def test_a_containerd_that_takes_no_connection_is_not_waited_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.1)
+    address, waiting = f"{run}/c.sock", []
+    with containerd(CONTAINERD.replace("listen()", "listen(0)"), address, run / "own" / DATABASE):
+        for _ in range(2):
+            waiting.append(socket.socket(socket.AF_UNIX))
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(address)
+        assert storage._containerd_at(address, frozenset({0})) is None
+    for connection in waiting:
+        connection.close()
+
+
+@as_root
+def test_another_users_open_file_says_nothing_of_the_engine(run: Path) -> None:
+    own = run / "own" / DATABASE
+    hold = "import sys\nkept = open(sys.argv[2], 'r+')\nprint('ready', flush=True)\nsys.stdin.read()"
+    with containerd(BECOME + hold, "-", own):
+        assert not storage._is_open(str(own), frozenset({0}))
+        assert storage._is_open(str(own), frozenset({0, 12345}))
+    # A container's root has a file of that name.
+    with containerd(ELSEWHERE.partition("import os, socket")[0] + hold.replace("'r+'", "'w'"), f"{run}/x", own, "unshare", "--mount"):
+        assert not storage._is_open(str(own), frozenset({0}))
+    with containerd(hold, "-", own):
+        assert storage._is_open(str(own), frozenset({0}))
+
+
+def test_whose_processes_may_be_the_engines(tmp_path: Path) -> None:
+    assert engine_storage(tmp_path).users == {0, os.geteuid()}
+    assert engine_storage(tmp_path / "not there").users == {0}
+    remapped = tmp_path / "231072.231072"
+    remapped.mkdir()
+    if os.geteuid() == 0:
+        os.chown(remapped, 231072, 231072)
+    assert engine_storage(remapped).users == {0}, "a container's root is none of them"
 
 
 def test_a_users_file_with_the_path_of_a_database_is_no_containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,58 @@ def test_on_a_host_that_others_look_after_their_objects_and_all_images_stay(sign
     assert set(goes(plan_of(here, orchestrated="clean", **wishes))) == {theirs.name, "mine", "used:1", "idle:1", sha("nameless")}
 
 
+MANAGERS_LABELS = [
+    {"io.kubernetes.x": "y"},
+    {"io.kubernetes.pod.name": "p", "io.kubernetes.pod.uid": "1"},
+    {"com.amazonaws.ecs.task-arn": "arn"},
+    {"com.hashicorp.nomad.alloc_id": "a"},
+    {"com.docker.swarm.task.id": "t"},
+    {"com.docker.buildx.x": "y"},
+]
+
+
+@pytest.mark.parametrize("labels", MANAGERS_LABELS)
+def test_an_images_label_makes_nobody_a_manager_of_its_containers_or_of_the_host(labels: dict[str, str]) -> None:
+    """The engine gives a container all labels of its image."""
+    here = world(container("c", "evil", labels={**labels, "own": "1"}), image("evil", "evil:1", labels=labels), image("idle", "idle:1"))
+    assert set(goes(plan_of(here, containers=ContainerWish(), images=UNUSED))) == {"c", "evil:1", "idle:1"}
+    here = world(container("c", "evil", "running", labels=labels), image("evil", "evil:1", labels=labels), image("idle", "idle:1"))
+    assert goes(plan_of(here, images=UNUSED)) == ["idle:1"]
+
+
+@pytest.mark.parametrize("labels", MANAGERS_LABELS)
+@pytest.mark.parametrize("more", [{}, {"name": "k8s_POD_x"}, {"image_name": "amazon/amazon-ecs-agent"}, {"other": "value"}])
+def test_a_label_that_a_manager_set_counts_whatever_its_image_says(labels: dict[str, str], more: dict[str, str]) -> None:
+    """A commit of a pod's container has the pod's labels, and a pod may run it."""
+    name = more.get("name", "c")
+    key = next(iter(labels))
+    own = {**labels, key: "another", "plain": "1"} if not more or "other" in more else labels
+    said = {**labels, **({f"{key}.other": "1"} if "other" in more else {})}
+    theirs = container(name, "used", labels={**said, **own}, image_name=more.get("image_name", ""))
+    here = world(theirs, image("used", "used:1", labels=said))
+    assert goes(plan_of(here, containers=ContainerWish())) == []
+
+
+def test_labels_of_a_container_whose_image_is_gone_are_its_own() -> None:
+    here = world(container("c", "gone", labels={"io.kubernetes.pod.name": "p"}), image("idle", "idle:1"))
+    assert goes(plan_of(here, containers=ContainerWish(), images=UNUSED)) == []
+
+
+PROJECT = {"com.docker.compose.project": "web", "com.docker.compose.service": "init"}
+
+
+@pytest.mark.parametrize(
+    ("own", "stays"), [({}, False), ({"com.docker.compose.container-number": "1"}, True), ({"com.docker.compose.project": "web"}, False)]
+)
+def test_an_image_that_compose_built_makes_no_service_of_a_container_that_compose_did_not_make(own: dict[str, str], stays: bool) -> None:
+    service = container("web-1", "base", "running", labels={**PROJECT, "com.docker.compose.container-number": "1"})
+    by_hand = container("hand", "built", labels={**PROJECT, **own})
+    here = world(service, by_hand, image("base", "base:1"), image("built", "built:1", labels=PROJECT), network("n", labels=PROJECT))
+    assert goes(plan_of(here, containers=ContainerWish())) == ([] if stays else ["hand"])
+    alone = world(by_hand, image("built", "built:1", labels=PROJECT), network("n", labels=PROJECT))
+    assert goes(plan_of(alone, networks=NetworkWish(), images=UNUSED)) == ([] if stays else ["n"])
+
+
 @pytest.mark.parametrize("name", ["ak8s_POD", "k8s_", "my-ecs-agent", "nomad_init_"])
 def test_a_name_that_only_looks_like_theirs_is_nobodys(name: str) -> None:
     here = world(container(name), image("idle", "idle:1"))

@@ -129,6 +129,20 @@ class Reporting:
 class Removing:
     """The same, for the end of the file: what is not in use goes."""
 
+    def test_a_clock_that_went_backwards_makes_nothing_old(self, there: Reports) -> None:
+        """Only a whole machine has a clock of its own: what is from the future by now is young, and has no age below nothing."""
+        machine = there.machine
+        machine.sh("date -s @$(($(date +%s) - 172800))")
+        try:
+            asked = {"containers": {"older_than": "1s"}, "images": {"scope": "unused", "older_than": "1s"}, "volumes": {"scope": "unused", "older_than": "1s"}}
+            cleaned = run(there.ansible, machine, "docker_clean", asked)
+            said = report(there.ansible, machine)
+        finally:
+            machine.sh("date -s @$(($(date +%s) + 172800))")
+        assert (cleaned["changed"], cleaned["removed"]) == (False, [])
+        ages = [entry[key] for entries in said["items"].values() for entry in entries for key in ("age", "last_used") if entry.get(key) is not None]
+        assert ages and min(ages) >= 0
+
     def test_what_is_reclaimable_comes_free(self, there: Reports) -> None:
         said = there.exact["reclaimable"]
         assert said["stopped_containers"]["bytes"] == pytest.approx(content.STOPPED_BYTES, rel=0.2)
