@@ -27,9 +27,9 @@ from json.encoder import encode_basestring_ascii
 
 from ansible.module_utils.common.yaml import yaml_load
 
-#: Of one answer as it comes from a host, and of all that is known of one host as indented JSON. Forty thousand objects that were
-#: removed, or as many logs, are less.
-MAX_BYTES = 16 * 1024**2
+#: Of one answer as it comes from a host, and of all that is known of one host as JSON with an indent of one. Twenty thousand logs that
+#: were cut, and as many objects that were removed, are less.
+MAX_BYTES = 18 * 1024**2
 #: As long as a path can be.
 MAX_TEXT = 4096
 #: A plan of so many lines and columns, or what a module wrote instead of an answer.
@@ -38,8 +38,8 @@ MAX_MODULE_OUTPUT = 10_000
 MAX_WARNINGS = 20
 _MAX_NUMBER = 2**60
 _MAX_DROPPED = 10
-#: What a value takes in indented JSON, besides itself.
-_AROUND = 16
+#: What an entry takes in that JSON, besides its key, its text and its indent; and what a number takes.
+_AROUND, _NUMBER = 8, 12
 
 #: Keys that honest modules send along and nobody here needs.
 _UNUSED = frozenset(("invocation", "_ansible_parsed", "_ansible_trusted_utf8"))
@@ -142,7 +142,7 @@ def _visible(char: str) -> str:
 
 
 class Budget:
-    """How much more may come in: counted as what it takes in indented JSON."""
+    """How much more may come in: counted as what it takes in JSON with an indent of one."""
 
     def __init__(self, size: int = MAX_BYTES) -> None:
         self._size = self._left = size
@@ -188,6 +188,7 @@ class _Reader:
         if kind in ("int", "float") and not isinstance(value, bool) and isinstance(value, int if kind == "int" else (int, float)):
             if not abs(value) < _MAX_NUMBER:  # false for what is no number, too
                 raise UnexpectedAnswer("a number out of bounds")
+            self._budget.spend(_NUMBER)
             return int(value) if isinstance(value, int) else float(value)
         called = next((name for kind, name in _CALLED.items() if isinstance(value, kind)), "a mapping" if isinstance(value, t.Mapping) else "something else")
         raise UnexpectedAnswer(f"{called}, where {_WANTED[kind]} is documented")
@@ -199,7 +200,7 @@ class _Reader:
         try:
             for key, value in raw.items():
                 shape = contains.get(key) if isinstance(key, str) else None
-                self._budget.spend(_AROUND + 4 * depth + len(key) if shape else _AROUND)
+                self._budget.spend(_AROUND + depth + len(key) if shape else _AROUND)
                 if shape is None:
                     if len(self.dropped) <= _MAX_DROPPED and key not in _UNUSED:
                         self.dropped.append(one_line(key, 40))
@@ -218,7 +219,7 @@ class _Reader:
                 if not isinstance(name, str):
                     raise UnexpectedAnswer("a name that is no text")
                 text = one_line(name, 200)
-                self._budget.spend(_AROUND + 4 * depth + len(encode_basestring_ascii(text)))
+                self._budget.spend(_AROUND + depth + len(encode_basestring_ascii(text)))
                 found[text] = self.value(elements, value, depth + 1)
         except UnexpectedAnswer as error:
             error.where.insert(0, one_line(name, 60))
@@ -229,7 +230,7 @@ class _Reader:
         found: list[t.Any] = []
         try:
             for value in raw:
-                self._budget.spend(_AROUND + 4 * depth)
+                self._budget.spend(_AROUND + depth)
                 found.append(self.value(elements, value, depth + 1))
         except UnexpectedAnswer as error:
             error.where.insert(0, len(found))

@@ -109,7 +109,7 @@ def test_hosts_that_answer_what_they_like_get_nothing_and_cost_only_themselves(f
         "a-facts": liar(tmp_path, "a-facts", {"changed": False, "engine": ENGINE, "removed": [], "logs": [], "ansible_facts": facts, **ORDERS}),
         "b-odd": liar(tmp_path, "b-odd", {"engine": {"name": "x"}, "removed": None, "logs": None, "failure": "disk_full", "ansible_facts": facts}),
         "c-types": liar(tmp_path, "c-types", {"engine": "x", "usage": [1], "removed": [{"bytes": "x"}], "logs": {"x": 1}}),
-        "d-large": liar(tmp_path, "d-large", {"engine": ENGINE, "removed": [], "x": ["y" * 1000] * 20_000}),
+        "d-large": liar(tmp_path, "d-large", {"engine": ENGINE, "removed": [], "x": ["y" * 1000] * 30_000}),
         "e-deep": liar(tmp_path, "e-deep", {"engine": ENGINE}),
         "h1": honest,
     }
@@ -127,7 +127,7 @@ def test_hosts_that_answer_what_they_like_get_nothing_and_cost_only_themselves(f
     for name, words in (
         ("b-odd", "unexpected answer (docker_disk_report.engine.root_dir: missing)"),
         ("c-types", "unexpected answer (engine: a text, where a mapping is documented)"),
-        ("d-large", "unexpected answer (the whole: more than 16 MB)"),
+        ("d-large", "unexpected answer (the whole: more than 18 MB)"),
         ("e-deep", "unexpected answer (the whole: lists or mappings without end)"),
     ):
         assert found[name]["status"] == "trouble" and found[name]["error"].startswith(words), found[name]["error"]

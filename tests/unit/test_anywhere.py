@@ -79,7 +79,7 @@ def test_an_answer_of_another_type_is_a_failure_with_place_and_reason(action: t.
 @pytest.mark.parametrize(
     ("stdout", "words"),
     [
-        ('{"x": "' + "y" * 40_000_000 + '"}', "the whole: more than 16 MB"),
+        ('{"x": "' + "y" * 40_000_000 + '"}', "the whole: more than 18 MB"),
         ('{"x": ' + "[" * 200_000 + "]" * 200_000 + "}", "the whole: lists or mappings without end"),
         ('{"free_after": Infinity}', "free_after: a number, where a whole number is documented"),
     ],
