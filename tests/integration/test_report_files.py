@@ -116,7 +116,7 @@ def test_hosts_that_answer_what_they_like_get_nothing_and_cost_only_themselves(f
     (tmp_path / "e-deep.json").write_text('{"engine": ' + "[" * 100_000 + "]" * 100_000 + "}")
     inventory = tmp_path / "liars.json"
     inventory.write_text(json.dumps({"docker_hosts": {"hosts": hosts, "vars": {"cleanup_report_dir": str(folder), "cleanup_become": False}}}))
-    run = Ansible(str(inventory)).play("clean", "--check", "--diff")
+    run = Ansible(str(inventory), liars=True).play("clean", "--check", "--diff")
     assert run.code == 2, run.text
     assert hosts_of(folder) == ["a-facts", "h1"]
     assert not owned.exists()
@@ -133,3 +133,16 @@ def test_hosts_that_answer_what_they_like_get_nothing_and_cost_only_themselves(f
         assert found[name]["status"] == "trouble" and found[name]["error"].startswith(words), found[name]["error"]
     assert "\x1b" not in run.text and "\nPLAY RECAP" not in run.text.partition("\nPLAY RECAP")[2]
     assert "docker_disk_report on a-facts: the answer has keys that the module does not document; they are dropped: removed, logs, ansible_facts" in " ".join(run.text.split())
+
+
+def test_a_jobs_answer_comes_in_by_the_same_door(tmp_path: Path) -> None:
+    answer = {"ansible_job_id": "j1.2", "results_file": "/x", "started": 1, "finished": 1, "changed": False, "engine": ENGINE, "ansible_facts": {"x": 1}, **ORDERS}
+    inventory = tmp_path / "liars.json"
+    inventory.write_text(json.dumps({"docker_hosts": {"hosts": {"job": liar(tmp_path, "job", answer)}}}))
+    run = Ansible(str(inventory), liars=True).run(
+        ["ansible", "-i", str(inventory), "all", "-m", "fleetclean.docker.docker_disk_report", "-B", "20", "-P", "1"], ANSIBLE_ASYNC_DIR=str(tmp_path)
+    )
+    (line,) = run.lines
+    assert line["result"]["engine"]["root_dir"] == "/var/lib/docker"
+    assert not {"ansible_facts", "add_host", "ansible_stats", "skipped", "invocation"} & set(line["result"])
+    assert "\x1b" not in run.text
