@@ -330,33 +330,38 @@ _LEAVES = st.one_of(
 JUNK = st.recursive(_LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)), max_leaves=5)
 
 
-def _places(value: t.Any) -> t.Iterator[tuple[t.Any, t.Any]]:
-    """Every container within a value with each of its keys or indices."""
-    if isinstance(value, (dict, list)):
-        for key in list(value) if isinstance(value, dict) else range(len(value)):
-            yield value, key
-            yield from _places(value[key])
+def _place(draw: st.DrawFn, value: t.Any) -> tuple[t.Any, t.Any]:
+    """A container within a value and one of its keys or indices: down from the outside, so that small parts are met as often as large ones."""
+    while True:
+        keys = [key for key in (value if isinstance(value, dict) else range(len(value))) if key != "inventory_hostname"]
+        key = draw(st.sampled_from(keys))
+        within = value[key]
+        if not isinstance(within, (dict, list)) or not within or draw(st.integers(0, 4)) == 0:
+            return value, key
+        value = within
 
 
 _BASES = [
-    {**HONEST[0], "inventory_hostname": "odd", "_cleanup_logs_again": records.log_result(GB)}, *records.report_fleet()[6:], *records.clean_fleet(), *records.hostile_fleet()[4:8],
+    {**HONEST[0], "inventory_hostname": "odd", "_cleanup_logs_again": records.log_result(GB)}, *records.clean_fleet()[:3],
+    *records.report_fleet()[6:9], records.report_fleet(exact=False)[0], *records.hostile_fleet()[4:8:2],
 ]
 
 
 @st.composite
 def mutated_hosts(draw: st.DrawFn) -> dict[str, t.Any]:
-    """A host's variables as the role registers them, with up to five places changed: other values, others' values, less, more, again."""
+    """A host's variables as the role registers them, with up to six places changed: other values, others' values, less, more, again."""
     host: dict[str, t.Any] = copy.deepcopy(draw(st.sampled_from(_BASES)))
-    for _time in range(draw(st.integers(1, 5))):
-        places = [(within, key) for within, key in _places(host) if key != "inventory_hostname"]
-        if not places:
+    for _time in range(draw(st.integers(1, 6))):
+        if len(host) < 2:
             break
-        within, key = places[draw(st.integers(0, len(places) - 1))]
-        how = draw(st.sampled_from(("junk", "junk", "other", "gone", "more", "again")))
+        within, key = _place(draw, host)
+        how = draw(st.sampled_from(("junk", "junk", "null", "other", "gone", "gone", "more", "again")))
         if how == "junk":
             within[key] = draw(JUNK)
+        elif how == "null":
+            within[key] = None
         elif how == "other":
-            other, name = places[draw(st.integers(0, len(places) - 1))]
+            other, name = _place(draw, host)
             within[key] = copy.deepcopy(other[name])
         elif how == "gone":
             del within[key]
