@@ -38,8 +38,8 @@ MAX_MODULE_OUTPUT = 10_000
 MAX_WARNINGS = 20
 _MAX_NUMBER = 2**60
 _MAX_DROPPED = 10
-#: What an entry takes in that JSON, besides its key, its text and its indent; and what a number takes.
-_AROUND, _NUMBER = 8, 12
+#: What an entry takes in that JSON, besides its key, its text and its indent (it may be null); and what a number takes besides.
+_AROUND, _NUMBER = 10, 8
 
 #: Keys that honest modules send along and nobody here needs.
 _UNUSED = frozenset(("invocation", "_ansible_parsed", "_ansible_trusted_utf8"))
@@ -197,11 +197,13 @@ class _Reader:
         """The documented keys of a mapping."""
         found: dict[str, t.Any] = {}
         key: t.Any = ""
+        # Also for those that are not there: a record has them all.
+        self._budget.spend(sum(map(len, contains)) + len(contains) * (_AROUND + depth))
         try:
             for key, value in raw.items():
                 shape = contains.get(key) if isinstance(key, str) else None
-                self._budget.spend(_AROUND + depth + len(key) if shape else _AROUND)
                 if shape is None:
+                    self._budget.spend(_AROUND)
                     if len(self.dropped) <= _MAX_DROPPED and key not in _UNUSED:
                         self.dropped.append(one_line(key, 40))
                     continue
