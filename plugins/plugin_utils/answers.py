@@ -19,7 +19,6 @@ Two callers: the action plugin (anywhere.py) for what comes from a host, and hos
 from __future__ import annotations
 
 import ast
-import dataclasses
 import os
 import typing as t
 from functools import lru_cache
@@ -263,22 +262,15 @@ def admit(module: str, raw: t.Mapping[str, t.Any], job: bool = False) -> Answer:
     if told:
         values["warnings"] = told[:MAX_WARNINGS]
         values["warnings"] += [f"{len(told) - MAX_WARNINGS} more warnings of this host are left out"] if len(told) > MAX_WARNINGS else []
-    if more["exception"] and values.get("failed"):
-        values["exception"] = _exception(more["exception"], values.get("msg") or "")
+    traceback = _traceback(more["exception"])
+    if traceback and values.get("failed"):
+        values["exception"] = traceback
     return Answer(values, tuple(dropped))
 
 
-def no_answer(raw: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Return what Ansible made of something that is no answer at all, with what the host wrote instead, cut and made visible."""
-    found: dict[str, t.Any] = {"failed": True, "msg": one_line(raw.get("msg") or "the module ended without an answer")}
-    for key in ("module_stdout", "module_stderr"):
-        if key in raw:
-            found[key] = lines(raw[key], MAX_MODULE_OUTPUT)
-    if isinstance(raw.get("rc"), int):
-        found["rc"] = int(raw["rc"])
-    if raw.get("exception"):
-        found["exception"] = _exception(raw["exception"], found["msg"])
-    return found
+def no_answer(text: str) -> str:
+    """Return what a host wrote instead of an answer, cut and made visible; nothing in it can be read as an answer any more."""
+    return "\n".join(f"| {line}" if line.lstrip().startswith("{") else line for line in lines(text, MAX_MODULE_OUTPUT).splitlines())
 
 
 def dropped_words(dropped: t.Sequence[str]) -> str:
@@ -291,19 +283,17 @@ def warning_texts(raw: t.Any) -> list[str]:
     """Texts of warnings or deprecations: of Ansible's own types since 2.19, of mappings, or as they are."""
     found = []
     for entry in raw if isinstance(raw, (list, tuple)) else ():
-        text = entry if isinstance(entry, str) else entry.get("msg") if isinstance(entry, t.Mapping) else getattr(getattr(entry, "event", None), "msg", None)
+        text = entry if isinstance(entry, str) else _part(entry, "msg") or _part(_part(entry, "event"), "msg")
         if isinstance(text, str) and text:
             found.append(one_line(text, 1000))
     return found
 
 
-def _exception(raw: t.Any, msg: str) -> t.Any:
-    """A traceback, as text or as Ansible's own type since 2.19; nothing else that a host may put there."""
-    event = getattr(raw, "event", None)
-    if event is None or not dataclasses.is_dataclass(raw):
-        return lines(raw, MAX_MODULE_OUTPUT) if isinstance(raw, str) else ""
-    traceback = getattr(event, "formatted_traceback", None)
-    clean = type(event)(msg=msg, formatted_traceback=lines(traceback, MAX_MODULE_OUTPUT) if isinstance(traceback, str) else None)
-    return dataclasses.replace(t.cast(t.Any, raw), event=clean)
+def _traceback(raw: t.Any) -> str:
+    """A traceback as text; since 2.19 it is a part of a type of Ansible's own."""
+    text = raw if isinstance(raw, str) else _part(_part(raw, "event"), "formatted_traceback")
+    return lines(text, MAX_MODULE_OUTPUT) if isinstance(text, str) else ""
 
 
+def _part(value: t.Any, name: str) -> t.Any:
+    return value.get(name) if isinstance(value, t.Mapping) else getattr(value, name, None)

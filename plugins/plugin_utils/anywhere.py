@@ -21,7 +21,9 @@ of it reaches Ansible, which would set facts, add hosts or print whatever a host
 from __future__ import annotations
 
 import gc
+import json
 import os
+import re
 import time
 import typing as t
 from contextlib import contextmanager, suppress
@@ -90,30 +92,39 @@ class ActionModule(ActionBase):
             self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
 
-    def _parse_returned_data(self, res: dict[str, t.Any], *profile: t.Any) -> dict[str, t.Any]:
-        """Read what the host wrote, as Ansible does, and admit of it what the module documents."""
+    def _parse_returned_data(self, res: dict[str, t.Any], *profile: t.Any) -> t.Any:
+        """Let Ansible read what the module documents of what the host wrote. It comes as text, as every ansible-core reads it."""
         self._is_admitted = True
+        return super()._parse_returned_data({**res, **self._admitted_output(res)}, *profile)
+
+    def _admitted_output(self, res: t.Mapping[str, t.Any]) -> dict[str, str]:
         text = res.get("stdout") or ""
+        stderr = answers.lines(res.get("stderr") or "", answers.MAX_MODULE_OUTPUT)
         try:
             if len(text) > answers.MAX_BYTES:
                 raise answers.UnexpectedAnswer(f"more than {answers.MAX_BYTES // 1024**2} MB")
             try:
-                data = super()._parse_returned_data({**res, "stdout": self._without_junk(text)}, *profile)
+                data = json.loads(self._without_junk(text))
             except RecursionError:
                 raise answers.UnexpectedAnswer("lists or mappings without end") from None
+            except ValueError:
+                return {"stdout": answers.no_answer(text), "stderr": stderr}
+            values = self._admitted(data)
         except answers.UnexpectedAnswer as error:
-            return self._refused(error)
-        return self._admitted(data) if data.get("_ansible_parsed") else {**answers.no_answer(data), "_ansible_parsed": False}
+            values = self._refused(error)
+        return {"stdout": json.dumps(values), "stderr": stderr}
 
     def _without_junk(self, text: str) -> str:
-        """What the host wrote without the lines after its answer, of which Ansible would warn in the host's own characters."""
-        rest = text.rstrip()
+        """The lines from the first that begins with a brace to the last that ends with one. Ansible would warn of later ones in the
+        host's own characters."""
+        first = re.search(r"^[^\S\n]*\{", text, re.MULTILINE)
+        rest = text[first.start():].rstrip() if first else ""
         end = len(rest)
         while end > 0 and not rest[:end].endswith("}"):
             end = len(rest[: max(0, rest.rfind("\n", 0, end))].rstrip())
         if end and end < len(rest):
             Display().warning(f"{self._on_host}: what was written after the answer is left out: {answers.one_line(rest[end:].strip(), 200)}")
-        return rest[:end] if end else text
+        return rest[:end]
 
     def _admitted(self, data: dict[str, t.Any]) -> dict[str, t.Any]:
         try:
@@ -125,11 +136,11 @@ class ActionModule(ActionBase):
             values["warnings"] = [f"{self._on_host}: {answers.dropped_words(answer.dropped)}", *values.get("warnings", ())]
         if self._is_job and data.get("_ansible_suppress_tmpdir_delete") is True:
             values["_ansible_suppress_tmpdir_delete"] = True  # the job is still in that folder
-        return {**values, "_ansible_parsed": True}
+        return values
 
     def _refused(self, error: answers.UnexpectedAnswer, changed: bool = False) -> dict[str, t.Any]:
         msg = f"{self._module}: {error}. Nothing of it is kept. Look into that host: its Python, or who answers in its place."
-        return {"failed": True, "changed": changed, "failure": "unexpected_answer", "msg": msg, "_ansible_parsed": True}
+        return {"failed": True, "changed": changed, "failure": "unexpected_answer", "msg": msg}
 
     @property
     def _on_host(self) -> str:
