@@ -43,7 +43,7 @@ _AROUND, _NUMBER = 10, 8
 #: Keys that honest modules send along and nobody here needs.
 _UNUSED = frozenset(("invocation", "_ansible_parsed", "_ansible_trusted_utf8"))
 #: What Ansible's wrapper of jobs sends along with the answer of one that has ended.
-_UNUSED_OF_JOBS = frozenset(("cmd", "stdout", "stdout_lines", "stderr", "stderr_lines", "outdata", "_ansible_suppress_tmpdir_delete"))
+_UNUSED_OF_JOBS = frozenset(("cmd", "stdout", "stdout_lines", "stderr", "stderr_lines", "outdata", "erased", "_ansible_suppress_tmpdir_delete"))
 
 
 class Shape(t.NamedTuple):
