@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from ansible_collections.fleetclean.docker.plugins.plugin_utils.anywhere import (
-    ActionModule,
-)
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import anywhere
 
-__all__ = ["ActionModule"]
+
+class ActionModule(anywhere.ActionModule, module="docker_log_truncate"):
+    """The door of this module's answers."""

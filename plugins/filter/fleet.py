@@ -1,7 +1,7 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filters that the role cleanup uses on the controller: see plugin_utils/fleet.py and page.py."""
+"""The filters that the role cleanup uses on the controller: see plugin_utils/host_record.py, fleet.py and page.py."""
 
 from __future__ import annotations
 

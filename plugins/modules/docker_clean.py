@@ -327,12 +327,24 @@ failures:
   type: list
   elements: dict
   sample: []
+  contains:
+    kind: {description: 'container, image, tag, volume, network or build_cache.', type: str, returned: always}
+    id: {description: "The engine's id (for a tag, its image's).", type: str, returned: always}
+    name: {description: What people call it., type: str, returned: always}
+    bytes: {description: What should have come free with it., type: int, returned: always}
+    reason: {description: Why it should go., type: str, returned: always}
+    error: {description: Why it could not., type: str, returned: always}
 kept:
   description: What stays, by kind and reason, with the number of objects and their bytes.
   returned: when the engine answers
   type: list
   elements: dict
   sample: [{kind: image, reason: used by a container, count: 12, bytes: 9800000000}]
+  contains:
+    kind: {description: 'As in RV(removed[].kind).', type: str, returned: always}
+    reason: {description: Why they stay., type: str, returned: always}
+    count: {description: How many they are., type: int, returned: always}
+    bytes: {description: What they have., type: int, returned: always}
 planned_bytes:
   description: >-
     The sum of RV(removed[].bytes) of the whole plan. In check mode it is measured, as
@@ -349,6 +361,7 @@ reclaimed_by_kind:
   description: RV(reclaimed_bytes), measured after each kind of object; volumes that go along with a container count with it.
   returned: when the engine answers
   type: dict
+  elements: int
   sample: {container: 1200000000, image: 12400000000}
 free_before:
   description: Bytes available on the data root's filesystem before; null where that is not this host's.

@@ -127,7 +127,7 @@ engine:
     api_version: {description: The API that was spoken., type: str, returned: always}
     storage_driver: {description: The storage driver or snapshotter., type: str, returned: always}
     image_store: {description: V(graphdriver) or V(containerd)., type: str, returned: always}
-    driver_status: {description: What the driver says of itself., type: dict, returned: always}
+    driver_status: {description: 'What the driver says of itself, by name.', type: dict, elements: str, returned: always}
     logging_driver: {description: The logging driver that new containers get., type: str, returned: always}
     root_dir: {description: The engine's data root., type: str, returned: always}
     root_dir_proven: {description: Whether that folder on this host was shown to be this engine's., type: bool, returned: always}
@@ -146,12 +146,19 @@ engine:
     cpus: {description: The host's processors., type: int, returned: always}
     memory_bytes: {description: The host's memory., type: int, returned: always}
     cgroup_driver: {description: Who manages control groups., type: str, returned: always}
-    security_options: {description: 'What secures containers, such as V(name=userns) or V(name=rootless).', type: list, returned: always}
-    sdk: {description: Which SDK was used., type: dict, returned: always}
+    security_options: {description: 'What secures containers, such as V(name=userns) or V(name=rootless).', type: list, elements: str, returned: always}
+    sdk:
+      description: Which SDK was used.
+      type: dict
+      returned: always
+      contains:
+        source: {description: V(host) or V(carried)., type: str, returned: always}
+        version: {description: Its release., type: str, returned: always}
 paths:
-  description: The storage driver's paths below the data root that exist; empty if the data root is not proven to be here.
+  description: The storage driver's paths below the data root that exist, lists by category; empty if the data root is not proven to be here.
   returned: when the engine answers
   type: dict
+  elements: list
   sample: {layers: [/var/lib/docker/overlay2], image_metadata: [/var/lib/docker/image/overlay2]}
 filesystems:
   description: >-
@@ -175,6 +182,21 @@ filesystems:
     - {mount_point: /var/lib/docker/volumes, type: xfs, size: 107374182400, used: 21474836480, free: 85899345920, available: 85899345920,
        inodes: 52428800, inodes_available: 52400000, headroom: 85899345920, read_only: false, holds: [volumes],
        attributed_bytes: 21400000000, deleted_open_bytes: 0, unaccounted_bytes: 74836480}
+  contains:
+    mount_point: {description: Where it is mounted., type: str, returned: always}
+    type: {description: 'Its type, such as V(ext4).', type: str, returned: always}
+    size: {description: Its bytes., type: int, returned: always}
+    used: {description: Bytes in use., type: int, returned: always}
+    free: {description: 'Bytes free, with those that are reserved for root.', type: int, returned: always}
+    available: {description: Bytes free for everybody., type: int, returned: always}
+    inodes: {description: 'Its inodes; 0 where they are made as they are needed.', type: int, returned: always}
+    inodes_available: {description: Inodes free for everybody., type: int, returned: always}
+    headroom: {description: 'As C(available), but below zero by what root took of its reserve.', type: int, returned: always}
+    read_only: {description: Whether it is mounted read-only., type: bool, returned: always}
+    holds: {description: The categories of RV(usage) that lie on it., type: list, elements: str, returned: always}
+    attributed_bytes: {description: What of C(used) stands in RV(usage)., type: int, returned: when something was measured}
+    deleted_open_bytes: {description: What of C(used) is in deleted files that are held open., type: int, returned: when looked for}
+    unaccounted_bytes: {description: The rest of C(used)., type: int, returned: when something was measured}
 deleted_open:
   description: >-
     Files that were deleted while a process held them open, or mapped into its memory, on any filesystem that has something of the
@@ -204,6 +226,19 @@ deleted_open:
       type: list
       elements: dict
       returned: when looked for
+      contains:
+        path: {description: Where it was., type: str, returned: always}
+        bytes: {description: What it takes., type: int, returned: always}
+        pid: {description: A process that has it., type: int, returned: always}
+        command: {description: That process's name., type: str, returned: always}
+        user_id: {description: Its effective user., type: int, returned: always}
+        unit: {description: Its unit of systemd., type: str, returned: always}
+        container: {description: The name of its container., type: str, returned: always}
+        container_id: {description: The ID of its container., type: str, returned: always}
+        mount_point: {description: Where the filesystem is mounted that has the blocks., type: str, returned: always}
+        how: {description: V(descriptor) or V(mapped)., type: str, returned: always}
+        processes: {description: How many processes have it., type: int, returned: always}
+        means: {description: How this collection can free it., type: str, returned: always}
 usage:
   description: >-
     By category. C(images) (layers, each once), C(containers) (writable layers), C(volumes) (of the driver C(local)),
@@ -212,6 +247,7 @@ usage:
     containerd) and C(unattributed). Categories do not overlap in C(disk_bytes). With another machine's engine there are the engine's figures alone.
   returned: when the engine answers
   type: dict
+  elements: dict
   sample:
     images: {count: 12, active: 3, logical_bytes: 9000000000, disk_bytes: 9800000000, apparent_bytes: 9000000000,
              shared_bytes: 0, reclaimable_bytes: 6000000000}
@@ -253,10 +289,40 @@ items:
     C(kind), C(reason) and C(path).
   returned: when the engine answers
   type: dict
+  elements: list
   sample:
     logs: [{id: 5f2a, name: ci-runner, size: 8100000000, logical_bytes: 8099000000, disk_bytes: 8100000000, shared_bytes: 0,
             reclaimable_bytes: 8100000000, age: 864000, active: true, used_by: [ci-runner],
             path: /var/lib/docker/containers/5f2a/5f2a-json.log, files: 1}]
+  contains:
+    id: {description: The engine's ID., type: str, returned: always}
+    name: {description: What people call it., type: str, returned: always}
+    size: {description: Bytes by which items are sorted., type: int, returned: always}
+    logical_bytes: {description: 'The engine''s figure, or the lengths of the files.', type: int, returned: always}
+    disk_bytes: {description: Allocated blocks; null where they were not measured., type: int, returned: always}
+    shared_bytes: {description: 'The part of them that others have as well; null where it was not measured.', type: int, returned: always}
+    reclaimable_bytes: {description: What comes free with it., type: int, returned: always}
+    age: {description: Seconds since it was made., type: int, returned: always}
+    active: {description: Whether it is in use., type: bool, returned: always}
+    used_by: {description: Who uses it., type: list, elements: str, returned: always}
+    tags: {description: An image's tags., type: list, elements: str, returned: for images}
+    digests: {description: An image's digests., type: list, elements: str, returned: for images}
+    dangling: {description: Whether the engine calls it dangling., type: bool, returned: for images and volumes}
+    layers: {description: How many layers an image has., type: int, returned: for images}
+    last_used: {description: Seconds since it was last used., type: int, returned: for images and build cache}
+    evidence: {description: How that is known., type: str, returned: for images}
+    state: {description: A container's state., type: str, returned: for containers}
+    image: {description: A container's image., type: str, returned: for containers}
+    virtual_bytes: {description: A container's writable layer and image together., type: int, returned: for containers}
+    driver: {description: A volume's driver., type: str, returned: for volumes}
+    anonymous: {description: Whether a volume has no name that somebody gave., type: bool, returned: for volumes}
+    path: {description: Where it lies., type: str, returned: 'for volumes, logs and leftovers'}
+    type: {description: What a record of the build cache is., type: str, returned: for build cache}
+    in_use: {description: Whether a build uses it., type: bool, returned: for build cache}
+    shared: {description: Whether an image shares it., type: bool, returned: for build cache}
+    files: {description: 'How many files, rotated ones too.', type: int, returned: for logs}
+    kind: {description: What kind of leftover it is., type: str, returned: for leftovers}
+    reason: {description: Why it is one., type: str, returned: for leftovers}
 reclaimable:
   description: >-
     What could be had back, way by way: C(bytes), C(count) of objects and C(means). The ways are C(stopped_containers),
@@ -266,8 +332,13 @@ reclaimable:
     C(leftovers). All are without any age; what a label or an orchestrator keeps is not counted.
   returned: when something but the filesystem was asked for
   type: dict
+  elements: dict
   sample:
     unused_images: {bytes: 6000000000, count: 9, means: "docker_clean: images: {scope: unused}"}
+  contains:
+    bytes: {description: What comes free., type: int, returned: always}
+    count: {description: How many objects go., type: int, returned: always}
+    means: {description: How., type: str, returned: always}
 totals:
   description: >-
     Sums over all categories, asked for or not. C(attributed_bytes) and C(unattributed_bytes) together are C(disk_bytes), which
@@ -277,6 +348,12 @@ totals:
   type: dict
   sample: {disk_bytes: 42100000000, attributed_bytes: 42090000000, unattributed_bytes: 10000000, shared_bytes: 0,
            reclaimable_bytes: 31200000000}
+  contains:
+    disk_bytes: {description: Allocated blocks below RV(roots)., type: int, returned: always}
+    attributed_bytes: {description: What of it has an owner., type: int, returned: always}
+    unattributed_bytes: {description: What of it has none., type: int, returned: always}
+    shared_bytes: {description: What of it other files have as well., type: int, returned: always}
+    reclaimable_bytes: {description: What could be had., type: int, returned: always}
 roots:
   description: >-
     The data root, its containerd's if that lies elsewhere, and the places of the engine that another filesystem is mounted on or a link
@@ -287,12 +364,19 @@ roots:
   type: list
   elements: dict
   sample: [{path: /var/lib/docker, disk_bytes: 42100000000, subvolume_bytes: 0}]
+  contains:
+    path: {description: Where it is., type: str, returned: always}
+    disk_bytes: {description: Allocated blocks below it., type: int, returned: always}
+    subvolume_bytes: {description: What of them is in subvolumes of btrfs., type: int, returned: always}
 mounts:
   description: Other filesystems below the data roots, such as a disk on a volume's own folder. They are not the engine's and are not entered.
   returned: when something but the filesystem was asked for
   type: list
   elements: dict
   sample: [{path: /var/lib/docker/volumes/nfs-data/_data, type: nfs4}]
+  contains:
+    path: {description: Where it is mounted., type: str, returned: always}
+    type: {description: Its type., type: str, returned: always}
 unread:
   description: >-
     What could not be read: how many files and folders (C(count)), the first of them with the reason (C(examples)), and how many
@@ -300,6 +384,17 @@ unread:
   returned: when the engine answers
   type: dict
   sample: {count: 0, vanished: 2, examples: []}
+  contains:
+    count: {description: How many could not be read., type: int, returned: always}
+    vanished: {description: How many were gone., type: int, returned: always}
+    examples:
+      description: The first of those that could not be read.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        path: {description: What could not be read., type: str, returned: always}
+        error: {description: Why., type: str, returned: always}
 measured:
   description: >-
     What it took: C(mode), C(seconds), C(processes), C(files) and C(walked_bytes), and the layers that were known from an
@@ -308,10 +403,19 @@ measured:
   type: dict
   sample: {mode: exact, seconds: 2.1, processes: 2, files: 1005000, walked_bytes: 4281106432, remembered_layers: 0,
            remembered_bytes: 0}
+  contains:
+    mode: {description: V(exact) or V(fast)., type: str, returned: always}
+    seconds: {description: How long it took., type: float, returned: always}
+    processes: {description: How many processes walked., type: int, returned: always}
+    files: {description: How many inodes were looked at., type: int, returned: always}
+    walked_bytes: {description: What they take., type: int, returned: always}
+    remembered_layers: {description: How many layers were known., type: int, returned: always}
+    remembered_bytes: {description: What those take., type: int, returned: always}
 failure:
   description: >-
     What kind of failure it was: V(bad_input), V(no_sdk), V(no_engine) (nothing is installed), V(engine_down),
-    V(denied), V(not_docker), V(not_yet), V(engine), V(disk) or V(defect) (of the module itself).
+    V(denied), V(not_docker), V(not_yet), V(engine), V(disk), V(defect) (of the module itself) or V(unexpected_answer) (the host
+    answered something else than this module returns; told by the controller, which keeps none of it).
   returned: on failure
   type: str
   sample: engine_down

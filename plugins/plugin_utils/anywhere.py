@@ -13,20 +13,27 @@ Ansible usually gives up before a module starts: the remote temporary folder can
 * the Docker SDK of the controller goes along in memory, for hosts that have none.
 
 All of this is per task: the play's other tasks keep their settings.
+
+What the host answers goes through one door, `_parse_returned_data`: answers.py admits what the module documents, and nothing else
+of it reaches Ansible, which would set facts, add hosts or print whatever a host puts there.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
+import re
+import time
 import typing as t
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
-from ansible_collections.fleetclean.docker.plugins.plugin_utils import carried_sdk
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import answers, carried_sdk
 
 #: A tmpfs that every Linux host has, and that every user may write to.
 TMPFS = "/dev/shm"
@@ -46,10 +53,20 @@ def _without_collector() -> t.Iterator[None]:
 
 
 class ActionModule(ActionBase):
-    """Runs the module named by the task on hosts without a free byte and without the SDK."""
+    """Runs its module on hosts without a free byte and without the SDK, and admits what the module documents of their answers."""
 
     _supports_check_mode = True
     _supports_async = True
+    _module = ""
+    _inventory_name = ""
+    _is_job = False
+    _is_admitted = False
+
+    def __init_subclass__(cls, module: str = "", **more: t.Any) -> None:
+        """:param module: the module's name. Its schema is read here, once, before Ansible forks a worker for each task and host."""
+        super().__init_subclass__(**more)
+        cls._module = module
+        answers.shapes(module)
 
     def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result = super().run(tmp, task_vars)
@@ -61,12 +78,100 @@ class ActionModule(ActionBase):
         self._stay_off_the_disk(wrap_async)
         # First in the list: whoever sets TMPDIR for the task or the play still has the last word.
         self._task.environment = [{"TMPDIR": TMPFS}] + list(self._task.environment or [])
+        self._inventory_name = str(task_vars.get("inventory_hostname") or "")
+        self._is_job = wrap_async
         with _without_collector():
             answer = self._execute_module(module_args=args, task_vars=task_vars, wrap_async=wrap_async)
+        if not self._is_admitted:
+            # No ansible-core up to 2.21 gets here; one that reads answers in another place would.
+            answer = self._admitted(answer)
+        if wrap_async and self._task.poll > 0 and not answer.get("failed"):
+            answer = self._job_answer(answer, task_vars)
         result = merge_hash(result, answer)
         if not wrap_async:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
+
+    def _parse_returned_data(self, res: dict[str, t.Any], *profile: t.Any) -> t.Any:
+        """Let Ansible read what the module documents of what the host wrote. It comes as text, as every ansible-core reads it."""
+        self._is_admitted = True
+        return super()._parse_returned_data({**res, **self._admitted_output(res)}, *profile)
+
+    def _admitted_output(self, res: t.Mapping[str, t.Any]) -> dict[str, str]:
+        text = res.get("stdout") or ""
+        stderr = answers.lines(res.get("stderr") or "", answers.MAX_MODULE_OUTPUT)
+        try:
+            if len(text) > answers.MAX_BYTES:
+                raise answers.UnexpectedAnswer(f"more than {answers.MAX_BYTES // 1024**2} MB")
+            try:
+                data = json.loads(self._without_junk(text))
+            except RecursionError:
+                raise answers.UnexpectedAnswer("lists or mappings without end") from None
+            except ValueError:
+                return {"stdout": answers.no_answer(text), "stderr": stderr}
+            values = self._admitted(data)
+        except answers.UnexpectedAnswer as error:
+            values = self._refused(error)
+        return {"stdout": json.dumps(values), "stderr": stderr}
+
+    def _without_junk(self, text: str) -> str:
+        """The lines from the first that begins with a brace to the last that ends with one. Ansible would warn of later ones in the
+        host's own characters."""
+        first = re.search(r"^[^\S\n]*\{", text, re.MULTILINE)
+        rest = text[first.start():].rstrip() if first else ""
+        end = len(rest)
+        while end > 0 and not rest[:end].endswith("}"):
+            end = len(rest[: max(0, rest.rfind("\n", 0, end))].rstrip())
+        if end and end < len(rest):
+            Display().warning(f"{self._on_host}: what was written after the answer is left out: {answers.one_line(rest[end:].strip(), 200)}")
+        return rest[:end]
+
+    def _admitted(self, data: dict[str, t.Any]) -> dict[str, t.Any]:
+        try:
+            answer = answers.admit(self._module, data, self._is_job)
+        except answers.UnexpectedAnswer as error:
+            return self._refused(error, data.get("changed") is True)
+        values = answer.values
+        if answer.dropped:
+            values["warnings"] = [f"{self._on_host}: {answers.dropped_words(answer.dropped)}", *values.get("warnings", ())]
+        if self._is_job and data.get("_ansible_suppress_tmpdir_delete") is True:
+            values["_ansible_suppress_tmpdir_delete"] = True  # the job is still in that folder
+        return values
+
+    def _refused(self, error: answers.UnexpectedAnswer, changed: bool = False) -> dict[str, t.Any]:
+        msg = f"{self._module}: {error}. Nothing of it is kept. Look into that host: its Python, or who answers in its place."
+        return {"failed": True, "changed": changed, "failure": "unexpected_answer", "msg": msg}
+
+    @property
+    def _on_host(self) -> str:
+        return f"{self._module} on {self._inventory_name}" if self._inventory_name else self._module
+
+    def _job_answer(self, started: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Wait for a job and return its answer.
+
+        Ansible would wait for it with the action plugin of async_status, past this door.
+        """
+        seconds = left = self._task.async_val
+        folder = self._remote_expand_user(self.get_shell_option("async_dir", default="~/.ansible_async"))
+        args = {"jid": started.get("ansible_job_id") or "", "_async_dir": folder}
+        self._task.async_val = 0
+        while left > 0:
+            time.sleep(self._task.poll)
+            left -= self._task.poll
+            try:
+                answer = self._execute_module("ansible.legacy.async_status", {**args, "mode": "status"}, task_vars=task_vars)
+            except AnsibleConnectionFailure:
+                if left <= 0:
+                    raise
+                with suppress(AttributeError):
+                    self._connection.reset()
+                continue
+            # A file that is written at this moment cannot be read yet.
+            if answer.get("finished") or (answer.get("failed") and answer.get("_ansible_parsed")):
+                self._execute_module("ansible.legacy.async_status", {**args, "mode": "cleanup"}, task_vars=task_vars)
+                return answer
+        msg = f"{self._module}: the job did not end within {seconds} seconds. Raise async, or look for it with async_status."
+        return {**started, "failed": True, "msg": msg}
 
     def _carried(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         folder = task_vars.get("fleetclean_sdk_path") or os.environ.get("FLEETCLEAN_SDK_PATH")

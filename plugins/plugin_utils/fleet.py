@@ -1,10 +1,10 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role says of a fleet: one record a host, and the lines that people read at the end.
+"""What the role says of a fleet: what is wrong with its variables, and the lines that people read at the end.
 
-All of it runs on the controller, on results that modules returned. The words are those of
-module_utils/words.py, so that a plan, a diff and the fleet's table say the same thing alike.
+All of it runs on the controller. The lines are made of host_record.py's records, and of nothing that has not gone through its door.
+The words are those of module_utils/words.py, so that a plan, a diff and the fleet's table say the same thing alike.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import options, 
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_size
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import COLUMNS, printable, wrapped
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.host_record import (
+    DeletedFile,
+    HostRecord,
+    Item,
+    host_record,
+    host_trouble,
+    logs_reclaimed,
+)
 
-Record = t.Dict[str, t.Any]
+__all__ = ["asks_for_something", "cleanup_problem", "fleet_table", "host_record", "host_trouble", "logs_reclaimed"]
 
 _KINDS = (
     ("containers", ("container",)),
@@ -49,11 +57,9 @@ _ITEM_WORDS = {
 _MANY_DELETED_BYTES = 100 * 1024**2
 #: The widest column of names: with it a line has a hundred columns.
 _LONGEST = 15
+#: The most that a column of sizes shows: 9999 TB.
+_MAX_COLUMN_BYTES = 9999 * 1024**4
 _OURS = tuple(f"cleanup_{section}_" for section in (*options.SECTIONS, "logs", "keep", "free", "only_below"))
-_ID = re.compile(r"[0-9a-f]{64}")
-#: Logs of one host whose figures are handed on; a host with more is decided as if it had none.
-_MOST_LOGS = 20_000
-_PREFIX = re.compile(r"^docker_(disk_report|clean|log_truncate): ")
 
 
 # -- the wishes, before anything is touched ------------------------------------------------------
@@ -142,162 +148,10 @@ def _variable_name(match: re.Match[str]) -> str:
     return "cleanup_" + "_".join(part for part in match.groups() if part)
 
 
-# -- one record a host ---------------------------------------------------------------------------
-
-
-def host_record(hostvars: t.Mapping[str, t.Any]) -> Record:
-    """Return what is known of a host after the role ran: plain values, ready for JSON.
-
-    ``status`` is ok, trouble, no_docker, unreachable or not_asked; ``error`` the reason, in the engine's or SSH's own words.
-    """
-    engine = _result(hostvars, "_cleanup_engine")
-    logs = _both(_result(hostvars, "_cleanup_logs"), _result(hostvars, "_cleanup_logs_again"))
-    clean = _result(hostvars, "_cleanup_clean")
-    if not _believable(engine, logs, clean):
-        engine, logs, clean = {"msg": "the answers of this host are none of this collection's modules'"}, {}, {}
-    record: Record = {
-        "host": str(hostvars.get("inventory_hostname")),
-        "status": "ok" if engine else "not_asked",
-        "error": "" if engine else "was not asked: its variables were refused, or its turn is later",
-        "engine": engine.get("engine"),
-        "filesystem": next(iter(engine.get("filesystems") or []), None),
-        **{name: engine.get(name) or {} for name in ("usage", "items", "totals", "reclaimable", "deleted_open", "measured", "unread")},
-        **{name: engine.get(name) or [] for name in ("filesystems", "roots", "mounts", "warnings")},
-        "logs": _without_noise(logs),
-        "clean": _without_noise(clean),
-    }
-    for result, key in ((engine, "engine"), (logs, "logs"), (clean, "removed")):
-        if not result or result.get("skipped"):
-            continue
-        if result.get("unreachable"):
-            record.update(status="unreachable", error=_unreachable_words(result))
-        elif result.get("failure") == "no_engine":
-            record.update(status="no_docker", error=_words(result))
-        elif result.get("failure") or key not in result:
-            record.update(status="trouble", error=_words(result))
-        else:
-            continue
-        break
-    return record
-
-
-def host_trouble(record: Record) -> str:
-    """Why a host needs a look; empty if it does not. A host without Docker has nothing to clean."""
-    return record["error"] if record["status"] in ("trouble", "unreachable") else ""
-
-
-def logs_reclaimed(logs: object) -> list[Record]:
-    """What docker_log_truncate would have reclaimed in check mode, as docker_clean takes it in ``assume_reclaimed``.
-
-    A host may answer anything: only bounded numbers, and ids that are ids, are passed on.
-    """
-    entries = logs.get("logs") if isinstance(logs, t.Mapping) else None
-    if not entries or not _counted(entries, "reclaimed_bytes") or len(entries) > _MOST_LOGS:
-        return []
-    found = []
-    for entry in entries:
-        ident, size = str(entry.get("container") or ""), entry.get("reclaimed_bytes")
-        if isinstance(size, int) and size > 0:
-            # A deleted file is no part of what its container has.
-            known = entry.get("method") != "deleted" and _ID.fullmatch(ident)
-            found.append({"container": ident if known else "", "bytes": int(size)})
-    return found
-
-
-def _result(hostvars: t.Mapping[str, t.Any], name: str) -> dict[str, t.Any]:
-    value = hostvars.get(name)
-    return dict(value) if isinstance(value, t.Mapping) else {}
-
-
-def _believable(engine: dict[str, t.Any], logs: dict[str, t.Any], clean: dict[str, t.Any]) -> bool:
-    """Whether the parts that are counted with have the shape that modules give them.
-
-    A host that was taken over may answer anything, and must not take the whole fleet's report with it.
-    """
-    usage, items, totals = (engine.get(name) or {} for name in ("usage", "items", "totals"))
-    unread, by_kind = engine.get("unread") or {}, clean.get("reclaimed_by_kind") or {}
-    deleted, logs_gone = engine.get("deleted_open") or {}, _deleted_logs(engine)
-    if not all(isinstance(part, t.Mapping) for part in (usage, items, totals, unread, deleted, by_kind, engine.get("engine") or {})):
-        return False
-    return (
-        _counted(engine.get("filesystems") or [], "size", "used", "available", needed=True)
-        and _counted([*usage.values()], "count", "active", "logical_bytes", "disk_bytes", "reclaimable_bytes")
-        and all(_counted(listed, "size", "age") for listed in items.values())
-        and _counted([totals], "disk_bytes", "unattributed_bytes", "reclaimable_bytes")
-        and _counted([unread], "count")
-        and _counted([deleted, logs_gone], "count", "bytes")
-        and _counted(deleted.get("largest") or [], "bytes", "pid", "processes")
-        and _counted(unread.get("examples") or [])
-        and _counted([by_kind], *by_kind)
-        and _counted([clean], "planned_bytes", "reclaimed_bytes", "free_after", "assumed_bytes")
-        and _counted(clean.get("filesystems") or [], "size", "free_before", "free_after", needed=True)
-        and _counted(clean.get("removed") or [], "bytes")
-        and _named(clean.get("removed") or [], "kind")
-        and _named(engine.get("filesystems") or [], "mount_point")
-        and _named(clean.get("filesystems") or [], "mount_point")
-        and _counted([logs], "reclaimed_bytes")
-        and _counted(logs.get("logs") or [], "bytes_before", "bytes_after", "reclaimed_bytes")
-    )
-
-
-def _deleted_logs(answer: t.Mapping[str, t.Any]) -> t.Any:
-    """The way to free logs that were deleted while the engine held them open; empty if there is none."""
-    ways = answer.get("reclaimable")
-    return ways.get("deleted_logs") or {} if isinstance(ways, t.Mapping) else {}
-
-
-def _counted(entries: object, *names: str, needed: bool = False) -> bool:
-    """Whether it is a list of mappings with numbers under these names; without ``needed`` they may be null or absent."""
-    return isinstance(entries, (list, tuple)) and all(
-        isinstance(entry, t.Mapping)
-        and all(
-            (isinstance(entry[name], int) and abs(entry[name]) < 2**60) if entry.get(name) is not None else not needed for name in names
-        )
-        for entry in entries
-    )
-
-
-def _named(entries: t.Iterable[t.Mapping[str, t.Any]], name: str) -> bool:
-    """Whether each of these has a text under a name by which others find it, or null where it is left out."""
-    return all(isinstance(entry.get(name), (str, type(None))) for entry in entries)
-
-
-def _both(first: dict[str, t.Any], again: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The logs' result, where a second try was made once there was room: its word counts, their sums add up."""
-    if "logs" not in again or "logs" not in first:
-        return first
-    return {
-        **again,
-        "changed": bool(first.get("changed") or again.get("changed")),
-        "logs": [log for log in first["logs"] if log["method"] != "none"] + again["logs"],
-        "reclaimed_bytes": first["reclaimed_bytes"] + again["reclaimed_bytes"],
-        "restarted": [*(first.get("restarted") or []), *(again.get("restarted") or [])],
-    }
-
-
-def _without_noise(result: dict[str, t.Any]) -> dict[str, t.Any] | None:
-    if not result or result.get("skipped"):
-        return None
-    return {key: value for key, value in result.items() if key not in ("diff", "invocation", "exception", "warnings")}
-
-
-def _words(result: dict[str, t.Any]) -> str:
-    message = result.get("msg") or result.get("module_stderr") or "the module ended without an answer"
-    return printable(_PREFIX.sub("", " ".join(str(message).split())))
-
-
-def _unreachable_words(result: dict[str, t.Any]) -> str:
-    """SSH's own words, without Ansible's around them."""
-    words = _words(result)
-    for introduction in ("can be reached over ssh: ", "connect to the host via ssh: "):
-        words = words.rpartition(introduction)[2]
-    return f"unreachable: {words}"
-
-
 # -- the tables ----------------------------------------------------------------------------------
 
 
-def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) -> list[str]:
+def fleet_table(records: t.Sequence[HostRecord], table: str, check: bool = False) -> list[str]:
     """Return the lines of the fleet's table.
 
     :param table: ``clean`` (free before and after, what came free) or ``report`` (what could be had).
@@ -314,12 +168,13 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
         name = printable(record["host"], width)
         row = clean_figures(record, check)
         if row:
-            total += row["freed"] or 0
-            before, after = (_free(row[name], record["filesystem"]) for name in ("before", "after"))
+            total += row.freed or 0
+            size = record["filesystem"]["size"] if record["filesystem"] else 0
+            before, after = _free(row.before, size), _free(row.after, size)
             cells = "".join(
-                f"{_gigabytes(row['kinds'].get(title)):>{max(7, len(title) + 1)}}" for title, _kinds in _KINDS
+                f"{_gigabytes(row.kinds.get(title)):>{max(7, len(title) + 1)}}" for title, _kinds in _KINDS
             )
-            freed = say_size(row["freed"])
+            freed = _size(row.freed)
             lines.append(f"{name:<{width}} {before:>15} {after:>15} {freed:>11} {cells}".rstrip())
             for line in filesystem_lines(record):
                 lines += wrapped(f"{'':<{width}} ", line).split("\n")
@@ -331,7 +186,7 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
             unasked += 1
         elif record["status"] != "ok":
             look += 1
-        elif row and row["changed"]:
+        elif row and row.is_changed:
             cleaned += 1
         else:
             idle += 1
@@ -344,98 +199,103 @@ def fleet_table(records: t.Sequence[Record], table: str, check: bool = False) ->
     return lines + wrapped(f"{'fleet':<{width}} ", f"{count}: {', '.join(parts)}; {came_free}").split("\n")
 
 
-def clean_figures(record: Record, check: bool) -> dict[str, t.Any] | None:
-    """What a clean run did on one host; None if nothing is known of it.
+class CleanFigures(t.NamedTuple):
+    """What a clean run did on one host, in bytes; None where nobody saw it.
 
-    ``before`` and ``after`` are the bytes available, ``freed`` what came free (in check mode: would), each None where
-    nobody saw it; ``kinds`` the same by the table's columns; ``changed`` whether anything was done.
+    ``before`` and ``after`` are available, ``freed`` is what came free (in check mode: would), ``kinds`` the same by the table's
+    columns; ``is_changed``: whether anything was done.
     """
-    filesystem, logs, clean = record["filesystem"], record["logs"] or {}, record["clean"] or {}
+
+    before: int | None
+    after: int | None
+    freed: int | None
+    kinds: t.Mapping[str, int]
+    is_changed: bool
+
+
+def clean_figures(record: HostRecord, check: bool) -> CleanFigures | None:
+    """What a clean run did on one host; None if nothing is known of it."""
+    filesystem, logs, clean = record["filesystem"], record["logs"], record["clean"]
     if not record["engine"]:
         return None
-    log_bytes = logs.get("reclaimed_bytes") or 0
-    if check:
-        by_kind: dict[str, int] = {}
-        for entry in clean.get("removed") or []:
-            kind = entry.get("kind") or ""
-            by_kind[kind] = by_kind.get(kind, 0) + (entry.get("bytes") or 0)
-        freed: int | None = (clean.get("planned_bytes") or 0) + log_bytes
-    else:
-        by_kind = dict(clean.get("reclaimed_by_kind") or {})
-        freed = log_bytes
+    log_bytes = (logs["reclaimed_bytes"] or 0) if logs else 0
+    by_kind: dict[str, int] = {}
+    freed: int | None = log_bytes
+    if check and clean:
+        for entry in clean["removed"]:
+            by_kind[entry["kind"]] = by_kind.get(entry["kind"], 0) + (entry["bytes"] or 0)
+        freed = (clean["planned_bytes"] or 0) + log_bytes
+    elif clean:
+        by_kind = dict(clean["reclaimed_by_kind"])
     by_kind["log"] = log_bytes
     before = filesystem["available"] if filesystem else None
-    after = clean.get("free_after", before)
+    after = clean["free_after"] if clean and clean["free_after"] is not None else before
     if after is not None and before is not None:
         # In check mode docker_clean may have been told of the logs already.
-        on_root = log_bytes if _has_logs(record) and not clean.get("assumed_bytes") else 0
+        on_root = log_bytes if _has_logs(record) and not (clean and clean["assumed_bytes"]) else 0
         after = max(after, before) + on_root if check else after
         if not clean and not check:
             after = before + on_root
         if clean and not check:
             freed = max(0, after - before)  # what the filesystem says counts, not what was claimed
-            freed += sum(max(0, entry["after"] - entry["before"]) for entry in further_filesystems(record) if entry["after"] is not None)
+            freed += sum(max(0, entry.after - entry.before) for entry in further_filesystems(record) if entry.after is not None)
     elif clean and not check:
         freed = None  # another machine's disk: nobody saw what came free there
-    return {
-        "before": before,
-        "after": after,
-        "freed": freed,
-        "kinds": {title: sum(by_kind.get(kind, 0) for kind in kinds) for title, kinds in _KINDS},
-        "changed": bool(logs.get("changed") or clean.get("changed")),
-    }
+    kinds = {title: sum(by_kind.get(kind, 0) for kind in kinds) for title, kinds in _KINDS}
+    return CleanFigures(before, after, freed, kinds, bool(logs and logs["changed"]) or bool(clean and clean["changed"]))
 
 
-def _has_logs(record: Record) -> bool:
+def _has_logs(record: HostRecord) -> bool:
     """Whether logs lie on the data root's filesystem."""
-    return not any("logs" in _held(filesystem) for filesystem in record["filesystems"][1:])
+    return not any("logs" in filesystem["holds"] for filesystem in record["filesystems"][1:])
 
 
-def _held(filesystem: t.Mapping[str, t.Any]) -> list[str]:
-    holds = filesystem.get("holds")
-    return [str(category) for category in holds] if isinstance(holds, (list, tuple)) else []
+class FurtherFilesystem(t.NamedTuple):
+    """A filesystem besides the data root's; bytes available ``before`` and ``after`` (None: not known)."""
+
+    mount_point: str
+    size: int
+    used: int
+    before: int
+    after: int | None
+    holds: t.Sequence[str]
 
 
-def further_filesystems(record: Record) -> list[dict[str, t.Any]]:
-    """What else than the data root's filesystem holds what a host's engine owns: size, bytes available ``before`` and ``after`` (None: not known)."""
-    after = {entry.get("mount_point"): entry["free_after"] for entry in (record["clean"] or {}).get("filesystems") or []}
+def further_filesystems(record: HostRecord) -> list[FurtherFilesystem]:
+    """What else than the data root's filesystem holds what a host's engine owns."""
+    after = {entry["mount_point"]: entry["free_after"] for entry in (record["clean"]["filesystems"] if record["clean"] else ())}
     return [
-        {
-            "mount_point": printable(filesystem.get("mount_point"), 60),
-            "size": filesystem["size"],
-            "used": filesystem["used"],
-            "before": filesystem["available"],
-            "after": after.get(filesystem.get("mount_point")),
-            "holds": [printable(category.replace("_", " "), 30) for category in _held(filesystem)[:9]],
-        }
+        FurtherFilesystem(
+            printable(filesystem["mount_point"], 60), filesystem["size"], filesystem["used"], filesystem["available"],
+            after.get(filesystem["mount_point"]), [printable(category.replace("_", " "), 30) for category in filesystem["holds"][:9]],
+        )
         for filesystem in record["filesystems"][1:]
     ]
 
 
-def filesystem_lines(record: Record) -> list[str]:
+def filesystem_lines(record: HostRecord) -> list[str]:
     """The same in words, a line for each."""
     found = []
     for entry in further_filesystems(record)[:9]:
-        parts = [f"{entry['mount_point']} {say_size(entry['size'])}"]
-        if entry["after"] is not None:
-            parts.append(f"free {_free(entry['before'], entry)} before, {_free(entry['after'], entry)} after".replace("  ", " "))
-        elif entry["size"]:
-            parts.append(f"{100 * entry['used'] // entry['size']} % used")
-        if entry["holds"]:
-            parts.append(f"holds {', '.join(entry['holds'])}")
+        parts = [f"{entry.mount_point} {say_size(entry.size)}"]
+        if entry.after is not None:
+            parts.append(f"free {_free(entry.before, entry.size)} before, {_free(entry.after, entry.size)} after".replace("  ", " "))
+        elif entry.size:
+            parts.append(f"{_percent(entry.used, entry.size)} % used")
+        if entry.holds:
+            parts.append(f"holds {', '.join(entry.holds)}")
         found.append(", ".join(parts))
     return found
 
 
-def _report_lines(records: t.Sequence[Record], width: int) -> list[str]:
-    asked = [record for record in records if record["engine"]]
+def _report_lines(records: t.Sequence[HostRecord], width: int) -> list[str]:
+    asked = [(record, record["engine"]["root_dir"]) for record in records if record["engine"]]
     heads = ["size", "used", "could be had", *(title for title, _category in _CATEGORIES)]
-    rows = [_report_cells(record) for record in asked]
+    rows = [_report_cells(record) for record, _root in asked]
     widths = [1 + max(len(cell) for cell in column) for column in zip(heads, *rows)]
     # The names get what the figures leave: first the data root is cut, then the host.
     room = COLUMNS - sum(widths) - 1
-    roots = [str(record["engine"]["root_dir"]) for record in asked]
-    root_width = max([len("data root")] + [min(len(root), _LONGEST) for root in roots])
+    root_width = max([len("data root")] + [min(len(root), _LONGEST) for _record, root in asked])
     root_width = max(len("data root"), min(root_width, room - width))
     width = min(width, room - root_width)
     lines = [f"{'host':<{width}} {'data root':<{root_width}}{_aligned(heads, widths)}"]
@@ -467,98 +327,100 @@ def _aligned(cells: t.Sequence[str], widths: t.Sequence[int]) -> str:
     return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
 
 
-def _report_cells(record: Record) -> list[str]:
+def _report_cells(record: HostRecord) -> list[str]:
     """Size and use of a host's filesystem, what could be had, and its categories in GB."""
     filesystem = record["filesystem"]
-    cells = [say_size(filesystem["size"]) if filesystem else "-"]
-    cells.append(f"{100 * filesystem['used'] // filesystem['size']} %" if filesystem and filesystem["size"] else "-")
-    cells.append(say_size(could_be_had(record)))
+    cells = [_size(filesystem["size"]) if filesystem else "-"]
+    cells.append(f"{_percent(filesystem['used'], filesystem['size'])} %" if filesystem and filesystem["size"] else "-")
+    cells.append(_size(could_be_had(record)))
     for _title, category in _CATEGORIES:
         size, measured = category_bytes(record, category)
         cells.append(_gigabytes(size) if measured or not size else f"~{_gigabytes(size)}")
     return cells
 
 
-def category_bytes(record: Record, category: str) -> tuple[int | None, bool]:
+def category_bytes(record: HostRecord, category: str) -> tuple[int | None, bool]:
     """The bytes of a category on a host, and whether they were measured on its disk; if not, they are the engine's."""
     usage = record["usage"].get(category)
     if not usage:
         return None, False
-    disk = usage.get("disk_bytes")
-    return (disk, True) if disk is not None else (usage.get("logical_bytes"), False)
+    disk = usage["disk_bytes"]
+    return (disk, True) if disk is not None else (usage["logical_bytes"], False)
 
 
-def could_be_had(record: Record) -> int | None:
+def could_be_had(record: HostRecord) -> int | None:
     """The bytes that could come free on a host; None if that is not known."""
-    total = record["totals"].get("reclaimable_bytes")
+    total = record["totals"]["reclaimable_bytes"]
     if total is not None or not record["usage"]:
         return total
-    return sum(usage.get("reclaimable_bytes") or 0 for usage in record["usage"].values())
+    return sum(usage["reclaimable_bytes"] or 0 for usage in record["usage"].values())
 
 
-def largest_items(record: Record, count: int) -> list[tuple[str, dict[str, t.Any]]]:
+def largest_items(record: HostRecord, count: int) -> list[tuple[str, Item]]:
     """The largest items of all categories of a host, each with its category."""
-    found = [(category, item) for category, items in record["items"].items() for item in items if item.get("size")]
-    return sorted(found, key=lambda entry: (-entry[1]["size"], entry[0], str(entry[1].get("name"))))[:count]
+    found = [(category, item) for category, items in record["items"].items() for item in items if item["size"]]
+    return sorted(found, key=lambda entry: (-entry[1]["size"], entry[0], entry[1]["name"]))[:count]
 
 
-def item_words(category: str, item: dict[str, t.Any]) -> str:
+def item_words(category: str, item: Item) -> str:
     """What is worth knowing of an item besides its size: who uses it, its state, its age; often nothing."""
     words = []
-    users = [str(user) for user in item.get("used_by") or []]
+    users, last_used, age = item["used_by"], item.get("last_used"), item["age"]
     if category in ("images", "volumes"):
         if users:
             more = f" and {len(users) - 2} more" if len(users) > 2 else ""
             words.append(f"used by {', '.join(printable(user, 40) for user in users[:2])}{more}")
-        elif item.get("last_used") is not None:
-            words.append(f"unused for {say_duration(item['last_used'])}")
+        elif last_used is not None:
+            words.append(f"unused for {say_duration(last_used)}")
         else:
             words.append("unused")
-    if item.get("state") and item["state"] != "running":
-        words.append(printable(item["state"], 20))
-    if item.get("reason"):
-        words.append(printable(item["reason"], 80))
-    if category in ("images", "containers") and item.get("age") and (users or item.get("last_used") is None):
-        words.append(f"made {say_duration(item['age'])} ago")
+    state, reason = item.get("state"), item.get("reason")
+    if state and state != "running":
+        words.append(printable(state, 20))
+    if reason:
+        words.append(printable(reason, 80))
+    if category in ("images", "containers") and age and (users or last_used is None):
+        words.append(f"made {say_duration(age)} ago")
     return ", ".join(words)
 
 
-def notes(record: Record) -> list[str]:
+def notes(record: HostRecord) -> list[str]:
     """Where a host's figures are not the whole truth, one sentence each."""
     found = []
-    totals, unread = record["totals"], record["unread"]
-    nobodys, disk = totals.get("unattributed_bytes"), totals.get("disk_bytes")
-    if nobodys and disk and nobodys * 100 > disk:
-        found.append(f"{say_size(nobodys)} ({100 * nobodys // disk} %) below the data root is nobody's that is known here")
+    unread = record["unread"]
+    nobodys, disk = record["totals"]["unattributed_bytes"], record["totals"]["disk_bytes"]
+    if nobodys and disk and nobodys * 100 > disk > 0:
+        found.append(f"{say_size(nobodys)} ({_percent(nobodys, disk)} %) below the data root is nobody's that is known here")
     deleted = _deleted_words(record)
     if deleted:
         found.append(deleted)
-    if unread.get("count"):
-        first = next(iter(unread.get("examples") or []), None)
-        example = f", such as {printable(first.get('path'), 100)}: {printable(first.get('error'), 100)}" if first else ""
-        count = unread["count"]
+    count = unread["count"]
+    if count:
+        first = next(iter(unread["examples"]), None)
+        example = f", such as {printable(first['path'], 100)}: {printable(first['error'], 100)}" if first else ""
         found.append(f"{count} file{'' if count == 1 else 's'} could not be read and {'is' if count == 1 else 'are'} missing here{example}")
     return found
 
 
-def _deleted_words(record: Record) -> str:
+def _deleted_words(record: HostRecord) -> str:
     """Deleted files that are held open, if they are worth a line: ``144.0 MB are deleted files that pid 4711 (gitlab-runner) holds open``."""
-    deleted, filesystem = record["deleted_open"], record["filesystem"] or {}
-    size = deleted.get("bytes") or 0
-    if size < min(_MANY_DELETED_BYTES, (filesystem.get("size") or 0) // 100 or _MANY_DELETED_BYTES):
+    deleted, filesystem = record["deleted_open"], record["filesystem"]
+    size = deleted["bytes"] or 0
+    if size < min(_MANY_DELETED_BYTES, (filesystem["size"] if filesystem else 0) // 100 or _MANY_DELETED_BYTES):
         return ""
-    by_pid: dict[int, int] = {}
-    for entry in deleted.get("largest") or []:
-        by_pid[entry.get("pid") or 0] = by_pid.get(entry.get("pid") or 0, 0) + (entry.get("bytes") or 0)
+    by_pid: dict[int, list[DeletedFile]] = {}
+    for entry in deleted["largest"]:
+        by_pid.setdefault(entry["pid"] or 0, []).append(entry)
     if not by_pid:
         return f"{say_size(size)} are deleted files that processes hold open"
-    pid = max(by_pid, key=lambda number: by_pid[number])
-    entry = next(entry for entry in deleted["largest"] if (entry.get("pid") or 0) == pid)
-    place = f" in container {printable(entry['container'], 40)}" if entry.get("container") else ""
-    who = f"pid {pid} ({printable(entry.get('command') or '?', 40)}{place})"
-    alone = by_pid[pid] == size and (entry.get("processes") or 1) == 1
-    words = f"{who} holds open" if alone else f"processes hold open, {say_size(by_pid[pid])} of it {who}"
-    logs = _deleted_logs(record).get("bytes")
+    sums = {pid: sum(entry["bytes"] or 0 for entry in entries) for pid, entries in by_pid.items()}
+    pid = max(sums, key=lambda number: sums[number])
+    entry = by_pid[pid][0]
+    place = f" in container {printable(entry['container'], 40)}" if entry["container"] else ""
+    who = f"pid {pid} ({printable(entry['command'] or '?', 40)}{place})"
+    alone = sums[pid] == size and (entry["processes"] or 1) == 1
+    words = f"{who} holds open" if alone else f"processes hold open, {say_size(sums[pid])} of it {who}"
+    logs = record["reclaimable"]["deleted_logs"]["bytes"] if "deleted_logs" in record["reclaimable"] else None
     return f"{say_size(size)} are deleted files that {words}" + (f"; docker_log_truncate frees {say_size(logs)} of it" if logs else "")
 
 
@@ -567,23 +429,34 @@ def kind_words(category: str) -> str:
     return _ITEM_WORDS.get(category, category.replace("_", " "))
 
 
-def _item_line(category: str, item: dict[str, t.Any]) -> str:
-    name = printable(str(item["name"]).partition(", ")[0], 40)
+def _item_line(category: str, item: Item) -> str:
+    name = printable(item["name"].partition(", ")[0], 40)
     words = item_words(category, item)
-    size = say_size(item["size"]) if item.get("disk_bytes") is not None else f"~{say_size(item['size'])}"
+    size = say_size(item["size"]) if item["disk_bytes"] is not None else f"~{say_size(item['size'])}"
     return f"{kind_words(category)} {name} {size}" + (f" ({words})" if words else "")
 
 
-def _free(available: int | None, filesystem: dict[str, t.Any] | None) -> str:
-    if available is None or not filesystem or not filesystem["size"]:
+# What follows fits its column, whatever a host says: one that lies has its own line alone to spoil.
+
+
+def _size(size: int | None) -> str:
+    return say_size(size if size is None else max(0, min(size, _MAX_COLUMN_BYTES)))
+
+
+def _percent(part: int, whole: int) -> int:
+    return max(0, min(999, 100 * part // whole)) if whole > 0 else 0
+
+
+def _free(available: int | None, size: int) -> str:
+    if available is None or not size:
         return "-"
-    return f"{say_size(available)} {100 * available // filesystem['size']:>3} %"
+    return f"{_size(available)} {_percent(available, size):>3} %"
 
 
 def _gigabytes(size: int | None) -> str:
     if not size:
         return "-"
-    amount = size / 1024**3
+    amount = min(size / 1024**3, 99_999)
     if amount >= 1000:
         return f"{amount:.0f}"
     return f"{amount:.1f}" if amount >= 0.095 else f"{max(amount, 0.01):.2f}"

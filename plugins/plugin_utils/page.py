@@ -1,7 +1,7 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The fleet's report as one HTML page: from the records of fleet.py to text, nothing read and nothing written.
+"""The fleet's report as one HTML page: from the records of host_record.py to text, nothing read and nothing written.
 
 The page needs no network and, for reading, no script. First the fleet's figures, then the hosts that could not be asked with
 their reason, then one bar a host by category, which opens to its largest items.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_size
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import fleet, page_look
-from ansible_collections.fleetclean.docker.plugins.plugin_utils.fleet import Record
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.host_record import HostRecord, Usage
 
 #: The order of segments in every bar and in the legend; what is unknown here counts as other.
 _CATEGORIES = (
@@ -60,18 +60,14 @@ class _Part:
 
 @dataclass
 class _Host:
-    """One host as the page shows it; sizes in bytes, None where nobody knows."""
+    """A host, or all of them, as the page shows it; sizes in bytes, None where nobody knows."""
 
-    record: Record
+    name: str
     size: int | None
     used: int | None
     #: What could be had; after a clean run, what came free.
     gain: int | None
     parts: list[_Part] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return str(self.record["host"])
 
     @property
     def percent(self) -> int | None:
@@ -81,7 +77,7 @@ class _Host:
         return sum(part.size for part in self.parts if part.category == category)
 
 
-def fleet_page(records: t.Sequence[Record], table: str, check: bool = False, made: str = "") -> str:
+def fleet_page(records: t.Sequence[HostRecord], table: str, check: bool = False, made: str = "") -> str:
     """Return the page, a whole HTML document.
 
     :param table: ``report`` (where the space has gone) or ``clean`` (what came free), as for fleet.fleet_table.
@@ -89,14 +85,14 @@ def fleet_page(records: t.Sequence[Record], table: str, check: bool = False, mad
     :param made: when the run was, in words for people.
     """
     view = _Report() if table == "report" else _Clean(check)
-    hosts = [view.host(record) for record in records if _dict(record.get("engine"))]
-    hosts.sort(key=lambda host: (-(host.gain or 0), host.name))
+    hosts = [(view.host(record), record) for record in records if record["engine"]]
+    hosts.sort(key=lambda entry: (-(entry[0].gain or 0), entry[0].name))
     body = [
         f'<header><h1>{view.title}</h1><p class="soft">{_count(len(records), "host")}{" · " + _text(made) if made else ""}</p></header>',
-        _fleet(view, records, hosts),
+        _fleet(view, records, [host for host, _record in hosts]),
         _reasons(records),
         _hosts(view, hosts),
-        f"<footer>{''.join(f'<p>{line}</p>' for line in view.footer(hosts))}</footer>",
+        f"<footer>{''.join(f'<p>{line}</p>' for line in view.footer([host for host, _record in hosts]))}</footer>",
     ]
     policy = (
         f"default-src 'none'; style-src '{_hash(page_look.STYLE)}'; script-src '{_hash(page_look.SCRIPT)}'; "
@@ -130,11 +126,11 @@ class _Report:
     #: Of what the bars' segments are made, which the legend offers for sorting.
     categories: t.Sequence[str] = (*_CATEGORIES, "other")
 
-    def host(self, record: Record) -> _Host:
+    def host(self, record: HostRecord) -> _Host:
         size, used = _filesystem(record)
-        host = _Host(record, size, used, _number(fleet.could_be_had(record)))
+        host = _Host(record["host"], size, used, _number(fleet.could_be_had(record)))
         sizes: dict[str, _Part] = {}
-        for name in _dict(record.get("usage")):
+        for name in record["usage"]:
             known = name if name in _CATEGORIES else "other"
             amount, measured = fleet.category_bytes(record, name)
             before = sizes.get(known, _Part(known, 0))
@@ -147,8 +143,8 @@ class _Report:
         host.parts = [sizes[name] for name in self.categories if name in sizes and sizes[name].size]
         return host
 
-    def more(self, host: _Host, items: int) -> str:
-        return _usage_table(host.record) + _ways(host.record, items) + _items(host.record, items)
+    def more(self, record: HostRecord, items: int) -> str:
+        return _usage_table(record) + _ways(record, items) + _items(record, items)
 
     def footer(self, hosts: t.Sequence[_Host]) -> list[str]:
         lines = [
@@ -171,22 +167,20 @@ class _Clean:
         self.title = "What would come free on Docker hosts" if check else "What came free on Docker hosts"
         self.gain = "would come free" if check else "came free"
 
-    def host(self, record: Record) -> _Host:
-        figures = fleet.clean_figures(record, check=not self.done) or {}
+    def host(self, record: HostRecord) -> _Host:
+        figures = fleet.clean_figures(record, check=not self.done)
         size, used = _filesystem(record)
-        freed, after = _number(figures.get("freed")), _number(figures.get("after"))
+        freed, after = (_number(figures.freed), _number(figures.after)) if figures else (None, None)
         if size is not None and after is not None:
-            several = len(_list(record.get("filesystems"))) > 1
+            several = len(record["filesystems"]) > 1
             used = max(0, (used or 0) - (freed or 0)) if several else max(0, size - after)
-        host = _Host(record, size, used, freed)
-        kinds = {_KINDS[title]: _number(amount) or 0 for title, amount in _dict(figures.get("kinds")).items()}
+        host = _Host(record["host"], size, used, freed)
+        kinds = {_KINDS[title]: _number(amount) or 0 for title, amount in figures.kinds.items()} if figures else {}
         host.parts = [_Part(name, kinds[name]) for name in self.categories if kinds.get(name)]
         return host
 
-    def more(self, host: _Host, items: int) -> str:
-        return (
-            _wished(host.record) + _removed(host.record, items, self.done) + _kept(host.record) + _failures(host.record, items)
-        )
+    def more(self, record: HostRecord, items: int) -> str:
+        return _wished(record) + _removed(record, items, self.done) + _kept(record) + _failures(record, items)
 
     def footer(self, hosts: t.Sequence[_Host]) -> list[str]:
         return [
@@ -201,7 +195,7 @@ _View = t.Union[_Report, _Clean]
 # -- the fleet -------------------------------------------------------------------------------------
 
 
-def _fleet(view: _View, records: t.Sequence[Record], hosts: t.Sequence[_Host]) -> str:
+def _fleet(view: _View, records: t.Sequence[HostRecord], hosts: t.Sequence[_Host]) -> str:
     size = sum(host.size or 0 for host in hosts if host.used is not None)
     used = sum(host.used or 0 for host in hosts if host.size is not None)
     gain = sum(host.gain or 0 for host in hosts)
@@ -227,7 +221,7 @@ def _fleet(view: _View, records: t.Sequence[Record], hosts: t.Sequence[_Host]) -
         for name in view.categories
     ]
     sums = [part for part in sums if part.size]
-    whole = _Host({"host": "the fleet"}, size or None, used if size else None, gain, sums)
+    whole = _Host("the fleet", size or None, used if size else None, gain, sums)
     legend = "".join(
         f'<li><button type="button" disabled data-sort="{2 + view.categories.index(part.category)}" data-says="{_words(part.category)}" aria-pressed="false">'
         f'<i class="{part.category}"></i>{_words(part.category)}<b>{_size(part.size, part.measured)}</b></button></li>'
@@ -244,11 +238,11 @@ def _fleet(view: _View, records: t.Sequence[Record], hosts: t.Sequence[_Host]) -
     return f'<section aria-label="The fleet"><dl class="figures">{figures}</dl>{drawn if sums else ""}</section>'
 
 
-def _having(records: t.Sequence[Record], status: str) -> int:
+def _having(records: t.Sequence[HostRecord], status: str) -> int:
     return sum(1 for record in records if record["status"] == status)
 
 
-def _reasons(records: t.Sequence[Record]) -> str:
+def _reasons(records: t.Sequence[HostRecord]) -> str:
     """Who could not be asked or has trouble, and why: the hosts that need a look first."""
     sections = []
     look = [record for record in records if fleet.host_trouble(record)]
@@ -272,7 +266,7 @@ def _reasons(records: t.Sequence[Record]) -> str:
 # -- the hosts -------------------------------------------------------------------------------------
 
 
-def _hosts(view: _View, hosts: t.Sequence[_Host]) -> str:
+def _hosts(view: _View, hosts: t.Sequence[tuple[_Host, HostRecord]]) -> str:
     if not hosts:
         return ""
     items = max(_FEW, min(_MOST_ITEMS, _MOST_ITEMS_OF_ALL // len(hosts)))
@@ -289,17 +283,16 @@ def _hosts(view: _View, hosts: t.Sequence[_Host]) -> str:
     )
     return (
         f'<section><div class="top"><h2>Hosts</h2>{tools}</div>{heads}<p class="unseen" id="said" role="status"></p>\n'
-        f'<ol class="hosts card" id="hosts">\n{chr(10).join(_row(view, host, items) for host in hosts)}\n</ol></section>'
+        f'<ol class="hosts card" id="hosts">\n{chr(10).join(_row(view, host, record, items) for host, record in hosts)}\n</ol></section>'
     )
 
 
-def _row(view: _View, host: _Host, items: int) -> str:
-    record = host.record
-    engine = _dict(record.get("engine"))
+def _row(view: _View, host: _Host, record: HostRecord, items: int) -> str:
+    engine = record["engine"]
     values = [host.gain or 0, 1000 * (host.used or 0) // (host.size or 1), *(host.part(name) for name in view.categories)]
     largest = sorted(host.parts, key=lambda part: (part.category == "other", -part.size))[:4]
     parts = "".join(f'<span><i class="{part.category}"></i>{part.words}</span>' for part in largest) or "nothing"
-    root = " · ".join(_text(word, 60) for word in (engine.get("root_dir"), engine.get("storage_driver")) if word)
+    root = " · ".join(_text(word, 60) for word in ((engine["root_dir"], engine["storage_driver"]) if engine else ()) if word)
     full = "full" if host.percent is not None and host.percent >= 99 else "nearly full" if host.percent is not None and host.percent >= 90 else ""
     used = f"<b>{host.percent} %</b>{f'<small class=full>{full}</small>' if full else ''}" if host.percent is not None else "<b>-</b>"
     of = f"{say_size(host.used)} of {say_size(host.size)}" if host.size is not None else "disk not seen"
@@ -311,7 +304,7 @@ def _row(view: _View, host: _Host, items: int) -> str:
         f'<div class="disk">{_bar(view, host)}<small class="parts">{parts}</small></div>'
         f'<div class="figure used">{used}<small>{of}</small></div>'
         f'<div class="figure had"><b>{say_size(host.gain)}</b><small>{share}</small></div>'
-        f'</summary><div class="more">{_facts(record)}{view.more(host, items)}{_notes(record)}</div></details></li>'
+        f'</summary><div class="more">{_facts(record)}{view.more(record, items)}{_notes(record)}</div></details></li>'
     )
 
 
@@ -343,37 +336,39 @@ def _bar(view: _View, host: _Host) -> str:
     return f'<svg class="bar" role="img" aria-label="{label}" viewBox="0 0 1000 16" preserveAspectRatio="none">{"".join(rects)}</svg>'
 
 
-def _facts(record: Record) -> str:
-    engine, filesystem, measured = (_dict(record.get(name)) for name in ("engine", "filesystem", "measured"))
-    facts = [f"Docker {_text(engine['version'], 40)}"] if engine.get("version") else []
-    if engine.get("storage_driver"):
-        on = f" on {_text(filesystem['type'], 20)}" if filesystem.get("type") else ""
+def _facts(record: HostRecord) -> str:
+    engine, filesystem, measured = record["engine"], record["filesystem"], record["measured"]
+    facts = []
+    if engine and engine["version"]:
+        facts.append(f"Docker {_text(engine['version'], 40)}")
+    if engine and engine["storage_driver"]:
+        on = f" on {_text(filesystem['type'], 20)}" if filesystem and filesystem["type"] else ""
         facts.append(f"{_text(engine['storage_driver'], 40)}{on}")
     facts += [_text(line, 200) for line in fleet.filesystem_lines(record)]
-    roots = [_dict(root) for root in _list(record.get("roots"))]
-    facts += [f"<bdi>{_text(root.get('path'), 120)}</bdi> {_size(_number(root.get('disk_bytes')))}" for root in roots[:4]]
-    facts += [] if roots else [f"<bdi>{_text(engine.get('root_dir'), 120)}</bdi>"]
-    if measured.get("mode") == "exact":
-        seconds = measured.get("seconds")
-        took = f" in {say_duration(seconds)}" if isinstance(seconds, (int, float)) and 1 <= seconds < 1e9 else ""
+    roots = record["roots"]
+    facts += [f"<bdi>{_text(root['path'], 120)}</bdi> {_size(_number(root['disk_bytes']))}" for root in roots[:4]]
+    facts += [f"<bdi>{_text(engine['root_dir'], 120)}</bdi>"] if engine and not roots else []
+    if measured["mode"] == "exact":
+        seconds = measured["seconds"]
+        took = f" in {say_duration(seconds)}" if seconds is not None and 1 <= seconds < 1e9 else ""
         facts.append(f"every byte measured{took}")
     return f'<p class="soft wide">{" · ".join(facts)}</p>'
 
 
-def _usage_table(record: Record) -> str:
+def _usage_table(record: HostRecord) -> str:
     rows = []
-    usages = _dict(record.get("usage"))
-    for name in (*_CATEGORIES, *sorted(set(usages) - set(_CATEGORIES), key=str)[:5]):
-        usage = _dict(usages.get(name))
+    usages = record["usage"]
+    for name in (*_CATEGORIES, *sorted(set(usages) - set(_CATEGORIES))[:5]):
+        usage = usages.get(name)
         if not usage:
             continue
         amount, measured = fleet.category_bytes(record, name)
-        shared = _number(usage.get("shared_bytes"))
+        shared = _number(usage["shared_bytes"])
         rows.append(
             f'<tr><th scope="row"><i class="{name if name in _CATEGORIES else "other"}"></i>{_words(name)}</th>'
             f"<td>{_in_use(usage)}</td>"
             f"<td>{_size(_number(amount), measured)}{f'<br><small>{say_size(shared)} shared</small>' if shared else ''}</td>"
-            f"<td>{_size(_number(usage.get('reclaimable_bytes')))}</td></tr>"
+            f"<td>{_size(_number(usage['reclaimable_bytes']))}</td></tr>"
         )
     if not rows:
         return ""
@@ -381,23 +376,22 @@ def _usage_table(record: Record) -> str:
     return f'<div><h4>By category</h4><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _ways(record: Record, count: int) -> str:
-    found = [(str(name), _dict(way)) for name, way in _dict(record.get("reclaimable")).items()]
-    sized = [(name, way, _number(way.get("bytes")) or 0) for name, way in found]
+def _ways(record: HostRecord, count: int) -> str:
+    sized = [(name, way, _number(way["bytes"]) or 0) for name, way in record["reclaimable"].items()]
     sized = sorted((entry for entry in sized if entry[2]), key=lambda entry: (-entry[2], entry[0]))
     # The sum of them all comes last.
     whole = [entry for entry in sized if entry[0] == "everything_unused"]
     lines = [
-        f"<li><span>{_text(name.replace('_', ' '), 40)}{_objects(way.get('count'))}</span><b>{say_size(size)}</b>{_small(way.get('means'), 200)}</li>"
+        f"<li><span>{_text(name.replace('_', ' '), 40)}{_objects(way['count'])}</span><b>{say_size(size)}</b>{_small(way['means'], 200)}</li>"
         for name, way, size in [entry for entry in sized if entry not in whole][:count] + whole
     ]
     return f'<div><h4>What could be had, and how</h4><ul class="sizes">{"".join(lines)}</ul></div>' if lines else ""
 
 
-def _items(record: Record, count: int) -> str:
+def _items(record: HostRecord, count: int) -> str:
     lines = [
         _line(
-            category, fleet.kind_words(category), item.get("name"), _size(_number(item["size"]), item.get("disk_bytes") is not None),
+            category, fleet.kind_words(category), item["name"], _size(_number(item["size"]), item["disk_bytes"] is not None),
             fleet.item_words(category, item),
         )
         for category, item in fleet.largest_items(record, count)
@@ -405,22 +399,21 @@ def _items(record: Record, count: int) -> str:
     return f'<div class="wide"><h4>Largest</h4><ul class="sizes">{"".join(lines)}</ul></div>' if lines else ""
 
 
-def _wished(record: Record) -> str:
-    lines = [f"<li>{_text(line)}</li>" for line in _list(_dict(record.get("clean")).get("policy"))[:_MOST_ITEMS]]
+def _wished(record: HostRecord) -> str:
+    lines = [f"<li>{_text(line)}</li>" for line in record["clean"]["policy"][:_MOST_ITEMS]] if record["clean"] else []
     return f'<div class="wide"><h4>What was wished</h4><ul>{"".join(lines)}</ul></div>' if lines else ""
 
 
-def _removed(record: Record, count: int, done: bool) -> str:
-    entries = []
-    for raw in _list(_dict(record.get("clean")).get("removed")):
-        entry = _dict(raw)
-        entries.append((_number(entry.get("bytes")) or 0, str(entry.get("kind")), entry.get("name"), entry.get("reason")))
-    for raw in _list(_dict(record.get("logs")).get("logs")):
-        log = _dict(raw)
-        words = log.get("words") or f"cut from {say_size(_number(log.get('bytes_before')))} to {say_size(_number(log.get('bytes_after')))}"
-        if log.get("readers") == "stale":
+def _removed(record: HostRecord, count: int, done: bool) -> str:
+    entries = [
+        (_number(entry["bytes"]) or 0, entry["kind"], entry["name"], entry["reason"])
+        for entry in (record["clean"]["removed"] if record["clean"] else ())
+    ]
+    for log in record["logs"]["logs"] if record["logs"] else ():
+        words = log["words"] or f"cut from {say_size(_number(log['bytes_before']))} to {say_size(_number(log['bytes_after']))}"
+        if log["readers"] == "stale":
             words = f"{words}; docker logs --tail and -f are not right until the container is started again"
-        entries.append((_number(log.get("reclaimed_bytes")) or 0, "log", log.get("name"), words))
+        entries.append((_number(log["reclaimed_bytes"]) or 0, "log", log["name"] or "", words))
     entries.sort(key=lambda entry: -entry[0])
     lines = [
         _line(_KIND_OF.get(kind, "other"), kind.replace("_", " "), name, say_size(size), reason) for size, kind, name, reason in entries[:count]
@@ -432,35 +425,34 @@ def _removed(record: Record, count: int, done: bool) -> str:
     return f'<div><h4>{title}</h4><ul class="sizes">{"".join(lines) or "<li>nothing</li>"}</ul></div>'
 
 
-def _kept(record: Record) -> str:
-    kept = [(_dict(entry), _number(_dict(entry).get("bytes"))) for entry in _list(_dict(record.get("clean")).get("kept"))]
+def _kept(record: HostRecord) -> str:
+    kept = [(entry, _number(entry["bytes"])) for entry in (record["clean"]["kept"] if record["clean"] else ())]
     kept.sort(key=lambda entry: -(entry[1] or 0))
     lines = [
-        f"<li><span>{_figure(entry.get('count'))} {_text(str(entry.get('kind')).replace('_', ' '), 20)}{'' if entry.get('count') == 1 else 's'}</span>"
-        f"<b>{say_size(size)}</b>{_small(entry.get('reason'), 160)}</li>"
+        f"<li><span>{_figure(entry['count'])} {_text(entry['kind'].replace('_', ' '), 20)}{'' if entry['count'] == 1 else 's'}</span>"
+        f"<b>{say_size(size)}</b>{_small(entry['reason'], 160)}</li>"
         for entry, size in kept[:_MOST_ITEMS]
     ]
     return f'<div><h4>What stays, and why</h4><ul class="sizes">{"".join(lines)}</ul></div>' if lines else ""
 
 
-def _failures(record: Record, count: int) -> str:
-    failures = [_dict(entry) for entry in _list(_dict(record.get("clean")).get("failures"))]
+def _failures(record: HostRecord, count: int) -> str:
+    failures = record["clean"]["failures"] if record["clean"] else []
     lines = [
-        _line(_KIND_OF.get(str(entry.get("kind")), "other"), str(entry.get("kind")).replace("_", " "), entry.get("name"), "", entry.get("error"))
+        _line(_KIND_OF.get(entry["kind"], "other"), entry["kind"].replace("_", " "), entry["name"], "", entry["error"])
         for entry in failures[:count]
     ]
     return f'<div class="wide"><h4>What could not be removed</h4><ul class="sizes">{"".join(lines)}</ul></div>' if lines else ""
 
 
-def _notes(record: Record) -> str:
+def _notes(record: HostRecord) -> str:
     found = fleet.notes(record)
-    mounts = [_dict(mount) for mount in _list(record.get("mounts"))]
     # What an engine itself mounts there, for a container that runs, is nothing to be told.
-    others = [mount for mount in mounts if mount.get("type") not in _ENGINES_MOUNTS]
+    others = [mount for mount in record["mounts"] if mount["type"] not in _ENGINES_MOUNTS]
     if others:
-        which = ", ".join(f"{_cut(mount.get('path'), 100)} ({_cut(mount.get('type'), 20)})" for mount in others[:3])
+        which = ", ".join(f"{_cut(mount['path'], 100)} ({_cut(mount['type'], 20)})" for mount in others[:3])
         found.append(f"{_count(len(others), 'other filesystem')} below the data root {'is' if len(others) == 1 else 'are'} not part of this: {which}")
-    found += [str(warning) for warning in _list(record.get("warnings"))[:5]]
+    found += record["warnings"][:5]
     return f'<ul class="notes soft wide">{"".join(f"<li>{_text(note, 400)}</li>" for note in found)}</ul>' if found else ""
 
 
@@ -485,28 +477,15 @@ def _cut(value: object, longest: int) -> str:
     return clean
 
 
-def _number(value: object) -> int | None:
-    """A size or a count, None if it is none: an exabyte on one host is a lie."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**60:
-        return None
-    return int(value)
+def _number(value: int | float | None) -> int | None:
+    """A size or a count, None if it is none."""
+    return None if value is None or value < 0 else int(value)
 
 
-def _dict(value: object) -> dict[str, t.Any]:
-    return dict(value) if isinstance(value, t.Mapping) else {}
-
-
-def _list(value: object) -> list[t.Any]:
-    return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def _filesystem(record: Record) -> tuple[int | None, int | None]:
+def _filesystem(record: HostRecord) -> tuple[int | None, int | None]:
     """Bytes, and bytes used, of all filesystems that hold what the engine owns."""
-    known = _list(record.get("filesystems")) or [record.get("filesystem")]
-    size = used = 0
-    for filesystem in map(_dict, known):
-        size += _number(filesystem.get("size")) or 0
-        used += _number(filesystem.get("used")) or 0
+    size = sum(_number(filesystem["size"]) or 0 for filesystem in record["filesystems"])
+    used = sum(_number(filesystem["used"]) or 0 for filesystem in record["filesystems"])
     return (size, used) if size else (None, None)
 
 
@@ -518,34 +497,34 @@ def _size(size: int | None, measured: bool = True) -> str:
     return say_size(size) if measured or not size else f"~{say_size(size)}"
 
 
-def _figure(value: object) -> str:
+def _figure(value: int | None) -> str:
     number = _number(value)
     return "-" if number is None else str(number)
 
 
-def _in_use(usage: dict[str, t.Any]) -> str:
+def _in_use(usage: Usage) -> str:
     """``3 of 12``; ``12`` where nobody knows what is in use."""
-    if _number(usage.get("count")) is None or _number(usage.get("active")) is None:
-        return _figure(usage.get("count"))
+    if _number(usage["count"]) is None or _number(usage["active"]) is None:
+        return _figure(usage["count"])
     return f"{_figure(usage['active'])} of {_figure(usage['count'])}"
 
 
-def _objects(count: object) -> str:
+def _objects(count: int | None) -> str:
     number = _number(count)
     return f' <span class="soft">{_count(number, "object")}</span>' if number else ""
 
 
-def _line(category: str, kind: str, name: object, figure: str, words: object) -> str:
+def _line(category: str, kind: str, name: str, figure: str, words: str | None) -> str:
     """One object of a list: its colour and kind, its name, its size, and what is to be said of it."""
     colour = category if category in (*_CATEGORIES, "network") else "other"
-    short = str(name)[7:19] if str(name).startswith("sha256:") else name
+    short = name[7:19] if name.startswith("sha256:") else name
     return (
         f'<li><span><i class="{colour}"></i><span class="soft">{_text(kind, 40)}</span> <bdi>{_text(short, 160)}</bdi></span>'
         f"<b>{figure}</b>{_small(words, 400)}</li>"
     )
 
 
-def _small(words: object, longest: int) -> str:
+def _small(words: str | None, longest: int) -> str:
     return f"<small>{_text(words, longest)}</small>" if words else ""
 
 

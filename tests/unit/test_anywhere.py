@@ -1,13 +1,21 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the action plugin does to its own process."""
+"""What the action plugin does to its own process, and what it lets in of what a host writes."""
 
 from __future__ import annotations
 
 import gc
+import importlib
+import inspect
+import json
+import time
+import typing as t
 
 import pytest
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.fleetclean.docker.plugins.action import docker_clean
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import anywhere
 
 
@@ -22,3 +30,84 @@ def test_the_garbage_collector_rests_while_the_module_is_made_and_is_as_it_was_a
         assert gc.isenabled() == before
     finally:
         gc.enable()
+
+
+# -- the door ----------------------------------------------------------------------------------------
+
+
+class Task(t.NamedTuple):
+    action: str = "fleetclean.docker.docker_clean"
+    resolved_action: str = "fleetclean.docker.docker_clean"
+
+
+#: ansible-core has several ways to read what modules write, since 2.19.
+PROFILE = ("legacy",) if "profile" in inspect.signature(ActionBase._parse_returned_data).parameters else ()
+
+
+@pytest.fixture
+def action() -> t.Any:
+    """An action plugin without a host. What a host writes is read by Ansible's own method, through ours."""
+    found = docker_clean.ActionModule.__new__(docker_clean.ActionModule)
+    found._used_interpreter = None
+    found._task = Task()
+    found._inventory_name = "web1"
+    return found
+
+
+def parsed(action: t.Any, stdout: str) -> dict[str, t.Any]:
+    """What every ansible-core is given to read."""
+    return dict(json.loads(action._admitted_output({"stdout": stdout, "stderr": "", "rc": 0})["stdout"]))
+
+
+def test_nothing_of_an_answer_but_what_is_documented_gets_to_ansible(action: t.Any) -> None:
+    orders = {"ansible_facts": {"cleanup_report_dir": "/etc"}, "add_host": {}, "_ansible_no_log": True, "results": [], "unreachable": True}
+    found = parsed(action, json.dumps({"changed": True, "removed": [{"kind": "image", "x": 1}], **orders, "invocation": {}}))
+    (warning,) = found.pop("warnings")
+    assert found == {"changed": True, "removed": [{"kind": "image"}]}
+    assert warning.startswith("docker_clean on web1: the answer has keys that the module does not document; they are dropped: x, ansible_facts, add_host,")
+
+
+def test_an_answer_of_another_type_is_a_failure_with_place_and_reason(action: t.Any) -> None:
+    found = parsed(action, json.dumps({"changed": True, "removed": [{"bytes": "5"}], "ansible_facts": {}}))
+    assert (found["failed"], found["changed"], found["failure"]) == (True, True, "unexpected_answer")
+    assert found["msg"].startswith("docker_clean: unexpected answer (removed[0].bytes: a text, where a whole number is documented). ")
+    assert set(found) == {"failed", "changed", "failure", "msg"}
+
+
+@pytest.mark.parametrize(
+    ("stdout", "words"),
+    [
+        ('{"x": "' + "y" * 40_000_000 + '"}', "the whole: more than 18 MB"),
+        ('{"x": ' + "[" * 200_000 + "]" * 200_000 + "}", "the whole: lists or mappings without end"),
+        ('{"free_after": Infinity}', "free_after: a number, where a whole number is documented"),
+    ],
+)
+def test_an_answer_without_bounds_is_refused_in_a_moment(action: t.Any, stdout: str, words: str) -> None:
+    began = time.process_time()
+    assert parsed(action, stdout)["msg"].startswith(f"docker_clean: unexpected answer ({words})")
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("stdout", ["", "\x1b[2Jno answer", '{"a": ', "[1]", '{"a": 1} x', '{"n": ' + "9" * 10_000 + "}", '{"ansible_facts": {"x": "\x01"}}'])
+def test_what_is_no_answer_is_ansibles_own_failure_with_the_text_made_visible(action: t.Any, stdout: str) -> None:
+    output = action._admitted_output({"stdout": stdout, "stderr": "\x1b]0;owned\x07", "rc": 0})
+    assert "\x1b" not in output["stdout"] + output["stderr"]
+    found = action._parse_returned_data({"stdout": stdout, "stderr": "", "rc": 0}, *PROFILE)
+    assert getattr(found, "failed", None) or found["failed"]
+
+
+@pytest.mark.parametrize(("junk", "told"), [("", False), ("\n\n", False), ("\n\x1b[2Jmore\n{\n", True), ("\nan answer {} in words\n" * 9, True)])
+def test_what_is_written_after_an_answer_is_left_out_and_told_in_one_visible_line(
+    action: t.Any, monkeypatch: pytest.MonkeyPatch, junk: str, told: bool
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(Display, "warning", lambda _self, msg, *_more, **_named: warnings.append(msg))
+    assert parsed(action, 'before\n{"changed": false}' + junk) == {"changed": False}
+    assert len(warnings) == told
+    assert all(text.isprintable() and len(text) < 400 for text in warnings)
+
+
+@pytest.mark.parametrize("name", ["docker_clean", "docker_disk_report", "docker_log_truncate"])
+def test_each_action_plugin_is_the_door_of_its_own_module(name: str) -> None:
+    plugin = importlib.import_module(f"ansible_collections.fleetclean.docker.plugins.action.{name}").ActionModule
+    assert issubclass(plugin, anywhere.ActionModule) and plugin._module == name

@@ -596,7 +596,7 @@ def test_each_further_filesystem_has_a_line_of_its_own() -> None:
     found = record("web3", engine=spread(), clean=spread_clean())
     lines = fleet.fleet_table([found], "clean")
     assert "/var/lib/containerd 20.0 GB, free 1.0 GB 5 % before, 13.0 GB 65 % after, holds images, build cache" in " ".join(" ".join(lines).split())
-    assert fleet.clean_figures(found, check=False)["freed"] == 13 * GB  # type: ignore[index]
+    assert fleet.clean_figures(found, check=False).freed == 13 * GB  # type: ignore[union-attr]
     assert all(len(line) <= 100 for line in lines)
 
 
@@ -608,7 +608,7 @@ def test_a_name_that_is_none_spoils_no_other_hosts_lines(value: t.Any) -> None:
     other["filesystems"][1]["mount_point"] = value
     liars = [record("liar", engine=engine, clean=clean), record("liar", engine=spread(), clean=other), record("liar", engine=spread(), clean=removed)]
     for liar in liars:
-        assert liar["error"] == "the answers of this host are none of this collection's modules'"
+        assert liar["error"].startswith("unexpected answer (") and "where a text is documented" in liar["error"]
         for check in (True, False):
             assert [line for line in fleet.fleet_table([liar, record("web3", engine=spread(), clean=clean)], "clean", check) if line.startswith("web3")]
 
@@ -622,12 +622,17 @@ def test_in_check_mode_the_logs_bytes_are_added_once_and_where_logs_lie(assumed:
         engine["filesystems"][1]["holds"].append("logs")
     clean = spread_clean(**({"assumed_bytes": assumed} if assumed else {}))
     found = fleet.clean_figures(record(engine=engine, logs=LOG_RESULT, clean=clean), check=True)
-    assert found and (found["before"], found["after"], found["freed"]) == (40 * GB, after * GB, 20 * GB)
+    assert found and (found.before, found.after, found.freed) == (40 * GB, after * GB, 20 * GB)
 
 
 def test_what_a_host_says_of_its_filesystems_is_looked_at_first() -> None:
-    for wrong in ({"filesystems": [{"mount_point": "/", "size": 1}]}, {"filesystems": 7}, {"assumed_bytes": "many"}):
-        assert record(engine=spread(), clean={**spread_clean(), **wrong})["error"] == "the answers of this host are none of this collection's modules'"
+    wrong: dict[str, t.Any]
+    for wrong, where in (
+        ({"filesystems": [{"mount_point": "/", "size": 1}]}, "docker_clean.filesystems[0].free_before: missing"),
+        ({"filesystems": 7}, "docker_clean.filesystems: a whole number, where a list is documented"),
+        ({"assumed_bytes": "many"}, "docker_clean.assumed_bytes: a text, where a whole number is documented"),
+    ):
+        assert record(engine=spread(), clean={**spread_clean(), **wrong})["error"] == f"unexpected answer ({where})"
     engine = spread()
     engine["filesystems"][1].update(mount_point="/a\x1b[2J\nb", holds={"not": "a list"})
     lines = fleet.fleet_table([record(engine=engine)], "report")
