@@ -1,0 +1,59 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Dice that hypothesis throws: the interface of ``random.Random`` that the makers of worlds use, so that what they find shrinks.
+
+Each throw shrinks to the first choice, the lowest number, no chance, nothing taken. ``random.Random`` fits as well, where hypothesis cannot
+throw (in another thread): use ``chance`` of this module for both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Sequence, TypeVar
+
+from hypothesis import strategies as st
+
+T = TypeVar("T")
+
+
+class Dice:
+    """Thrown by ``draw``, of ``st.composite`` or ``st.data()``."""
+
+    def __init__(self, draw: Callable[[Any], Any]) -> None:
+        self._draw = draw
+
+    def chance(self, probability: float) -> bool:
+        """True in so many of the cases, to a thousandth."""
+        return bool(self._draw(_THOUSAND) >= 1000 - round(1000 * probability))
+
+    def choice(self, values: Sequence[T]) -> T:
+        return values[self.randrange(len(values))]
+
+    def randint(self, low: int, high: int) -> int:
+        return int(self._draw(st.integers(low, high)))
+
+    def randrange(self, end: int) -> int:
+        return self.randint(0, end - 1)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self.random()
+
+    def random(self) -> float:
+        """In steps of a millionth."""
+        return self.randint(0, 999_999) / 1e6
+
+    def sample(self, values: Sequence[T], count: int) -> List[T]:
+        left = list(values)
+        return [left.pop(self.randrange(len(left))) for _ in range(count)]
+
+    def shuffle(self, values: List[Any]) -> None:
+        values[:] = self.sample(values, len(values))
+
+
+_THOUSAND = st.integers(0, 999)
+
+
+@st.composite
+def dice(draw: Any) -> Dice:
+    """A strategy of dice, for what makes a whole world at once."""
+    return Dice(draw)
