@@ -3,12 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Dice that hypothesis throws: the interface of ``random.Random`` that the makers of worlds use, so that what they find shrinks.
 
-Each throw shrinks to the first choice, the lowest number, no chance, nothing taken. ``random.Random`` fits as well, where hypothesis cannot
-throw (in another thread): use ``chance`` of this module for both.
+Each throw shrinks to the first choice, the lowest number, no chance, nothing taken. ``SeededDice`` is for where hypothesis cannot
+throw: in another thread, or before there is an input.
 """
 
 from __future__ import annotations
 
+import random
+from functools import lru_cache
 from typing import Any, Callable, List, Sequence, TypeVar
 
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ class Dice:
         return values[self.randrange(len(values))]
 
     def randint(self, low: int, high: int) -> int:
-        return int(self._draw(st.integers(low, high)))
+        return int(self._draw(_integers(low, high)))
 
     def randrange(self, end: int) -> int:
         return self.randint(0, end - 1)
@@ -50,6 +52,11 @@ class Dice:
         values[:] = self.sample(values, len(values))
 
 
+@lru_cache(maxsize=1024)
+def _integers(low: int, high: int) -> st.SearchStrategy[int]:
+    return st.integers(low, high)
+
+
 _THOUSAND = st.integers(0, 999)
 
 
@@ -57,3 +64,10 @@ _THOUSAND = st.integers(0, 999)
 def dice(draw: Any) -> Dice:
     """A strategy of dice, for what makes a whole world at once."""
     return Dice(draw)
+
+
+class SeededDice(random.Random):
+    """The same by a seed alone: it does not shrink."""
+
+    def chance(self, probability: float) -> bool:
+        return self.random() < probability

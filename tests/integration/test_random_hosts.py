@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Random worlds on real engines: what is wanted never goes, what was planned is done, and the second run plans nothing.
 
-The same as tests/unit/test_random_worlds.py does with a model, and by the same expectation, which is written from the documentation. What
+The same as tests/fuzz/test_worlds.py does with a model, and by the same expectation, which is written from the documentation. What
 is there before and after is read here by the raw API. A failed world is made again by its seed, which is in the test's name.
 """
 
