@@ -22,7 +22,7 @@ from unittest import mock
 import boltfile
 from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, history, image_records, layers, mounts, open_deleted, storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.layers import Holdings
-from dataroots import LABEL, ContainerdRoot, GraphRoot
+from dataroots import ContainerdRoot, GraphRoot
 from hypothesis import example
 from hypothesis import strategies as st
 from worlds import hexadecimal, image, world
