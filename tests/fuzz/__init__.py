@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# hypothesis keeps notes of its own, which are in nobody's way there.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".build" / "hypothesis"))
 # The collection by its own name, and the writers of files and worlds that the unit tests have.
 for folder in (ROOT / "tests" / "unit", ROOT / "playbooks" / "collections"):
     if str(folder) not in sys.path:
