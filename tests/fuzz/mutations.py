@@ -25,10 +25,11 @@ _LARGE: Tuple[Any, ...] = ("y" * 200_000, ["z"] * 20_000, {str(number): number f
 def junk(dice: Dice, large: bool = False) -> Any:
     """A value of any type; seldom one without a bound, or with a deep nest of lists."""
     if large and dice.chance(0.02):
-        return dice.choice(_LARGE)
+        return copy.deepcopy(dice.choice(_LARGE))
     if dice.chance(0.03):
         found: Any = 1
-        for _ in range(dice.choice((5, 50, 400))):
+        # No deeper: copying it would end somewhere near Python's own limit, once here and once there.
+        for _ in range(dice.choice((5, 50, 150))):
             found = [found] if dice.chance(0.5) else {"a": found}
         return found
     return copy.deepcopy(dice.choice(JUNK))
