@@ -86,7 +86,8 @@ def limits() -> Iterator[None]:
     if on_main_thread:
         _arm()
         previous = signal.signal(signal.SIGALRM, _ring)
-        signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)
+        # Again and again: what it raises in a callback of the collector, Python drops.
+        signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S, 1.0)
     try:
         yield
     finally:
