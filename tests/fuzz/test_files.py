@@ -8,13 +8,10 @@ Each is read as content, or not at all: nothing but the errors that its reader p
 
 from __future__ import annotations
 
-import atexit
 import io
 import json
 import os
-import shutil
 import sqlite3
-import tempfile
 import typing as t
 from pathlib import Path
 from unittest import mock
@@ -27,20 +24,11 @@ from hypothesis import example
 from hypothesis import strategies as st
 from worlds import hexadecimal, image, world
 
+from tests.fuzz import places
 from tests.fuzz.budget import fuzz
 from tests.fuzz.mutations import mutated, mutated_bytes
 
-#: On memory where there is any: thousands of small files are written.
-PLACE = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-_OWNER = os.getpid()
-
-
-def _clean_up() -> None:
-    if os.getpid() == _OWNER:
-        shutil.rmtree(PLACE, ignore_errors=True)
-
-
-atexit.register(_clean_up)
+PLACE = places.in_memory()
 
 # -- bbolt databases -------------------------------------------------------------------------------
 
@@ -243,7 +231,7 @@ def test_a_history_of_another_shape_is_no_error(made: list[str]) -> None:
     connection = sqlite3.connect(PLACE / "history" / history._FILE, isolation_level=None)
     for statement in made:
         try:
-            connection.execute(statement)
+            connection.executescript(statement)
         except (sqlite3.Error, sqlite3.Warning):
             pass
     connection.close()

@@ -6,31 +6,31 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz import places
 from tests.fuzz.budget import machine
 from tests.fuzz.logs import LogMachine
 
-HERE = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/var/tmp")
+HERE = places.folder("/var/tmp")
 
 
 @lru_cache(maxsize=1)
-def memory() -> tempfile.TemporaryDirectory[str]:
+def memory() -> Path:
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("not here: no tmpfs at /dev/shm")
-    return tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm")
+    return places.in_memory()
 
 
 class OnTmpfs(LogMachine):
-    place = staticmethod(lambda: Path(memory().name))
+    place = staticmethod(memory)
 
 
 class Here(LogMachine):
-    place = staticmethod(lambda: Path(HERE.name))
+    place = staticmethod(lambda: HERE)
 
 
 test_a_log_on_a_tmpfs_keeps_its_newest_records_and_all_new_ones = machine(60, steps=14)(OnTmpfs)
