@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import boltfile
-from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, history, image_records, layers, mounts, open_deleted, storage
+from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, history, image_records, layers, mounts, open_deleted
 from ansible_collections.fleetclean.docker.plugins.module_utils.layers import Holdings
 from dataroots import ContainerdRoot, GraphRoot
 from hypothesis import example
@@ -274,8 +274,6 @@ def test_what_the_kernel_says_of_a_process_is_read(text: bytes) -> None:
     with _file(open_deleted, text):
         holder = open_deleted._holder(1)
     assert holder.user is None or holder.user >= 0
-    with _file(storage, text):
-        assert isinstance(storage._user_of("1"), (int, type(None)))
 
 
 def _file(module: t.Any, content: bytes) -> t.Any:
