@@ -156,7 +156,7 @@ def damaged_record(draw: t.Any) -> tuple[str, bytes]:
             return name, json.dumps(draw(mutated([json.loads(content)]))).encode()
         except (ValueError, RecursionError):
             pass
-    return name, draw(mutated_bytes([content], spots=SPOTS if name.endswith(".db") else ()) | st.sampled_from([b"", b"null", b"[]", b"\xff" * 40]))
+    return name, draw(mutated_bytes([content], spots=SPOTS if name.endswith(".db") else ()) | st.sampled_from([b"", b"null", b"[]", b"\xff" * 40, b"[" * 20_000, b"9" * 5000, b'{"State":' * 5000]))
 
 
 @fuzz(150, damage=damaged_record())
@@ -211,6 +211,12 @@ def _write_history(content: bytes) -> None:
 _NAMES = st.sampled_from(["last_use", "first_seen", "watched", "measured", "other"])
 _VALUES = st.sampled_from(["NULL", "'x'", "x'00ff'", "1e999", "-1", "9223372036854775807", "'1'", "''", "zeroblob(100000)"])
 _COLUMNS = st.sampled_from(["engine", "object", "used", "seen", "account", "disk", "sum", "since", "until", "identity"])
+#: Rows without an end, and one of gigabytes, where runs look for theirs.
+_ROWS = {
+    "endless": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT 'ENGINE' AS engine, 'o' || i AS object, 1.0 AS used, 1.0 AS seen FROM n",
+    "large": "SELECT 'ENGINE' AS engine, hex(zeroblob(400000000)) AS object, 1.0 AS used, 1.0 AS seen",
+}
+_ENDLESS = [f"DROP TABLE {name}; CREATE VIEW {name} AS {rows}" for name in ("last_use", "first_seen") for rows in _ROWS.values()]
 statements = st.one_of(
     st.builds("DROP TABLE {}".format, _NAMES),
     st.builds("DELETE FROM {}".format, _NAMES),
@@ -219,6 +225,7 @@ statements = st.one_of(
     st.builds("UPDATE OR IGNORE {} SET {} = {}".format, _NAMES, _COLUMNS, _VALUES),
     st.builds("CREATE TABLE {} ({} TEXT, {} BLOB)".format, _NAMES, _COLUMNS, _COLUMNS),
     st.builds("CREATE VIEW {} AS SELECT {} AS {}, {} AS {} FROM {}".format, _NAMES, _VALUES, _COLUMNS, _VALUES, _COLUMNS, _NAMES),
+    st.sampled_from(_ENDLESS),
     st.builds("PRAGMA user_version = {}".format, st.sampled_from([-1, 0, 1, 2, 3, 4, 99])),
     st.builds("CREATE TRIGGER t BEFORE INSERT ON {} BEGIN SELECT RAISE(ABORT, 'no'); END".format, _NAMES),
     st.builds("CREATE UNIQUE INDEX i ON {} ({})".format, _NAMES, _COLUMNS),
@@ -226,6 +233,8 @@ statements = st.one_of(
 
 
 @fuzz(60, made=st.lists(statements, min_size=1, max_size=5))
+@example(made=[_ENDLESS[0]])
+@example(made=[_ENDLESS[1]])
 def test_a_history_of_another_shape_is_no_error(made: list[str]) -> None:
     _write_history(HISTORY)
     connection = sqlite3.connect(PLACE / "history" / history._FILE, isolation_level=None)
