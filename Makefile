@@ -24,6 +24,8 @@ as_root = if [ "$$(id -u)" != 0 ]; then echo "$@: skipped, it needs root"; [ "$$
 pytest := python -m pytest -p tests.no_skips -p no:cacheprovider -rs --durations=5 --continue-on-collection-errors
 # One test, or one scenario: make unit ARGS='-k duration', make molecule SCENARIO=full
 ARGS ?=
+# How long to fuzz: make fuzz MINUTES=5, or one file's targets: make fuzz ARGS='--only test_options'
+MINUTES ?= 30
 SCENARIO ?= default full full_disk
 
 .PHONY: help
@@ -56,8 +58,12 @@ build: .venv/made-from ## build the collection's archive, install it elsewhere, 
 	@bash scripts/build.sh --check
 
 .PHONY: unit
-unit: .venv/made-from ## tests without an engine
-	@$(bound) $(pytest) tests/unit $(ARGS)
+unit: .venv/made-from ## tests without an engine, and the fuzz targets with a small, fixed budget
+	@$(bound) $(pytest) tests/unit tests/fuzz $(ARGS)
+
+.PHONY: fuzz
+fuzz: .venv/made-from ## fuzz targets with new inputs, for MINUTES=30; on ext4, xfs and btrfs as well as root
+	@$(bound) python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 .PHONY: integration
 integration: .venv/made-from ## tests on real engines and hosts (root)

@@ -245,8 +245,12 @@ class _Framed(Format):
             text = _after_hole(descriptor, text, size)
         if text - position < 8:
             return Front(position, fillers, False)
-        # A hole ends at a block's end, which need not be where a record begins.
-        return Front(self.border(descriptor, max(position, text - 3), size), fillers, True)
+        begin = max(position, text - 3)
+        # Behind a hole that was never written to comes a record. A few of them may be all there is, with one behind them that is not
+        # finished: no row of records then, by which border() would know them.
+        whole = next((at for at in range(begin, min(text + 1, size)) if self._record(descriptor, at, size)), None)
+        # A hole that somebody punched ends at a block's end, which need not be where a record begins.
+        return Front(self.border(descriptor, begin, size) if whole is None else whole, fillers, True)
 
     def _record(self, descriptor: int, position: int, end: int) -> int | None:
         """Where the record ends that begins at ``position``; None if none does."""

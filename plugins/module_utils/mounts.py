@@ -142,7 +142,9 @@ class Table:
     def _covered(self, real: str) -> list[str]:
         """The place of a path without links, and those that are covered on the way: by what is mounted first from the root, on that, and so on."""
         ident, found, covered = "", None, []
-        while True:
+        passed = set()  # a table is read in pieces, and numbers are given again: it may lead in circles
+        while ident not in passed:
+            passed.add(ident)
             further = [(len(mount.path), other, mount) for other, mount in self._on.get(ident, ()) if below(real, mount.path)]
             if not further:
                 break

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from ansible_collections.fleetclean.docker.plugins.module_utils.names import ID_PREFIX, escape_host, glob_fits
+from ansible_collections.fleetclean.docker.plugins.module_utils.names import ID_PREFIX, escape_host, glob_fits, glob_tokens
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
 
 _LINES = re.compile(r"\r\n|\r|\n")
@@ -240,19 +240,14 @@ def _can_match(pattern: str, grammar: _Grammar) -> bool:
 
 def _tokens(pattern: str) -> t.Iterator[frozenset[str] | None]:
     """A glob's parts as fnmatch reads them: the characters that may stand there, or None for any number of any."""
-    at = 0
-    while at < len(pattern):
-        char, end = pattern[at], at + 1
-        if char == "[":
-            closing = pattern.find("]", at + 3 if pattern[at + 1 : at + 2] == "!" else at + 2)
-            end = closing + 1 if closing > 0 else end
+    for at, end in glob_tokens(pattern):
+        char = pattern[at]
         if char == "*":
             yield None
         elif char == "?":
             yield _CHARACTERS
         else:
             yield _members(pattern[at:end]) if end > at + 1 else frozenset(char)
-        at = end
 
 
 @lru_cache(maxsize=64)

@@ -30,6 +30,11 @@ class Share(t.NamedTuple):
     percent: float
 
 
+#: What a signed number of 64 bits holds: sizes of disks, numbers of inodes.
+_MOST = 2**63 - 1
+#: The end of the year 9999, beyond which Python has no dates.
+_END_OF_TIME = 253_402_300_800
+
 #: Bytes, or a share of the filesystem.
 Amount = t.Union[int, Share]
 
@@ -42,9 +47,11 @@ def parse_size(value: object, option: str) -> int:
     text = str(value).strip()
     if not isinstance(value, bool) and _SIZE.fullmatch(text):
         try:
-            return int(human_to_bytes(re.sub(r"i(b?)$", r"\1", text, flags=re.IGNORECASE).upper()))
+            size = int(human_to_bytes(re.sub(r"i(b?)$", r"\1", text, flags=re.IGNORECASE).upper()))
         except (ValueError, OverflowError):
-            pass
+            size = _MOST + 1
+        if size <= _MOST:
+            return size
     raise FleetcleanError(
         f'{option}: "{value}" is not a size; use bytes or a number with a unit, such as 500MB or 10GiB.', "bad_input"
     )
@@ -77,7 +84,7 @@ def parse_count(value: object, option: str) -> Amount:
     """Return a share for ``10%``, else a plain number: how many inodes."""
     text = str(value).strip()
     _refuse_bare(value, option, "inodes", "a number such as 100000")
-    if text.isdigit() and text.isascii():
+    if re.fullmatch(r"[0-9]{1,18}", text):
         return int(text)
     if text.endswith("%"):
         return parse_amount(value, option)
@@ -111,7 +118,7 @@ def parse_time(value: object) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
-        return float(value) if value > 0 else None
+        return float(value) if 0 < value < _END_OF_TIME else None
     match = _TIME.match(str(value or ""))
     if not match:
         return None

@@ -33,9 +33,8 @@ sys.path.insert(0, str(REPOSITORY / "tests/unit"))
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy, removal
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from expected import Expected
+from expected import Expected, promised
 from model import Model
-from test_random_worlds import promised
 
 SPECS = [HostSpec("cut"), HostSpec("cut-ctd", root="forky", daemon_json=CONTAINERD)]
 #: What the runs are asked for, as the module's options and as wishes.

@@ -26,6 +26,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import log_cuts,
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_cuts import Plan, Writer, carry_out, decide
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_records import FRAMED, JSON_LINES, Format
 
+from tests.fuzz import on_disks
 from tests.unit.localdriver import JSON_FILE, LOCAL, Made
 
 pytestmark = needs_filesystems
@@ -417,3 +418,9 @@ def test_a_hole_in_front_is_taken_out_and_what_is_behind_it_stays(memory: Path, 
                 log.close()
 
     apart(work)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_whatever_is_written_and_however_it_is_cut_the_newest_records_stay(memory: Path, kind: str) -> None:
+    """The state machine of ``make fuzz``, with a small budget of the same steps each time."""
+    apart(lambda: on_disks.on(disk(memory, kind, on_disks.SIZES[kind]), budget=15))

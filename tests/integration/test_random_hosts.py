@@ -3,13 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Random worlds on real engines: what is wanted never goes, what was planned is done, and the second run plans nothing.
 
-The same as tests/unit/test_random_worlds.py does with a model, and by the same expectation, which is written from the documentation. What
-is there before and after is read here by the raw API. A failed world is made again by its seed, which is in the test's name.
+The same as tests/fuzz/test_worlds.py does with a model, and by the same expectation, which is written from the documentation. What
+is there before and after is read here by the raw API. The dice are hypothesis's, and fall alike in each run; since a world costs seconds, one that
+fails is not made smaller.
 """
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from dataclasses import replace
@@ -21,6 +21,7 @@ import pytest
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import build_image, load_image, tar
 from tests.fleet.errors import FleetError
+from tests.fuzz.dice import Dice, SeededDice, throw
 from tests.integration.support import CONTAINERD, REPOSITORY, Ansible, on_all, start
 from tests.integration.test_clean import connect
 from tests.integration.things import clear
@@ -61,9 +62,9 @@ def fleet(here: None) -> Iterator[Fleet]:
 class Maker:
     """Makes random objects, in two halves: what is made in ``older`` is ``GAP`` seconds older than what is made in ``younger``."""
 
-    def __init__(self, host: Host, seed: int, managed: float = 0.07) -> None:
-        self.host, self.dice, self.managed = host, random.Random(seed), managed
-        self.mark = f"w{seed}"  # the engine's events tell of names, so each world has its own
+    def __init__(self, host: Host, number: int, thrown: Optional[Dice] = None, managed: float = 0.07) -> None:
+        self.host, self.dice, self.managed = host, thrown or SeededDice(number), managed
+        self.mark = f"w{number}"  # the engine's events tell of names, so each world has its own
         self.arrived: Dict[str, float] = {}
         self.images: List[str] = []
         self.runnable: List[str] = []
@@ -78,14 +79,14 @@ class Maker:
         self.runnable.append(f"{self.mark}/base:1")
         for _ in range(self.dice.randint(2, 4)):
             self._image()
-        if self.dice.random() < 0.5:
+        if self.dice.chance(0.5):
             self._family()
         self._things()
 
     def younger(self) -> None:
         for _ in range(self.dice.randint(1, 3)):
             self._image()
-        if self.dice.random() < 0.4:
+        if self.dice.chance(0.4):
             self._cache()
         self._things()
 
@@ -94,9 +95,9 @@ class Maker:
 
     def _labels(self, managed: bool = False) -> Dict[str, str]:
         found = dict(self.dice.choice(({}, {}, {}, {}, {"fleetclean.keep": ""}, {"tier": "database"})))
-        if managed and self.dice.random() < self.managed:
+        if managed and self.dice.chance(self.managed):
             found.update(self.dice.choice(MANAGED))
-        if managed and self.dice.random() < 0.15:
+        if managed and self.dice.chance(0.15):
             found["com.docker.compose.project"] = f"{self.mark}{self.dice.choice('pq')}"
         return found
 
@@ -122,7 +123,7 @@ class Maker:
         name = f"{self.mark}/built:{self.dice.randint(1, 2)}"
         parent = f"{self.mark}/base:1"
         build_image(self.host, name, f"FROM {parent}\n{steps}COPY n /n\n", {"n": self.mark.encode()})
-        if self.dice.random() < 0.5:
+        if self.dice.chance(0.5):
             build_image(self.host, f"{self.mark}/child:1", f"FROM {name}\nLABEL child={self.mark}\n", {})
         self.runnable.append(name)
 
@@ -137,7 +138,7 @@ class Maker:
             context.write_bytes(tar({"Dockerfile": dockerfile.encode(), **files}))
             self.host.exec(["/bin/sh", "-c", f"docker build -q --network none -t {name} - </run/fleet/context.tar"], check=False,
                            env={"DOCKER_BUILDKIT": "1", "PATH": "/usr/bin:/bin"})
-        if self.dice.random() < 0.5:
+        if self.dice.chance(0.5):
             self.host.api("DELETE", f"/images/{name}")
 
     def _things(self) -> None:
@@ -155,7 +156,7 @@ class Maker:
                 self.nets.append(name)
         for _ in range(dice.randint(1, 3)):
             self._container()
-        if dice.random() < 0.5:  # an anonymous volume whose container is gone
+        if dice.chance(0.5):  # an anonymous volume whose container is gone
             made = host.must("POST", "/containers/create", {"Image": self.runnable[0], "Cmd": ["x"], "Volumes": {"/data": {}}})["Id"]
             host.must("DELETE", f"/containers/{made}")
 
@@ -166,16 +167,16 @@ class Maker:
         image = dice.choice(self.runnable if state != "created" else self.runnable + self.images)
         body: Dict[str, Any] = {
             "Image": image, "Cmd": ["/bin/true"] if state == "exited" else ["/bin/sleep", "1000000"], "StopSignal": "SIGKILL", "Labels": self._labels(True),
-            "Volumes": {"/data": {}} if dice.random() < 0.3 else {},
+            "Volumes": {"/data": {}} if dice.chance(0.3) else {},
             "HostConfig": {
                 "NetworkMode": dice.choice([*self.nets, "none", "none", "none"]),
-                "Binds": [f"{name}:/{name}" for name in self.volumes if dice.random() < 0.2],
+                "Binds": [f"{name}:/{name}" for name in self.volumes if dice.chance(0.2)],
                 "RestartPolicy": {"Name": dice.choice(("no", "no", "unless-stopped", "always")) if state == "created" else "no"},
             },
         }
         if body["HostConfig"]["NetworkMode"] != "none" and state != "created":
             body["HostConfig"]["NetworkMode"] = "none"  # without iptables a container gets no network that works
-        if self.mounts_images and dice.random() < 0.25:
+        if self.mounts_images and dice.chance(0.25):
             body["HostConfig"]["Mounts"] = [{"Type": "image", "Source": dice.choice(self.images), "Target": "/image"}]
         made = host.must("POST", f"/containers/create?name={self.mark}-c{self.boxes}", body)["Id"]
         if state != "created":
@@ -235,28 +236,28 @@ def wishes_for(made: Maker, middle: Optional[float]) -> policy.Wishes:
         return dice.choice((None, None, 0, 3600) if middle is None else (None, None, 0, round(middle), round(middle), 3600))
 
     def maybe(wish: Any) -> Any:
-        return wish if dice.random() < 0.85 else None
+        return wish if dice.chance(0.85) else None
 
     def some(*patterns: str) -> Tuple[str, ...]:
-        return tuple(pattern for pattern in patterns if dice.random() < 0.2)
+        return tuple(pattern for pattern in patterns if dice.chance(0.2))
 
     image = dice.choice(made.images)
     return policy.Wishes(
         containers=maybe(policy.ContainerWish(
-            states=tuple(state for state in ("created", "exited", "dead", "running", "paused") if dice.random() < 0.6),
-            older_than=age(), keep=some(f"{made.mark}-c1", f"{made.mark}-c[23]"), volumes=dice.random() < 0.5,
+            states=tuple(state for state in ("created", "exited", "dead", "running", "paused") if dice.chance(0.6)),
+            older_than=age(), keep=some(f"{made.mark}-c1", f"{made.mark}-c[23]"), volumes=dice.chance(0.5),
         )),
         images=maybe(policy.ImageWish(
             scope=dice.choice(("dangling", "unused", "unused", "all")), older_than=age(), dangling_older_than=age(),
             keep=some(f"{made.mark}-app", "*:latest", "registry.example:5000/*", image, image[7:19]), keep_latest=dice.choice((0, 0, 1, 2)),
-            keep_local=dice.random() < 0.1,
+            keep_local=dice.chance(0.1),
         )),
         volumes=maybe(policy.VolumeWish(dice.choice(("anonymous", "unused", "unused")), age(), some(f"{made.mark}-v1", "*-v[23]"))),
         networks=maybe(policy.NetworkWish(age(), some(f"[[]{made.mark}*", "../*"))),
         build_cache=maybe(policy.CacheWish(dice.choice(("unused", "all")), age())),
         keep_labels=dice.choice((("fleetclean.keep",), ("fleetclean.keep", "tier=data*"), ())),
         orchestrated=dice.choice(("keep", "clean")),
-        cheapest_first=dice.random() < 0.3,
+        cheapest_first=dice.chance(0.3),
     )
 
 
@@ -275,9 +276,9 @@ def carry_out(engine: engines.Engine, plan: policy.Plan, parallel: int) -> remov
     return outcome
 
 
-def one_world(host: Host, seed: int) -> None:
+def one_world(host: Host, number: int, thrown: Dice) -> None:
     clear(host)
-    made = Maker(host, seed)
+    made = Maker(host, number, thrown)
     made.older()
     between = time.time() + GAP / 2
     time.sleep(GAP)
@@ -289,7 +290,7 @@ def one_world(host: Host, seed: int) -> None:
     plan = policy.decide(looked, wishes)
     expected = Expected(before, wishes, {})
     going, there = promised(plan), before.everything()
-    told = f"\n{host.name}, seed {seed}: {wishes}\n" + "\n".join(
+    told = f"\n{host.name}, world {number}: {wishes}\n" + "\n".join(
         f"{entry.kind} {entry.name} {entry.id[:19]}: {entry.reason}" for entry in (*plan.steps, *plan.kept))
 
     def sure(found: Any) -> Set[Tuple[str, str]]:
@@ -395,20 +396,19 @@ def test_engines_refuse_what_the_model_refuses(fleet: Fleet) -> None:
     assert [words for found in on_all(fleet, compare).values() for words in found] == []
 
 
-def _worlds(name: str) -> List[int]:
-    return [100 * number + SPECS.index(next(spec for spec in SPECS if spec.name == name)) for number in range(1, WORLDS + 1)]
-
-
 def test_nothing_wanted_goes_and_what_is_planned_is_done(fleet: Fleet) -> None:
     """All hosts at once, several worlds on each."""
 
     def worlds(host: Host) -> List[str]:
         failures = []
-        for seed in _worlds(host.name):
+
+        def world(thrown: Dice, before: int) -> None:
             try:
-                one_world(host, seed)
+                one_world(host, 100 * (before + 1) + SPECS.index(host.spec), thrown)
             except (AssertionError, FleetError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
+
+        throw(WORLDS, SPECS.index(host.spec), world)
         return failures
 
     failed = [failure for failures in on_all(fleet, worlds).values() for failure in failures]

@@ -5,13 +5,13 @@
 
 Nothing that a container that stays, the engine's next start or another filesystem needs goes; all that stays can be started again and finds
 its data; and what nothing needs goes. What is needed is known from how the host was made, and what goes is expected by
-tests/unit/expected.py; neither knows the policy. A failed host is made again by its seed, which is in the message.
+tests/unit/expected.py; neither knows the policy. The dice are hypothesis's,
+and fall alike in each run; since a world costs seconds, one that fails is not made smaller.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ import pytest
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image
 from tests.fleet.errors import FleetError
+from tests.fuzz.dice import Dice, throw
 from tests.integration.support import CONTAINERD, REPOSITORY, on_all, start
 from tests.integration.test_random_hosts import read
 from tests.integration.things import by_itself, clear, until
@@ -33,7 +34,7 @@ from expected import Expected
 from model import Box, Model
 
 SPECS = [HostSpec("s20", daemon_json={"bridge": None}), HostSpec("s28-ctd", root="forky", daemon_json={**CONTAINERD, "bridge": None})]
-SEEDS = {"s20": (1, 2, 3), "s28-ctd": (1001, 1002, 1003)}
+WORLDS = 3
 VOLUMES = "/var/lib/docker/volumes"
 #: Runs on, unless it is to end by itself: then only once the test wants it to.
 COMMAND = "[ -z $ENDS ] || [ -e /control/go ] || exit $ENDS; exec /bin/sleep 1000000"
@@ -83,8 +84,8 @@ class Made:
 class World:
     """Makes a random host, and knows what stands on what there."""
 
-    def __init__(self, host: Host, seed: int) -> None:
-        self.host, self.dice, self.mark = host, random.Random(seed), f"w{seed}"
+    def __init__(self, host: Host, number: int, thrown: Dice) -> None:
+        self.host, self.dice, self.mark = host, thrown, f"w{number}"
         self.place = f"/srv/{self.mark}"
         self.sources: List[Source] = []
         self.boxes: List[Made] = []
@@ -119,13 +120,13 @@ class World:
         for _ in range(dice.randint(3, 8)):
             self.special()
         boxes = [self.box() for _ in range(dice.randint(5, 9))]
-        late = dice.random() < 0.4
+        late = dice.chance(0.4)
         for box in boxes:
             if box.goal != "created":
                 self.host.must("POST", f"/containers/{box.id}/start")
-            if late and dice.random() < 0.3:
+            if late and dice.chance(0.3):
                 self.special()
-        if dice.random() < 0.5:  # a tag that moves on
+        if dice.chance(0.5):  # a tag that moves on
             self.image(dice.choice(self.images))
         self.image(f"{self.mark}/free:1")
         self.volume()
@@ -154,12 +155,12 @@ class World:
 
     def labels(self) -> Dict[str, str]:
         found = dict(self.dice.choice(({}, {}, {}, {}, {}, {}, {"fleetclean.keep": ""}, {"tier": "database"})))
-        if self.dice.random() < 0.2:
+        if self.dice.chance(0.2):
             found.update({PROJECT: f"{self.mark}{self.dice.choice('pq')}", "com.docker.compose.oneoff": self.dice.choice(("False", "False", "True"))})
         return found
 
     def image(self, tag: str) -> None:
-        load_image(self.host, tag, {"n": f"{tag} {self.number()}".encode()}, labels={"tier": "database"} if self.dice.random() < 0.1 else {})
+        load_image(self.host, tag, {"n": f"{tag} {self.number()}".encode()}, labels={"tier": "database"} if self.dice.chance(0.1) else {})
         if tag not in self.images:
             self.images.append(tag)
 
@@ -222,7 +223,7 @@ class World:
         elif what == "link":
             found = dice.choice(folders)
             path = f"{self.place}/l{self.number()}"
-            target = os.path.relpath(found.path, self.place) if dice.random() < 0.3 else found.path
+            target = os.path.relpath(found.path, self.place) if dice.chance(0.3) else found.path
             host.path(self.place).joinpath(Path(path).name).symlink_to(target)
             self.sources.append(replace(found, given=path))
         elif what == "inner":  # a link that lies in one volume and leads to another folder
@@ -252,7 +253,7 @@ class World:
         elif what == "all":
             path = self.folder(f"m{self.number()}")
             self.mount(VOLUMES, path)
-            if dice.random() < 0.3:
+            if dice.chance(0.3):
                 host.exec(["mount", dice.choice(("--make-rprivate", "--make-rslave")), path])
                 self.private.append(path)
                 self.entangled.update(self.shows)  # what is mounted in their folders at the moment is mounted there as well
@@ -340,21 +341,21 @@ class World:
         hosts: Dict[str, Any] = {"NetworkMode": "none", "IpcMode": "shareable", "Binds": [f"{self.place}/control:/control"], "RestartPolicy": self.restarts(box)}
         body["HostConfig"] = hosts
         others = [other for other in self.boxes if other.goal != "ended" and (other.goal != "created" or box.goal == "created")]
-        if others and dice.random() < 0.6:
+        if others and dice.chance(0.6):
             self.stand_on(box, dice.choice(others), hosts, body)
-        elif dice.random() < 0.3:
+        elif dice.chance(0.3):
             box.network = hosts["NetworkMode"] = dice.choice([*self.nets, "bridge", "host"])
         for _ in range(dice.choice((0, 1, 1, 2, 3))):
             # By a path more often than by name, which the engine knows itself.
             found = [source for source in self.sources if source.given.startswith("/")]
-            self.give(box, dice.choice(found if dice.random() < 0.7 else self.sources), hosts["Binds"])
-        if dice.random() < 0.1:
+            self.give(box, dice.choice(found if dice.chance(0.7) else self.sources), hosts["Binds"])
+        if dice.chance(0.1):
             hosts["Binds"].append(dice.choice((f"{VOLUMES}:/all", "/var/lib/docker:/all:ro", "/:/all:ro,rslave")))
             if box.goal in LIVE:
                 self.entangled.update(self.shows)  # those that are mounted are mounted in its namespace as well
-        if dice.random() < 0.2:
+        if dice.chance(0.2):
             body["Volumes"] = {"/anonymous": {}}
-        if dice.random() < 0.1 and self.plain:
+        if dice.chance(0.1) and self.plain:
             # The recipe of moby 35323: a mount that is left behind on the host, below the volume.
             name, found = dice.choice(self.plain), self.host_folder()
             target = f"/shared/{box.name}"
@@ -487,20 +488,20 @@ def wishes_for(world: World) -> policy.Wishes:
     names = [box.name for box in world.boxes]
 
     def age() -> Optional[int]:
-        return 3600 if dice.random() < 0.04 else None
+        return 3600 if dice.chance(0.04) else None
 
     containers = policy.ContainerWish(
-        states=tuple(state for state in ("created", "exited", "dead", "running", "paused") if dice.random() < (0.35 if state in LIVE else 0.9)),
-        older_than=age(), keep=tuple(name for name in names if dice.random() < 0.08), volumes=dice.random() < 0.5, compose=dice.random() < 0.3,
+        states=tuple(state for state in ("created", "exited", "dead", "running", "paused") if dice.chance(0.35 if state in LIVE else 0.9)),
+        older_than=age(), keep=tuple(name for name in names if dice.chance(0.08)), volumes=dice.chance(0.5), compose=dice.chance(0.3),
     )
     images = policy.ImageWish(scope=dice.choice(("dangling", "unused", "unused", "all")), older_than=age(), keep_latest=dice.choice((0, 0, 0, 1)))
     volumes = policy.VolumeWish(
-        dice.choice(("anonymous", "unused", "unused", "unused", "unused", "unused")), age(), tuple(name for name in world.plain if dice.random() < 0.06),
+        dice.choice(("anonymous", "unused", "unused", "unused", "unused", "unused")), age(), tuple(name for name in world.plain if dice.chance(0.06)),
         dice.choice((("local",), ("local", "local/*"), ("local", "local/*"), ("*",))),
     )
     wishes = policy.Wishes(
-        containers if dice.random() < 0.85 else None, images if dice.random() < 0.6 else None, volumes if dice.random() < 0.9 else None,
-        policy.NetworkWish(age()) if dice.random() < 0.6 else None, None,
+        containers if dice.chance(0.85) else None, images if dice.chance(0.6) else None, volumes if dice.chance(0.9) else None,
+        policy.NetworkWish(age()) if dice.chance(0.6) else None, None,
         dice.choice((("fleetclean.keep",), ("fleetclean.keep",), ("fleetclean.keep", "tier=data*"), ())), dice.choice(("keep", "keep", "keep", "clean")),
     )
     return wishes if wishes.containers or wishes.images or wishes.volumes or wishes.networks else replace(wishes, volumes=volumes)
@@ -528,23 +529,23 @@ def kept_of(result: Dict[str, Any]) -> Dict[Tuple[str, str], int]:
     return {(entry["kind"], entry["reason"]): entry["count"] for entry in result["kept"]}
 
 
-def one_world(host: Host, seed: int) -> None:
+def one_world(host: Host, number: int, thrown: Dice) -> None:
     clear(host)
-    world = World(host, seed)
+    world = World(host, number, thrown)
     try:
         world.make()
-        judge(world, seed)
+        judge(world, number)
     finally:
         world.clean_up()
 
 
-def judge(world: World, seed: int) -> None:
+def judge(world: World, number: int) -> None:
     host, wishes = world.host, wishes_for(world)
-    target = world.dice.random() < 0.1
+    target = world.dice.chance(0.1)
     options = {**options_of(wishes), **({"free_target": "100%"} if target else {"parallel": world.dice.choice((1, 4))})}
     before, seen = world.model(), world.views()
     foretold = by_itself(host, check=True, **options)
-    told = f"\n{host.name}, seed {seed}: {options}\n" + "\n".join(
+    told = f"\n{host.name}, world {number}: {options}\n" + "\n".join(
         [f"{entry['kind']} {entry['name']}: {entry['reason']}" for entry in foretold.get("removed", ())] + [str(entry) for entry in foretold.get("kept", ())]
         + [f"{box.name} ({box.goal}) needs {[other.name for other in (*box.needs.values(), *box.uses.values())]}, has "
            + ", ".join(f"{source.given} at {where}" for where, source in box.has.items()) for box in world.boxes]
@@ -617,11 +618,14 @@ def test_what_others_stand_on_stays_and_starts_again_with_its_data(fleet: Fleet)
 
     def worlds(host: Host) -> List[str]:
         failures = []
-        for seed in SEEDS[host.name]:
+
+        def world(thrown: Dice, before: int) -> None:
             try:
-                one_world(host, seed)
+                one_world(host, 1000 * SPECS.index(host.spec) + before + 1, thrown)
             except (AssertionError, FleetError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
+
+        throw(WORLDS, SPECS.index(host.spec), world)
         return failures
 
     failed = [failure for failures in on_all(fleet, worlds).values() for failure in failures]

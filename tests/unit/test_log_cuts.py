@@ -287,6 +287,22 @@ def test_nuls_in_front_are_taken_out(place: Path, made: Made, form: Format, writ
 
 @both
 @pytest.mark.parametrize("writer", [NOBODY, PAUSABLE], ids=["nobody", "pausable"])
+@pytest.mark.parametrize("whole", [1, 2, 3, 20])
+def test_few_records_between_nuls_and_one_that_is_not_finished_stay(place: Path, made: Made, form: Format, writer: Writer, whole: int) -> None:
+    last = made.record(whole, 5000)
+    for unfinished in (1, 3, 500):
+        log = Log(place, b"", form)
+        with log.path.open("r+b") as stream:
+            stream.seek(10_000_123)
+            stream.write(made.records(whole) + last[:unfinished])
+        assert log.cut(10**6, writer) is not None
+        with log.path.open("ab") as engine:
+            engine.write(last[unfinished:])
+        assert made.numbers(log.content) == list(range(whole + 1))
+
+
+@both
+@pytest.mark.parametrize("writer", [NOBODY, PAUSABLE], ids=["nobody", "pausable"])
 def test_a_hole_of_many_gigabytes_takes_no_time_and_no_space(place: Path, made: Made, form: Format, writer: Writer) -> None:
     log = Log(place, b"", form)
     with log.path.open("r+b") as stream:

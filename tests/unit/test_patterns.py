@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import random
+import subprocess
 import typing as t
 
 import pytest
@@ -361,3 +362,31 @@ def test_a_glob_that_is_none_fits_nothing_and_breaks_nothing() -> None:
     # Python before 3.11 has an error for it.
     assert not names.matches(("[z-a]*",), "", ("b",))
     assert names.matches(("[z-a]*",), "", ("[z-a]*",))
+
+
+#: Globs as fnmatch has them, and one that fits in as many ways as there are to share a text among its stars.
+GLOBS = """
+import importlib.util, itertools, re, sys, time
+from fnmatch import fnmatchcase
+spec = importlib.util.spec_from_file_location("names", sys.argv[1])
+names = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(names)
+parts = ["", "a", "b", "*", "?", "[ab]", "[!a]", "[b-a]", "[", "]", "[]]", "[*]"]
+for pattern in map("".join, itertools.product(parts, repeat=3)):
+    for name in ("", "a", "b", "ab", "a]", "[a", "*", "aab", "[", "ba\\n"):
+        try:
+            expected = fnmatchcase(name, pattern)
+        except re.error:
+            expected = False
+        assert names.glob_fits(pattern, name) == expected, (pattern, name, expected)
+begun = time.monotonic()
+assert not names.glob_fits("*a" * 30 + "*b", "a" * 10000)
+assert names.has_label({"tier": "a" * 10000 + "b"}, "t*=" + "*a" * 30 + "*b")
+assert time.monotonic() - begun < 2
+"""
+
+
+def test_a_glob_is_what_it_is_to_fnmatch_and_takes_no_time_in_any_python(python: str) -> None:
+    """Before 3.9 fnmatch tries every way of sharing a text among the stars, and label values are what an image's author wants."""
+    answer = subprocess.run([python, "-I", "-B", "-c", GLOBS, names.__file__], capture_output=True, text=True, timeout=20, check=False)
+    assert answer.returncode == 0, answer.stderr

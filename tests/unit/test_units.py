@@ -67,6 +67,10 @@ def test_a_size_is_bytes_or_a_number_with_a_unit_of_powers_of_1024(text: object,
         False,
         [5],
         "5MB\nrm",
+        "9223372036854775808",
+        "8EiB",
+        pytest.param("9" * 400, id="more than any number of ours"),
+        pytest.param("9" * 5000 + "EB", id="more than Python reads"),
     ],
 )
 def test_what_is_no_size_is_refused_by_the_name_of_its_option(text: object) -> None:
@@ -109,7 +113,7 @@ def test_a_count_of_inodes_is_a_number_or_a_share(text: object, amount: units.Am
     assert units.parse_count(text, "only_below_inodes") == amount
 
 
-@pytest.mark.parametrize("text", ["10GB", "-3", "1.5", "", "many", "²"])
+@pytest.mark.parametrize("text", ["10GB", "-3", "1.5", "", "many", "²", pytest.param("9" * 5000, id="more than Python reads")])
 def test_inodes_have_no_units(text: str) -> None:
     with pytest.raises(FleetcleanError, match="only_below_inodes: .* is not a number of inodes; use 100000, or 10%"):
         units.parse_count(text, "only_below_inodes")
@@ -182,6 +186,10 @@ def test_an_engines_timestamp_is_read_with_any_decimals_and_any_zone(text: objec
         "1969-12-31T00:00:00Z",
         {},
         [],
+        float("inf"),
+        float("nan"),
+        pytest.param(10**400, id="more than a float holds"),
+        253_402_300_800,
     ],
 )
 def test_the_zero_time_and_what_is_no_time_are_none(text: object) -> None:

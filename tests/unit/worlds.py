@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import typing as t
 from dataclasses import replace
 
@@ -19,6 +18,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import 
     Snapshot,
     Volume,
 )
+
+if t.TYPE_CHECKING:
+    from tests.fuzz.dice import Dice
 
 NOW = 1_700_000_000.0
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -187,7 +189,7 @@ STATES = ("created", "exited", "dead", "running", "paused", "restarting", "remov
 KEEP_LABELS = ({}, {}, {}, {}, {"fleetclean.keep": ""}, {"other": "label"})
 
 
-def random_world(dice: random.Random) -> Snapshot:
+def random_world(dice: Dice) -> Snapshot:
     """A small engine: shared layers, parents, tags of several repositories, objects that hold each other."""
 
     def age() -> float | None:
@@ -198,7 +200,7 @@ def random_world(dice: random.Random) -> Snapshot:
     dice.shuffle(free_tags)
     for number in range(dice.randint(0, 8)):
         tags = tuple(free_tags.pop() for _ in range(dice.choice((0, 0, 1, 1, 2, 3))) if free_tags)
-        parent = f"i{dice.randrange(number)}" if number and dice.random() < 0.4 else ""
+        parent = f"i{dice.randrange(number)}" if number and dice.chance(0.4) else ""
         own = tuple(f"layer {number} {depth}" for depth in range(dice.randint(0, 2)))
         base = images[int(parent[1:])].layers if parent else ()
         images.append(
@@ -207,7 +209,7 @@ def random_world(dice: random.Random) -> Snapshot:
                 *tags,
                 created=age(),
                 parent=parent,
-                digests=() if dice.random() < 0.4 else (f"app@{sha(f'digest {number}')}",),
+                digests=() if dice.chance(0.4) else (f"app@{sha(f'digest {number}')}",),
                 arrived=ago(age()),
                 tagged=ago(age()),
                 labels=dice.choice(KEEP_LABELS),
@@ -217,23 +219,23 @@ def random_world(dice: random.Random) -> Snapshot:
         )
     volumes = []
     for number in range(dice.randint(0, 4)):
-        anonymous = dice.random() < 0.5
+        anonymous = dice.chance(0.5)
         name = hexadecimal(f"v{number}") if anonymous else f"v{number}"
-        volumes.append(volume(name, age(), anonymous, labels=dice.choice(KEEP_LABELS), cluster=dice.random() < 0.1))
+        volumes.append(volume(name, age(), anonymous, labels=dice.choice(KEEP_LABELS), cluster=dice.chance(0.1)))
     networks = [
         network(
             f"n{number}",
             age(),
             labels=dice.choice(KEEP_LABELS),
-            predefined=dice.random() < 0.1,
-            swarm=dice.random() < 0.1,
+            predefined=dice.chance(0.1),
+            swarm=dice.chance(0.1),
         )
         for number in range(dice.randint(0, 4))
     ]
     containers = []
     for number in range(dice.randint(0, 5)):
-        of = dice.choice(images) if images and dice.random() < 0.8 else None
-        managed = {"io.kubernetes.pod.name": "p"} if dice.random() < 0.05 else {}
+        of = dice.choice(images) if images and dice.chance(0.8) else None
+        managed = {"io.kubernetes.pod.name": "p"} if dice.chance(0.05) else {}
         containers.append(
             container(
                 f"c{number}",
@@ -241,10 +243,10 @@ def random_world(dice: random.Random) -> Snapshot:
                 stopped=age(),
                 created=age(),
                 image_id=of.id if of else sha("elsewhere"),
-                image_name=of.tags[0] if of and of.tags and dice.random() < 0.5 else "",
+                image_name=of.tags[0] if of and of.tags and dice.chance(0.5) else "",
                 labels={**dice.choice(KEEP_LABELS), **managed},
-                volumes=tuple(found.name for found in volumes if dice.random() < 0.4),
-                networks=tuple(dice.choice((found.name, found.id)) for found in networks if dice.random() < 0.4),
+                volumes=tuple(found.name for found in volumes if dice.chance(0.4)),
+                networks=tuple(dice.choice((found.name, found.id)) for found in networks if dice.chance(0.4)),
             )
         )
     cache = [
@@ -253,20 +255,20 @@ def random_world(dice: random.Random) -> Snapshot:
             age(),
             *{f"r{dice.randrange(number)}" for _ in range(dice.choice((0, 1, 2))) if number},
             type=dice.choice(("regular", "source.local", "internal", "frontend", "exec.cachemount")),
-            in_use=dice.random() < 0.1,
-            shared=dice.random() < 0.2,
+            in_use=dice.chance(0.1),
+            shared=dice.chance(0.2),
             created=ago(age()),
             bytes=dice.choice((None, 0, 1, 5, 20)),
         )
         for number in range(dice.randint(0, 7))
     ]
-    sizes = {layer: 10 for found in images for layer in found.layers} if dice.random() < 0.5 else {}
+    sizes = {layer: 10 for found in images for layer in found.layers} if dice.chance(0.5) else {}
     return world(*images, *volumes, *networks, *containers, *cache, layer_bytes=sizes)
 
 
-def random_wishes(dice: random.Random) -> policy.Wishes:
+def random_wishes(dice: Dice) -> policy.Wishes:
     def maybe(wish: t.Any) -> t.Any:
-        return wish if dice.random() < 0.8 else None
+        return wish if dice.chance(0.8) else None
 
     def age() -> int | None:
         return dice.choice((None, 0, HOUR, DAY, 7 * DAY))
@@ -274,10 +276,10 @@ def random_wishes(dice: random.Random) -> policy.Wishes:
     return policy.Wishes(
         containers=maybe(
             policy.ContainerWish(
-                states=tuple(state for state in STATES[:6] if dice.random() < 0.6),
+                states=tuple(state for state in STATES[:6] if dice.chance(0.6)),
                 older_than=age(),
                 keep=dice.choice(((), ("c1",))),
-                volumes=dice.random() < 0.5,
+                volumes=dice.chance(0.5),
             )
         ),
         images=maybe(
@@ -287,7 +289,7 @@ def random_wishes(dice: random.Random) -> policy.Wishes:
                 dangling_older_than=age(),
                 keep=dice.choice(((), ("app",), ("*:1",))),
                 keep_latest=dice.choice((0, 0, 1, 2)),
-                keep_local=dice.random() < 0.3,
+                keep_local=dice.chance(0.3),
             )
         ),
         volumes=maybe(policy.VolumeWish(dice.choice(("anonymous", "unused")), age(), dice.choice(((), ("v1",))))),
@@ -296,5 +298,5 @@ def random_wishes(dice: random.Random) -> policy.Wishes:
             policy.CacheWish(dice.choice(("unused", "all")), age(), dice.choice((None, None, 0, 10, 40)))
         ),
         orchestrated=dice.choice(("keep", "clean")),
-        cheapest_first=dice.random() < 0.3,
+        cheapest_first=dice.chance(0.3),
     )

@@ -1,14 +1,13 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Small random engines, random wishes, and others at work meanwhile: what is wanted never goes, and what was planned is what is done.
+"""Small engines, wishes, and others at work meanwhile: what is wanted never goes, and what was planned is what is done.
 
-What has to go and to stay is told by expected.py. A failing test has its seed in its name; ``-k 'seed-17]'`` runs it again.
+What has to go and to stay is told by expected.py. hypothesis throws the dice, so a world that fails is shown as small as it can be.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 import typing as t
 
@@ -16,8 +15,12 @@ import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import last_look, path_uses, policy, removal, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
 from expected import Expected, promised, what
+from hypothesis import strategies as st
 from model import NOW, Box, Model
 from worlds import DAY, HOUR, MINUTE, hexadecimal, sha
+
+from tests.fuzz.budget import fuzz
+from tests.fuzz.dice import Dice, SeededDice, dice
 
 AGES = (None, 0, HOUR, DAY, 7 * DAY)
 LABELS: tuple[dict[str, str], ...] = ({}, {}, {}, {}, {}, {"fleetclean.keep": ""}, {"tier": "database"}, {"other": "fleetclean.keep"})
@@ -35,55 +38,55 @@ REPOSITORIES = ("app", "host:5000/team/db", "ci/build", "a.b-c__d/x", "deadbeef"
 # -- a world, and wishes ---------------------------------------------------------------------------
 
 
-def moment(dice: random.Random, none: bool = True) -> float | None:
+def moment(dice: Dice, none: bool = True) -> float | None:
     """A time in the past, often near a limit that a wish may have, seldom in the future (clocks differ)."""
     near = dice.choice((HOUR, DAY, 7 * DAY)) * dice.choice((0.97, 1.03))
     age = dice.choice((-HOUR, MINUTE, near, near, 3 * DAY, 100 * DAY, dice.uniform(8, 40) * DAY, None if none else DAY + HOUR))
     return None if age is None else NOW - age - dice.random()
 
 
-def when(dice: random.Random) -> float:
+def when(dice: Dice) -> float:
     return moment(dice, none=False) or NOW
 
 
-def labels(dice: random.Random, managed: float = 0.03) -> dict[str, str]:
+def labels(dice: Dice, managed: float = 0.03) -> dict[str, str]:
     found = dict(dice.choice(LABELS))
-    if dice.random() < managed:
+    if dice.chance(managed):
         found.update(dice.choice(MANAGERS))
     return found
 
 
-def random_model(dice: random.Random) -> Model:
+def random_model(dice: Dice) -> Model:
     engine = Model(dice.choice(("graphdriver", "containerd")))
     free = [f"{repository}:{tag}" for repository in REPOSITORIES for tag in ("1", "2", "latest")]
     dice.shuffle(free)
     for number in range(dice.randint(0, 8)):
         names = [free.pop() for _ in range(dice.choice((0, 0, 1, 1, 1, 2, 3))) if free]
-        parent = f"i{dice.randrange(number)}" if number and dice.random() < 0.4 else ""
+        parent = f"i{dice.randrange(number)}" if number and dice.chance(0.4) else ""
         made = engine.add_image(
             f"i{number}", *names, created=when(dice), parent=parent, labels=dict(dice.choice(LABELS)), tagged=moment(dice) if names else None
         )
-        if dice.random() < 0.5 and not engine.containerd:
+        if dice.chance(0.5) and not engine.containerd:
             others = [f"{dice.choice(REPOSITORIES)}@{sha(f'other {number} {more}')}" for more in range(dice.choice((0, 0, 1, 2)))]
             made.references += [f"{name.rpartition(':')[0]}@{sha(f'digest {number}')}" for name in names[:1]] + others
-        elif engine.containerd and not names and dice.random() < 0.4:
+        elif engine.containerd and not names and dice.chance(0.4):
             made.references += [f"{dice.choice(REPOSITORIES)}@{made.id}"]
     for number in range(dice.randint(0, 5)):
-        anonymous = dice.random() < 0.5
+        anonymous = dice.chance(0.5)
         marked = {"com.docker.volume.anonymous": ""} if anonymous and engine.containerd else {}
         shown = dice.choice(("/x", f"/nowhere/volumes/v{dice.randrange(5)}/_data/deep", "/nowhere/volumes"))
         elsewhere = ({"type": "nfs", "o": "addr=10.0.0.1", "device": ":/x"}, {"type": "none", "o": "bind", "device": shown})
         options = dice.choice(({}, {}, {}, {"size": "1g"}, *elsewhere))
         driver = "local" if anonymous else dice.choice(("local", "local", "local", "rexray"))
-        project = {"com.docker.compose.project": dice.choice("pq")} if not anonymous and dice.random() < 0.2 else {}
+        project = {"com.docker.compose.project": dice.choice("pq")} if not anonymous and dice.chance(0.2) else {}
         name = hexadecimal(f"v{number}") if anonymous else dice.choice((f"v{number}", f"buildx_buildkit_b{number}_state"))
         engine.add_volume(
             name, moment(dice), labels={**labels(dice), **marked, **project}, driver=driver,
-            options={} if anonymous or driver != "local" else options, cluster=dice.random() < 0.05,
+            options={} if anonymous or driver != "local" else options, cluster=dice.chance(0.05),
         )
     for name in dice.sample(NETS, dice.randint(0, 4)):
-        project = {"com.docker.compose.project": dice.choice("pq")} if dice.random() < 0.2 else {}
-        engine.add_net(name, moment(dice), labels={**labels(dice), **project}, scope="swarm" if dice.random() < 0.1 else "local")
+        project = {"com.docker.compose.project": dice.choice("pq")} if dice.chance(0.2) else {}
+        engine.add_net(name, moment(dice), labels={**labels(dice), **project}, scope="swarm" if dice.chance(0.1) else "local")
     for number in range(dice.randint(0, 6)):
         random_box(dice, engine, number)
     ids: list[str] = []
@@ -93,97 +96,92 @@ def random_model(dice: random.Random) -> Model:
         ids.append(dice.choice(("r", "r1", "r.")) + str(number))
         engine.add_record(
             ids[-1], *parents, type=dice.choice(("regular", "source.local", "internal", "frontend", "exec.cachemount")),
-            in_use=dice.random() < 0.1, size=dice.choice((None, 0, 1, 5, 20)), created=when(dice), used=moment(dice),
-            images=frozenset(dice.sample(sorted(engine.pictures), min(len(engine.pictures), 2))) if dice.random() < 0.3 else frozenset(),
+            in_use=dice.chance(0.1), size=dice.choice((None, 0, 1, 5, 20)), created=when(dice), used=moment(dice),
+            images=frozenset(dice.sample(sorted(engine.pictures), min(len(engine.pictures), 2))) if dice.chance(0.3) else frozenset(),
         )
-    if dice.random() < 0.1:
+    if dice.chance(0.1):
         for picture in dice.sample(list(engine.pictures.values()), min(2, len(engine.pictures))):
             names = picture.tags + picture.digests
             if names:
                 spec = {"TaskTemplate": {"ContainerSpec": {"Image": dice.choice(names), "Mounts": [{"Type": "volume", "Source": "v1"}]}}}
-                engine.swarm_services.append({"Spec": spec} if dice.random() < 0.5 else {"Spec": {}, "PreviousSpec": spec})
+                engine.swarm_services.append({"Spec": spec} if dice.chance(0.5) else {"Spec": {}, "PreviousSpec": spec})
     for picture in engine.pictures.values():
-        if picture.tags and dice.random() < 0.2:
+        if picture.tags and dice.chance(0.2):
             actor = {"ID": "gone", "Attributes": {"image": dice.choice(picture.tags)}}
             action, time = dice.choice(("create", "start", "die")), int(min(when(dice), NOW - 2))
             engine.events.append({"Type": "container", "Action": action, "Actor": actor, "time": time})
-    network_events(beside(dice), engine)
+    network_events(dice, engine)
     return engine
 
 
-def beside(dice: random.Random) -> random.Random:
-    """Dice of their own, for what is not to change what is thrown after it."""
-    return random.Random(str(dice.getstate()))
-
-
-def network_events(dice: random.Random, engine: Model) -> None:
+def network_events(dice: Dice, engine: Model) -> None:
     """Networks that containers had which are gone; and an engine that has forgotten what was before."""
     for net in engine.nets.values():
-        if dice.random() < 0.4:
+        if dice.chance(0.4):
             actor = {"ID": net.id, "Attributes": {"container": "gone", "name": net.name, "type": "bridge"}}
             action, time = dice.choice(("create", "connect", "disconnect")), int(min(when(dice), NOW - 2))
             engine.events.append({"Type": "network", "Action": action, "Actor": actor, "time": time})
     engine.events.sort(key=lambda event: event["time"])
-    if dice.random() < 0.3:
+    if dice.chance(0.3):
         engine.events_kept = len(engine.events)
 
 
-def random_box(dice: random.Random, engine: Model, number: int) -> None:
+def random_box(dice: Dice, engine: Model, number: int) -> None:
     state = dice.choice(("created", "exited", "exited", "dead", "running", "paused", "restarting", "removing"))
     created = when(dice)
     started = None if state == "created" else max(created, when(dice))
     finished = max(started, when(dice)) if started and state in ("exited", "dead", "restarting") else None
-    if state in ("exited", "dead") and dice.random() < 0.1:
+    if state in ("exited", "dead") and dice.chance(0.1):
         finished = None  # the engine was killed meanwhile
     marked = labels(dice, 0.06)
-    if dice.random() < 0.15:
+    if dice.chance(0.15):
         marked["com.docker.compose.project"] = dice.choice("pq")
     name = f"c{number}"
-    if dice.random() < 0.04:
-        name = dice.choice(("k8s_POD_x", "ecs-agent", "nomad_init_x", "buildx_buildkit_b1")) + str(number) * (dice.random() < 0)
-    image = dice.choice(sorted(engine.pictures)) if engine.pictures and dice.random() < 0.85 else sha("taken by force")
+    if dice.chance(0.04):
+        name = dice.choice(("k8s_POD_x", "ecs-agent", "nomad_init_x", "buildx_buildkit_b1"))
+    image = dice.choice(sorted(engine.pictures)) if engine.pictures and dice.chance(0.85) else sha("taken by force")
     given = dice.choice([*engine.pictures[image].references, image]) if image in engine.pictures else "app:gone"
     box = Box(
         hexadecimal(f"container {number}"), name, image, state=state, given=given, created=created, started=started, finished=finished,
         labels=marked, restart=dice.choice(("no", "no", "on-failure", "unless-stopped", "always")),
-        volumes=[volume for volume in engine.data if dice.random() < 0.35],
-        networks=[net.name if dice.random() < 0.7 else net.id for net in engine.nets.values() if net.scope == "local" and dice.random() < 0.3],
-        links=[f"/c0/alias{number}"] if dice.random() < 0.1 else [],
+        volumes=[volume for volume in engine.data if dice.chance(0.35)],
+        networks=[net.name if dice.chance(0.7) else net.id for net in engine.nets.values() if net.scope == "local" and dice.chance(0.3)],
+        links=[f"/c0/alias{number}"] if dice.chance(0.1) else [],
         exit_code=dice.choice((0, 1, 137)), retries=dice.choice((0, 3)), restarted=dice.choice((0, 2, 3)),
     )
-    if marked.get("com.docker.compose.project") and dice.random() < 0.3:
+    if marked.get("com.docker.compose.project") and dice.chance(0.3):
         marked["com.docker.compose.oneoff"] = "True"
     others = [other for other in engine.boxes.values() if other.name.startswith("c")]
     for need in ("NetworkMode", "IpcMode", "PidMode", "VolumesFrom", "Links"):
-        if others and dice.random() < 0.08:
+        if others and dice.chance(0.08):
             other = dice.choice(others)
             box.needs[need] = other.id if need.endswith("Mode") else other.name
     places = [f"volumes/{volume}/_data" for volume in engine.data] + [f"containers/{other.id}" for other in others] + ["volumes", "containers"]
-    box.binds = [f"/nowhere/{place}{dice.choice(('', '/deep'))}" if place.count("/") else f"/nowhere/{place}" for place in places if dice.random() < 0.05]
+    box.binds = [f"/nowhere/{place}{dice.choice(('', '/deep'))}" if place.count("/") else f"/nowhere/{place}" for place in places if dice.chance(0.05)]
     mountable = [name for picture in engine.pictures.values() for name in (picture.id, *picture.tags)]
-    if mountable and dice.random() < 0.15:
+    if mountable and dice.chance(0.15):
         box.mounted.append(dice.choice(mountable))
     if not any(other.name == name for other in engine.boxes.values()):
         engine.boxes[box.id] = box
 
 
-def random_wishes(dice: random.Random, engine: Model) -> policy.Wishes:
+def random_wishes(dice: Dice, engine: Model) -> policy.Wishes:
     def maybe(wish: t.Any) -> t.Any:
-        return wish if dice.random() < 0.8 else None
+        return wish if dice.chance(0.8) else None
 
     def some(*patterns: str) -> tuple[str, ...]:
-        return tuple(pattern for pattern in patterns if dice.random() < 0.15)
+        return tuple(pattern for pattern in patterns if dice.chance(0.15))
 
     image = dice.choice(sorted(engine.pictures) or [sha("none")])
     digest = dice.choice([digest for picture in engine.pictures.values() for digest in picture.digests] or ["no@digest"])
     return policy.Wishes(
         containers=maybe(
             policy.ContainerWish(
-                states=tuple(state for state in ("created", "exited", "dead", "running", "paused", "restarting") if dice.random() < 0.6),
+                states=tuple(state for state in ("created", "exited", "dead", "running", "paused", "restarting") if dice.chance(0.6)),
                 older_than=dice.choice(AGES),
                 keep=some("c1", "c[23]", hexadecimal("container 4"), hexadecimal("container 0")[:12], "*/alias5"),
-                volumes=dice.random() < 0.5,
-                compose=dice.random() < 0.3,
+                volumes=dice.chance(0.5),
+                compose=dice.chance(0.3),
             )
         ),
         images=maybe(
@@ -193,7 +191,7 @@ def random_wishes(dice: random.Random, engine: Model) -> policy.Wishes:
                 dangling_older_than=dice.choice(AGES),
                 keep=some("app", "*:latest", "docker.io/library/deadbeef", "host:5000/*", image, image[7:19], digest),
                 keep_latest=dice.choice((0, 0, 0, 1, 2)),
-                keep_local=dice.random() < 0.2,
+                keep_local=dice.chance(0.2),
             )
         ),
         volumes=maybe(
@@ -206,7 +204,7 @@ def random_wishes(dice: random.Random, engine: Model) -> policy.Wishes:
         build_cache=maybe(policy.CacheWish(dice.choice(("unused", "all")), dice.choice(AGES), dice.choice((None, None, 0, 10, 40)))),
         keep_labels=dice.choice((("fleetclean.keep",), ("fleetclean.keep",), ("tier=data*", "fleetclean.*"), ("tier=x",), ())),
         orchestrated=dice.choice(("keep", "clean")),
-        cheapest_first=dice.random() < 0.3,
+        cheapest_first=dice.chance(0.3),
     )
 
 
@@ -239,13 +237,12 @@ def look(engine: Model, wishes: policy.Wishes) -> snapshot.Snapshot:
     return path_uses.complete(snapshot.take(t.cast(t.Any, engine), wanted_of(wishes), None), None, "/nowhere")
 
 
-def case(dice: random.Random) -> Case:
+def case(dice: Dice) -> Case:
     engine = random_model(dice)
     wishes = random_wishes(dice, engine)
-    seen = {ident: when(dice) for ident in engine.pictures if dice.random() < 0.2}
-    seen.update({policy.VOLUME + name: when(dice) for name in engine.data if dice.random() < 0.2})
-    others = beside(dice)
-    seen.update({snapshot.NETWORK + ident: when(others) for ident in engine.nets if others.random() < 0.2})
+    seen = {ident: when(dice) for ident in engine.pictures if dice.chance(0.2)}
+    seen.update({policy.VOLUME + name: when(dice) for name in engine.data if dice.chance(0.2)})
+    seen.update({snapshot.NETWORK + ident: when(dice) for ident in engine.nets if dice.chance(0.2)})
     looked = look(engine, wishes)
     sharers = {record.id: record.images for record in engine.records.values()}
     plan = policy.decide(looked, wishes, seen, sharers)
@@ -268,13 +265,8 @@ def explain(made: Case) -> str:
     return "\n".join(["", str(made.wishes), *say(made.plan.steps), "kept:", *say(made.plan.kept)])
 
 
-seeds = pytest.mark.parametrize("seed", range(400), ids=lambda seed: f"seed-{seed}")
-some_seeds = pytest.mark.parametrize("seed", range(1000, 1400), ids=lambda seed: f"seed-{seed}")
-
-
-@seeds
-def test_the_plan_takes_what_was_asked_for_and_nothing_that_is_wanted(seed: int) -> None:
-    made = case(random.Random(seed))
+def check_plan(made: Case) -> None:
+    """The plan takes what was asked for, and nothing that is wanted; each object is told of once."""
     going = promised(made.plan)
     assert not going & made.expected.stays, explain(made)
     kinds = {"container", "image", "tag", "volume", "network"}
@@ -311,11 +303,11 @@ def check_cache(made: Case) -> None:
         assert {("build_cache", ident) for ident in left} <= made.expected.stays, explain(made)
 
 
-@seeds
-def test_what_is_planned_is_what_is_done_and_the_second_run_plans_nothing(seed: int) -> None:
-    made = case(random.Random(seed))
+@fuzz(400, thrown=dice(), parallel=st.sampled_from([1, 4]))
+def test_what_is_planned_is_what_is_done_and_the_second_run_plans_nothing(thrown: Dice, parallel: int) -> None:
+    made = case(thrown)
+    check_plan(made)
     before = made.engine.everything()
-    parallel = 1 if seed % 2 else 4
     outcome = act(made, parallel)
     assert (outcome.failed, outcome.gone, outcome.kept) == ([], [], []), explain(made)
     assert before - made.engine.everything() == promised(made.plan), explain(made)
@@ -340,7 +332,7 @@ def test_what_is_planned_is_what_is_done_and_the_second_run_plans_nothing(seed: 
 class Others:
     """Does what people and programs do on a host while it is cleaned; ``wanted`` is what must be there afterwards, ``took`` what they took."""
 
-    def __init__(self, dice: random.Random, engine: Model) -> None:
+    def __init__(self, dice: Dice, engine: Model) -> None:
         self.dice, self.engine = dice, engine
         self.wanted: set[tuple[str, str]] = set()
         self.took: set[tuple[str, str]] = set()
@@ -378,8 +370,8 @@ class Others:
         picture = self.any_of(self.engine.pictures.values())
         if picture:
             self.made += 1
-            nets = [net.name for net in self.engine.nets.values() if names and net.scope == "local" and self.dice.random() < 0.5]
-            volumes = [name for name in self.engine.data if self.dice.random() < 0.5]
+            nets = [net.name for net in self.engine.nets.values() if names and net.scope == "local" and self.dice.chance(0.5)]
+            volumes = [name for name in self.engine.data if self.dice.chance(0.5)]
             box = self.engine.add_box(
                 f"new{self.made}", picture.id, state=state, started=NOW if state == "running" else None, volumes=volumes, networks=nets
             )
@@ -399,7 +391,7 @@ class Others:
             self.made += 1
             others = (other for other in self.engine.pictures.values() if other is not picture)
             old = [tag for other in others for tag in other.tags if ("tag", tag) not in self.wanted]
-            name = self.dice.choice(old) if old and self.dice.random() < 0.8 else f"new/name:{self.made}"
+            name = self.dice.choice(old) if old and self.dice.chance(0.8) else f"new/name:{self.made}"
             self.engine.tag(picture.id, name)
             self.did.append(("tagged", picture.id[:19], name))
             self.wanted.update({("image", picture.id), ("tag", name)})
@@ -421,7 +413,7 @@ class Others:
             (net and not held & {net.id, net.name}, lambda: self.engine.remove_network(net.id)),
             (self.engine.records, lambda: self.engine.remove_cache_records([self.dice.choice(sorted(self.engine.records))])),
         ):
-            if there and self.dice.random() < 0.4:
+            if there and self.dice.chance(0.4):
                 try:
                     take()
                 except removal.EngineError:
@@ -460,27 +452,26 @@ def check_disturbed(made: Case, others: Others, outcome: removal.Outcome) -> Non
     assert not set(made.engine.robbed) & {box.id for box in made.engine.boxes.values()}, "a container lost its network" + told
 
 
-@some_seeds
-def test_what_comes_into_use_after_the_plan_stays_and_what_is_gone_is_done(seed: int) -> None:
-    dice = random.Random(seed)
-    made = case(dice)
-    others = Others(dice, made.engine)
-    for _ in range(dice.randint(1, 6)):
-        dice.choice((others.starts, others.creates, others.runs_again, others.tags, others.tags, others.takes, others.makes_anew, others.builds))()
-    check_disturbed(made, others, act(made, 1 if seed % 2 else 4))
+@fuzz(300, thrown=dice(), parallel=st.sampled_from([1, 4]))
+def test_what_comes_into_use_after_the_plan_stays_and_what_is_gone_is_done(thrown: Dice, parallel: int) -> None:
+    made = case(thrown)
+    others = Others(thrown, made.engine)
+    for _ in range(thrown.randint(1, 6)):
+        thrown.choice((others.starts, others.creates, others.runs_again, others.tags, others.tags, others.takes, others.makes_anew, others.builds))()
+    check_disturbed(made, others, act(made, parallel))
 
 
-@some_seeds
-def test_what_comes_into_use_during_the_run_stays(seed: int) -> None:
+@fuzz(300, thrown=dice(), parallel=st.sampled_from([1, 4]), seed=st.integers(0, 1 << 32))
+def test_what_comes_into_use_during_the_run_stays(thrown: Dice, parallel: int, seed: int) -> None:
     """Between looking and doing the engine is the one that says no: what others do here is what it protects."""
-    dice = random.Random(seed)
-    made = case(dice)
+    made = case(thrown)
+    # In another thread hypothesis throws no dice.
+    dice = SeededDice(seed)
     others = Others(dice, made.engine)
-    parallel = 1 if seed % 2 else 4
 
     def meddle(call: str, about: str) -> None:
         with others.lock:
-            if dice.random() > 0.2:
+            if not dice.chance(0.2):
                 return
             acts: list[t.Callable[[], None]] = [
                 lambda: others.starts(names=False), lambda: others.creates(names=False, state="running"), others.takes, others.builds,
@@ -496,9 +487,9 @@ def test_what_comes_into_use_during_the_run_stays(seed: int) -> None:
     check_disturbed(made, others, outcome)
 
 
-@pytest.mark.parametrize("seed", range(2000, 2100), ids=lambda seed: f"seed-{seed}")
-def test_two_runs_at_once_do_no_harm(seed: int) -> None:
-    made = case(random.Random(seed))
+@fuzz(100, thrown=dice())
+def test_two_runs_at_once_do_no_harm(thrown: Dice) -> None:
+    made = case(thrown)
     before = made.engine.everything()
     outcomes: list[removal.Outcome] = []
     threads = [threading.Thread(target=lambda: outcomes.append(act(made, 2))) for _ in range(2)]
