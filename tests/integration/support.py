@@ -80,7 +80,7 @@ class Ansible:
             )
             lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
         text = done.stdout + done.stderr
-        assert self._liars or not re.search(r"does\s+not\s+document|unexpected\s+answer", text), text
+        assert self._liars or not re.search(r"does\s+not\s+document|unexpected_answer", text), text
         return Run(done.returncode, text, lines)
 
     def module(self, name: str, args: Optional[Dict[str, Any]] = None, hosts: str = "all", check: bool = False, **variables: Any) -> Dict[str, Dict[str, Any]]:
