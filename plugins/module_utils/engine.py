@@ -171,9 +171,8 @@ class Engine:
 
     def containers_as(self, make: t.Callable[[dict[str, t.Any]], _Made], size: bool = False) -> list[_Made]:
         """The same, each entry as what ``make`` makes of it; the entry itself is dropped at once, since there may be thousands."""
-        listed = self._list("/containers/json", fields.CONTAINERS, {"all": 1, "size": int(size)}, patient=size)
-        listed.reverse()
-        return [make(listed.pop()) for _ in range(len(listed))]
+        listed = self._list("/containers/json", fields.Each(fields.CONTAINER, make), {"all": 1, "size": int(size)}, patient=size)
+        return t.cast(t.List[_Made], listed)
 
     def container(self, ident: str) -> dict[str, t.Any]:
         return self._object("/containers/{0}/json", fields.CONTAINER_DETAILS, path=(ident,))

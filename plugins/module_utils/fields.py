@@ -184,6 +184,17 @@ class List(Shape):
             raise error.inside(f"[{number}]") from None
 
 
+class Each(List):
+    """A list each entry of which becomes something else as soon as it was read."""
+
+    def __init__(self, entry: Shape, make: t.Callable[[t.Any], t.Any]) -> None:
+        super().__init__(entry)
+        self._make = make
+
+    def read_entry(self, raw: t.Any, number: int, memory: _Memory) -> t.Any:
+        return self._make(super().read_entry(raw, number, memory))
+
+
 class Map(Shape):
     """A mapping of names to values of one shape."""
 
@@ -502,10 +513,13 @@ _CACHE = List(
         Parents=TEXTS, Parent=TEXT, Type=TEXT, InUse=FLAG, Shared=FLAG, Size=NUMBER, CreatedAt=MOMENT, LastUsedAt=MOMENT,
     )
 )
-#: ``GET /system/df``: until API 1.51, and from 1.52 on.
+#: ``GET /system/df``: until API 1.51, and from 1.52 on. Of what the lists tell as well, its sizes alone.
+_IMAGE_SIZES = List(Fields({"Id": IDENT}, SharedSize=NUMBER))
+_CONTAINER_SIZES = List(Fields({"Id": IDENT}, SizeRw=NUMBER, SizeRootFs=NUMBER))
+_VOLUME_SIZES = List(Fields({"Name": PATH}, UsageData=Fields(Size=NUMBER)))
 DISK_USAGE = Lists(
-    LayersSize=NUMBER, Images=IMAGES, Containers=CONTAINERS, Volumes=List(VOLUME), BuildCache=_CACHE,
-    ImageUsage=Lists(TotalSize=NUMBER, Items=IMAGES), ContainerUsage=Lists(Items=CONTAINERS), VolumeUsage=Lists(Items=List(VOLUME)),
+    LayersSize=NUMBER, Images=_IMAGE_SIZES, Containers=_CONTAINER_SIZES, Volumes=_VOLUME_SIZES, BuildCache=_CACHE,
+    ImageUsage=Lists(TotalSize=NUMBER, Items=_IMAGE_SIZES), ContainerUsage=Lists(Items=_CONTAINER_SIZES), VolumeUsage=Lists(Items=_VOLUME_SIZES),
     BuildCacheUsage=Lists(Items=_CACHE),
 )
 EVENT = Fields(
