@@ -292,8 +292,9 @@ def test_every_python_file_of_the_collection_has_its_licence() -> None:
         assert "from __future__ import annotations" in path.read_text() or path.name == "__init__.py", path
 
 
-def test_every_test_that_watches_a_trap_is_there() -> None:
-    text = (ROOT / "tests/TRAPS.md").read_text()
+@pytest.mark.parametrize("document", ["tests/TRAPS.md", "docs/SECURITY.md"])
+def test_every_test_that_a_document_names_is_there(document: str) -> None:
+    text = (ROOT / document).read_text()
     path, found = "", 0
     for given, name in re.findall(r"`?(tests/[\w/]+\.py)?(?:::(test_\w+))?", text):
         path = given or path
@@ -301,5 +302,5 @@ def test_every_test_that_watches_a_trap_is_there() -> None:
             assert (ROOT / given).is_file(), given
         if name:
             found += 1
-            assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+            assert re.search(rf"^ *(def {name}\(|{name} = )", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
     assert found > 50
