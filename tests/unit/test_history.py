@@ -525,6 +525,31 @@ def test_what_is_not_there_or_cannot_be_used_is_no_refusal(tmp_path: Path) -> No
     assert refusal(tmp_path / "file/state") == f"{tmp_path}/file is no folder"
 
 
+def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FleetcleanError, match="state_dir: .* cannot be used: embedded null byte") as caught:
+        history.check(f"{tmp_path}/a\0b")
+    assert caught.value.code == "bad_input"
+
+
+@as_root
+def test_a_folder_that_somebody_made_at_the_last_moment_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder as /tmp anybody may take a name that is free when it is looked at."""
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    make = os.mkdir
+
+    def mkdir(path: str, *more: t.Any) -> None:
+        make(path, 0o755)
+        os.chown(path, SOMEBODY, SOMEBODY)
+        os.symlink(other, f"{path}/history.sqlite-journal")
+        make(path, *more)
+
+    monkeypatch.setattr(history.os, "mkdir", mkdir)
+    assert not history.note_uses(str(shared / "state"), ENGINE, {IMAGE: 1.0}, [IMAGE])
+    assert os.listdir(shared / "state") == ["history.sqlite-journal"] and not other.exists()
+
+
 # -- a file that is not what it should be ----------------------------------------------------------
 
 
