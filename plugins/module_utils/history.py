@@ -304,7 +304,7 @@ def _trusted(state_dir: str) -> str:
             raise trust.NotTrusted(f"{path} is a link" if stat.S_ISLNK(found.st_mode) else f"{path} is no file")
         if found.st_uid not in users:
             raise trust.NotTrusted(f"{path} belongs to user {found.st_uid}")
-        if trust.others_may_write(found):
+        if trust.others_may_write(found, path):
             raise trust.NotTrusted(f"others may write to {path}")
     return folder
 
