@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether somebody else could make a path lead elsewhere, or change what is there.
 
-The one place that decides it: for the folder of what is remembered, for links below the data root, for a containerd's socket.
+The one place that decides it: for the folder of what is remembered, links below the data root, a containerd's socket, an engine's program.
 A path is looked at part by part, links as well as what they lead to: each belongs to one of the users that are
 trusted, and nobody else may write to any folder of it. Where that holds nobody else can replace a part meanwhile, so what
 was looked at may be opened by its path.
