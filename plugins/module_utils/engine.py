@@ -414,9 +414,10 @@ class Engine:
             raise UnexpectedAnswer(call, str(error)) from None
         except fields.NotJson as error:
             raise FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker") from None
-        except (TooLong, fields.TooLarge):
-            size = say_size(self._connection.limit)
-            raise UnexpectedAnswer(call, f"it is larger than {size}; if that is right for this host, raise `max_answer_size`") from None
+        except (TooLong, fields.TooLarge) as error:
+            part = error.part if isinstance(error, fields.TooLarge) else 0
+            size = f"a part of it is larger than {say_size(part)}" if part else f"it is larger than {say_size(self._connection.limit)}"
+            raise UnexpectedAnswer(call, f"{size}; if that is right for this host, raise `max_answer_size`") from None
         except TooSlow as error:
             raise _too_slow(self.host, call, error) from None
         except (OSError, Broken, http.client.HTTPException, ValueError) as error:

@@ -232,6 +232,15 @@ def test_a_larger_answer_is_taken_if_it_is_said_to_be_right(place: Place) -> Non
     assert len(place.connect(max_answer_size="10MB").containers()) == 3000
 
 
+def test_an_entry_that_is_too_large_is_said_to_be_one(place: Place) -> None:
+    """Whoever looks at the answer himself finds it smaller than the limit."""
+    content = [{"Id": "a", "Labels": {"a": "x" * 100_000}}]
+    place.serve(lambda method, path: [http(content)])
+    with pytest.raises(UnexpectedAnswer, match=r"a part of it is larger than 32.0 KB; if that is right for this host, raise `max_answer_size`"):
+        place.connect().containers()
+    assert len(place.connect(max_answer_size="64MB").containers()) == 1
+
+
 @pytest.mark.parametrize(("size", "problem"), [("huge", "is not a size"), ("100KB", "is out of range; use 1MB or more"), ("0", "out of range")])
 def test_a_size_that_is_none_is_refused(place: Place, size: str, problem: str) -> None:
     with pytest.raises(FleetcleanError) as caught:
