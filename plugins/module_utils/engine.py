@@ -448,7 +448,7 @@ def connect(params: dict[str, t.Any]) -> Engine:
             "bad_input",
         )
     version = str(params["api_version"])
-    if not re.fullmatch(r"auto|\d+\.\d+", version):
+    if not re.fullmatch(r"auto|[0-9]{1,4}\.[0-9]{1,4}", version):
         raise FleetcleanError(
             f'api_version: "{version}" is not a version of the engine\'s API; use auto, or one such as 1.41.', "bad_input"
         )
