@@ -257,10 +257,10 @@ class Engine:
     # -- containers' logs --------------------------------------------------------------------
 
     def pause(self, ident: str) -> None:
-        self._do("POST", "/containers/{0}/pause", path=(ident,))
+        self._do("POST", "/containers/{0}/pause", path=(ident,), timeout=self._timeout)
 
     def unpause(self, ident: str) -> None:
-        self._do("POST", "/containers/{0}/unpause", path=(ident,))
+        self._do("POST", "/containers/{0}/unpause", path=(ident,), timeout=self._timeout)
 
     def restart_container(self, ident: str) -> None:
         """Stop a container, within the time that it was given for that, and start it again."""

@@ -20,8 +20,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
 
-#: So often, a second apart, a container is told to go on whose cutter was killed: the engine may be busy.
-_ATTEMPTS = 30
+#: So often, a second apart, a container is told to go on whose cutter was killed, and so many seconds in all: the engine may be busy.
+_ATTEMPTS, _LONGEST = 30, 600.0
 #: What was in the container's pipes is written in much less (seconds); and the longest wait for that.
 _QUIET, _PATIENCE = 0.15, 3.0
 
@@ -104,9 +104,12 @@ def _guard(line: int, connect: t.Callable[[], Engine], ident: str) -> None:
     os.write(line, b"x")
     if os.read(line, 4):
         return
+    end = time.monotonic() + _LONGEST
     for _attempt in range(_ATTEMPTS):
         with suppress(FleetcleanError):
             _unpause(connect(), ident)
+            return
+        if time.monotonic() > end:
             return
         time.sleep(1)
 

@@ -323,6 +323,22 @@ def test_a_removal_is_waited_for_longer_than_the_timeout(place: Place) -> None:
     place.connect(timeout=1).remove_volume("v")
 
 
+@pytest.mark.parametrize("what", ["pause", "unpause"])
+def test_a_pause_is_not(place: Place, what: str) -> None:
+    """It takes no time; meanwhile the container would stand still, and its log be locked, for as long as a removal may take."""
+
+    def slow(_method: str, _path: str) -> Iterator[bytes]:
+        time.sleep(5)
+        yield http(b"", "204 No Content")
+
+    place.serve(slow)
+    engine = place.connect(timeout=1)
+    began = time.monotonic()
+    with pytest.raises(FleetcleanError, match=f"POST /containers/a/{what} took longer than the timeout"):
+        getattr(engine, what)("a")
+    assert time.monotonic() - began < 3
+
+
 def test_a_full_queue_of_connections_is_waited_for(place: Place) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{place.folder}/d.sock")
