@@ -40,7 +40,7 @@ options:
     description:
       - Bytes that an answer of the engine may have, and that what is kept of it may take in memory, such as V(64MB).
       - One answer with 10,000 containers has 20 MB. An engine that says more than this is refused, since what is reached over the network may be
-        broken, or none. The error names this option.
+        broken, or none. The error names this option. A single entry, such as a container with its labels, may have a thirty-second of it.
     type: str
     default: 64MB
   tls:

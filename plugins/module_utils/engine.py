@@ -257,10 +257,10 @@ class Engine:
     # -- containers' logs --------------------------------------------------------------------
 
     def pause(self, ident: str) -> None:
-        self._do("POST", "/containers/{0}/pause", path=(ident,))
+        self._do("POST", "/containers/{0}/pause", path=(ident,), timeout=self._timeout)
 
     def unpause(self, ident: str) -> None:
-        self._do("POST", "/containers/{0}/unpause", path=(ident,))
+        self._do("POST", "/containers/{0}/unpause", path=(ident,), timeout=self._timeout)
 
     def restart_container(self, ident: str) -> None:
         """Stop a container, within the time that it was given for that, and start it again."""
@@ -414,9 +414,10 @@ class Engine:
             raise UnexpectedAnswer(call, str(error)) from None
         except fields.NotJson as error:
             raise FleetcleanError(_not_an_engine(self.host, f"{call} did not answer in JSON ({error})"), "not_docker") from None
-        except (TooLong, fields.TooLarge):
-            size = say_size(self._connection.limit)
-            raise UnexpectedAnswer(call, f"it is larger than {size}; if that is right for this host, raise `max_answer_size`") from None
+        except (TooLong, fields.TooLarge) as error:
+            part = error.part if isinstance(error, fields.TooLarge) else 0
+            size = f"a part of it is larger than {say_size(part)}" if part else f"it is larger than {say_size(self._connection.limit)}"
+            raise UnexpectedAnswer(call, f"{size}; if that is right for this host, raise `max_answer_size`") from None
         except TooSlow as error:
             raise _too_slow(self.host, call, error) from None
         except (OSError, Broken, http.client.HTTPException, ValueError) as error:
@@ -447,7 +448,7 @@ def connect(params: dict[str, t.Any]) -> Engine:
             "bad_input",
         )
     version = str(params["api_version"])
-    if not re.fullmatch(r"auto|\d+\.\d+", version):
+    if not re.fullmatch(r"auto|[0-9]{1,4}\.[0-9]{1,4}", version):
         raise FleetcleanError(
             f'api_version: "{version}" is not a version of the engine\'s API; use auto, or one such as 1.41.', "bad_input"
         )

@@ -50,7 +50,11 @@ class Unexpected(ValueError):
 
 
 class TooLarge(ValueError):
-    """An answer is larger than the limit allows."""
+    """An answer is larger than the limit allows; ``part``: what is read at once of it may have so many bytes; 0 if the whole is too large."""
+
+    def __init__(self, part: int = 0) -> None:
+        super().__init__()
+        self.part = part
 
 
 class NotJson(ValueError):
@@ -336,7 +340,7 @@ class _Stream:
                 # A number may go on.
                 if end < len(self._text) or self._ended or not isinstance(found, (int, float)):
                     if end - self._at > self._longest:
-                        raise TooLarge
+                        raise TooLarge(self._longest)
                     self._at = end
                     return found
             except RecursionError:
@@ -348,7 +352,7 @@ class _Stream:
                     raise NotJson(str(error)) from None
             length = len(self._text) - self._at
             if length > self._longest:
-                raise TooLarge
+                raise TooLarge(self._longest)
             # So each character is looked at twice at most, however long the value is.
             self.more(length)
 

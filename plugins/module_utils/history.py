@@ -259,7 +259,7 @@ def check(state_dir: str) -> None:
     """
     try:
         _trusted(state_dir)
-    except trust.NotTrusted as why:
+    except (trust.NotTrusted, ValueError) as why:
         raise FleetcleanError(
             f'state_dir: "{state_dir}" cannot be used: {why}. Use a folder that only the user who runs this, and root, may write to, or "".', "bad_input"
         ) from None
@@ -304,7 +304,7 @@ def _trusted(state_dir: str) -> str:
             raise trust.NotTrusted(f"{path} is a link" if stat.S_ISLNK(found.st_mode) else f"{path} is no file")
         if found.st_uid not in users:
             raise trust.NotTrusted(f"{path} belongs to user {found.st_uid}")
-        if trust.others_may_write(found):
+        if trust.others_may_write(found, path):
             raise trust.NotTrusted(f"others may write to {path}")
     return folder
 
@@ -345,6 +345,7 @@ def _note(state_dir: str, engine_id: str, write: t.Callable[[sqlite3.Connection]
         if not path or not _has_room(os.path.dirname(path)):
             return False
         _make_folder(os.path.dirname(path))
+        _trusted(state_dir)  # in a folder as /tmp somebody else may have made it first
         try:
             return _write(path, write)
         except (sqlite3.DatabaseError, MemoryError, TypeError, ValueError) as error:

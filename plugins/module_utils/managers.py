@@ -92,6 +92,35 @@ def manager_of(labels: t.Mapping[str, str]) -> str | None:
     return None
 
 
-def template(name: str) -> re.Pattern[str]:
-    """What a volume may be called that a service names by a template, such as ``data-{{.Task.Slot}}``."""
-    return re.compile(".*".join(re.escape(part) for part in re.split(r"\{\{.*?\}\}", name)), re.DOTALL)
+class Template:
+    """What a volume may be called that a service names by a template, such as ``data-{{.Task.Slot}}``.
+
+    Told in time that grows with the lengths: an expression of many ``.*`` would try every way of sharing a name among them.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._parts = []
+        begin = 0
+        while True:
+            at = name.find("{{", begin)
+            end = name.find("}}", at + 2) if at >= 0 else -1
+            if end < 0:
+                break
+            self._parts.append(name[begin:at])
+            begin = end + 2
+        self._last = name[begin:]
+
+    def fits(self, name: str) -> bool:
+        """Whether a volume may be meant by it."""
+        if not self._parts:
+            return name == self._last
+        at = len(self._parts[0])
+        if not name.startswith(self._parts[0]) or not name.endswith(self._last):
+            return False
+        for part in self._parts[1:]:
+            # The first place is as good as any later one: what follows has the most room behind it.
+            found = name.find(part, at)
+            if found < 0:
+                return False
+            at = found + len(part)
+        return at <= len(name) - len(self._last)

@@ -20,8 +20,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
 
-#: So often, a second apart, a container is told to go on whose cutter was killed: the engine may be busy.
-_ATTEMPTS = 30
+#: So often, a second apart, a container is told to go on whose cutter was killed, and so many seconds in all: the engine may be busy.
+_ATTEMPTS, _LONGEST = 30, 600.0
 #: What was in the container's pipes is written in much less (seconds); and the longest wait for that.
 _QUIET, _PATIENCE = 0.15, 3.0
 
@@ -42,14 +42,17 @@ def paused(connect: t.Callable[[], Engine], ident: str, descriptor: int) -> t.It
     """
     engine = connect()
     if _may_be_paused(engine, ident):
-        with _guarded(connect, ident):
-            ours = _pause(engine, ident)
+        with _guarded(connect, ident) as settled:
+            # An answer that does not come, or is none, does not say that nothing was done.
+            ours = True
             try:
+                ours = _pause(engine, ident)
                 _wait_for_quiet(descriptor)
                 yield
             finally:
                 if ours:
                     _unpause(engine, ident)
+                settled()
     else:
         _wait_for_quiet(descriptor)
         yield
@@ -66,8 +69,8 @@ def _may_be_paused(engine: Engine, ident: str) -> bool:
 
 
 @contextmanager
-def _guarded(connect: t.Callable[[], Engine], ident: str) -> t.Iterator[None]:
-    """A process of its own that lets the container go on, should this one end without a word."""
+def _guarded(connect: t.Callable[[], Engine], ident: str) -> t.Iterator[t.Callable[[], object]]:
+    """A process of its own that lets the container go on, should this one end without calling what is yielded."""
     ours, its = socket.socketpair()
     guard = os.fork()
     if not guard:
@@ -79,13 +82,16 @@ def _guarded(connect: t.Callable[[], Engine], ident: str) -> t.Iterator[None]:
     try:
         if not ours.recv(1):
             raise NotPaused("the process that would let it go on has not come up")
-        yield
+        yield lambda: _end(ours)
     finally:
-        # It may have been killed itself.
-        with suppress(OSError):
-            ours.send(b"done")
         ours.close()
         os.waitpid(guard, 0)
+
+
+def _end(line: socket.socket) -> None:
+    """Tell the other process that it is not needed; it may have been killed itself."""
+    with suppress(OSError):
+        line.send(b"done")
 
 
 def _guard(line: int, connect: t.Callable[[], Engine], ident: str) -> None:
@@ -98,9 +104,12 @@ def _guard(line: int, connect: t.Callable[[], Engine], ident: str) -> None:
     os.write(line, b"x")
     if os.read(line, 4):
         return
+    end = time.monotonic() + _LONGEST
     for _attempt in range(_ATTEMPTS):
         with suppress(FleetcleanError):
             _unpause(connect(), ident)
+            return
+        if time.monotonic() > end:
             return
         time.sleep(1)
 

@@ -38,8 +38,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.managers import 
     BUILDER_STATE,
     COMPOSE,
     Managers,
+    Template,
     manager_of,
-    template,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import (
     container_names,
@@ -646,7 +646,7 @@ def _decide_volumes(
     used = {name for container in staying for name in container.volumes}
     projects = draft.managers.projects(staying)
     unsure = _services_unknown(draft, snapshot)
-    services = [template(name) for name in snapshot.service_volumes if draft.leaves_managed]
+    services = [Template(name) for name in snapshot.service_volumes if draft.leaves_managed]
     of_going: dict[str, str] = {}
     if draft.wishes.containers and draft.wishes.containers.volumes:
         stays = {container.id for container in staying}
@@ -670,7 +670,7 @@ def _decide_volumes(
         if wish is None and not goes_along:
             continue
         reason = "used by a container" if volume.name in used else bound.get(VOLUME + volume.name) or unsure
-        reason = reason or ("used by a swarm service" if any(name.fullmatch(volume.name) for name in services) else None)
+        reason = reason or ("used by a swarm service" if any(template.fits(volume.name) for template in services) else None)
         reason = reason or _looked_after(draft, volume.labels, projects)
         reason = reason or _why_volume_stays(draft, volume, wish, goes_along, last_use(volume))
         if not reason and snapshot.volumes_linked and volume.driver.partition("/")[0] == "local":

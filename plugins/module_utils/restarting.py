@@ -25,7 +25,7 @@ import time
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import processes
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
@@ -197,16 +197,16 @@ def _check_program(path: str) -> None:
 
     :raises OSError: one can.
     """
-    parts = path.split("/")
-    for count in range(2, len(parts) + 1):
-        there = "/".join(parts[:count])
-        found = os.lstat(there)
-        if not (stat.S_ISDIR(found.st_mode) if count < len(parts) else stat.S_ISREG(found.st_mode)):
-            raise PermissionError(f"{there} is not what it was")
-        # In a folder such as /tmp nobody can take away or rename what is another's.
-        kept = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & stat.S_IWOTH and not kept):
-            raise PermissionError(f"others than root may put another program in the place of {there}")
+    users = {0, os.geteuid()}
+    try:
+        trust.resolve(os.path.dirname(path), users)
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise PermissionError(f"{path} is not what it was")
+        if found.st_uid not in users or trust.others_may_write(found, path):
+            raise trust.NotTrusted(f"it belongs to user {found.st_uid}, and its mode is {stat.S_IMODE(found.st_mode):o}")
+    except trust.NotTrusted as why:
+        raise PermissionError(f"others than root may put another program in the place of {path}: {why}") from None
 
 
 def _output(pid: int, number: int) -> int:

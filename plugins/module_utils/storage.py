@@ -699,7 +699,7 @@ def pool(storage: Storage) -> Pool:
         if found is not None:
             return Pool(found, True)
         used = status.get("Space Used By Parent")
-        return Pool({"all": int(used)}, with_root=True) if used and used.isdigit() else Pool()
+        return Pool({"all": int(used)}, with_root=True) if used and re.fullmatch(r"[0-9]{1,18}", used) else Pool()
     if status.get("Pool Name") and not status.get("Data loop file"):
         used_bytes = _human(status.get("Data Space Used", ""))
         return Pool({"all": used_bytes}) if used_bytes else Pool()
@@ -739,5 +739,5 @@ def _datasets(parent: str) -> dict[str, int] | None:
 
 def _human(text: str) -> int | None:
     """The engine's way to write sizes, decimal: ``240.1MB``."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGTP]?)B", text.strip())
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([kKMGTP]?)B", text.strip())
     return int(float(match[1]) * _DECIMAL[match[2].lower()]) if match else None

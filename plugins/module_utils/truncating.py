@@ -435,5 +435,5 @@ def _line(cut: Cut, wish: options.LogWish) -> str:
 
 
 def _numbers(version: object) -> tuple[int, int]:
-    found = re.findall(r"\d+", str(version or ""))[:2]
+    found = re.findall(r"[0-9]+", str(version or "")[:100])[:2]
     return (int(found[0]) if found else 0, int(found[1]) if len(found) > 1 else 0)

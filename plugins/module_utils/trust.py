@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether somebody else could make a path lead elsewhere, or change what is there.
 
-The one place that decides it: for the folder of what is remembered, for links below the data root, for a containerd's socket.
+The one place that decides it: for the folder of what is remembered, links below the data root, a containerd's socket, an engine's program.
 A path is looked at part by part, links as well as what they lead to: each belongs to one of the users that are
 trusted, and nobody else may write to any folder of it. Where that holds nobody else can replace a part meanwhile, so what
 was looked at may be opened by its path.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import typing as t
 
 try:
@@ -23,6 +24,8 @@ except ImportError:  # a Python built without them
 
 #: Links on the way; the kernel follows 40 of them (fs/namei.c, MAXSYMLINKS).
 _MOST_LINKS = 40
+#: An ACL's entry, of which those of named users and groups matter here (linux/posix_acl_xattr.h).
+_ENTRY, _NAMED, _MAY_WRITE = struct.Struct("<HHI"), (0x02, 0x08), 0x02
 
 
 class NotTrusted(Exception):
@@ -68,15 +71,26 @@ def resolve(path: str, users: t.Collection[int], owners: t.Collection[int] | Non
         if not stat.S_ISDIR(found.st_mode):
             raise NotTrusted(f"{here} is no folder")
         # In a folder such as /tmp nobody can take away or rename what is another's (S_ISVTX).
-        if others_may_write(found) and not (found.st_mode & stat.S_ISVTX and (shared or not last)):
+        if others_may_write(found, here) and not (found.st_mode & stat.S_ISVTX and (shared or not last)):
             raise NotTrusted(f"others may write to {here}")
         real = here
     return real or "/"
 
 
-def others_may_write(found: os.stat_result) -> bool:
+def others_may_write(found: os.stat_result, path: str) -> bool:
     """Whether somebody besides the owner and root may write a file or folder. What an ACL allows shows in the group's bits (acl(5))."""
-    return bool(found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_uid, found.st_gid)))
+    if found.st_mode & stat.S_IWGRP and (_lets_others_write(path) or not _is_own_group(found.st_uid, found.st_gid)):
+        return True
+    return bool(found.st_mode & stat.S_IWOTH)
+
+
+def _lets_others_write(path: str) -> bool:
+    """Whether an ACL lets a user or a group write that it names."""
+    try:
+        entries = os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)[4:]
+    except OSError:
+        return False
+    return any(tag in _NAMED and rights & _MAY_WRITE for tag, rights, _ident in _ENTRY.iter_unpack(entries[: len(entries) // _ENTRY.size * _ENTRY.size]))
 
 
 def _is_own_group(uid: int, gid: int) -> bool:

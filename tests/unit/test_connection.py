@@ -232,6 +232,15 @@ def test_a_larger_answer_is_taken_if_it_is_said_to_be_right(place: Place) -> Non
     assert len(place.connect(max_answer_size="10MB").containers()) == 3000
 
 
+def test_an_entry_that_is_too_large_is_said_to_be_one(place: Place) -> None:
+    """Whoever looks at the answer himself finds it smaller than the limit."""
+    content = [{"Id": "a", "Labels": {"a": "x" * 100_000}}]
+    place.serve(lambda method, path: [http(content)])
+    with pytest.raises(UnexpectedAnswer, match=r"a part of it is larger than 32.0 KB; if that is right for this host, raise `max_answer_size`"):
+        place.connect().containers()
+    assert len(place.connect(max_answer_size="64MB").containers()) == 1
+
+
 @pytest.mark.parametrize(("size", "problem"), [("huge", "is not a size"), ("100KB", "is out of range; use 1MB or more"), ("0", "out of range")])
 def test_a_size_that_is_none_is_refused(place: Place, size: str, problem: str) -> None:
     with pytest.raises(FleetcleanError) as caught:
@@ -312,6 +321,22 @@ def test_a_removal_is_waited_for_longer_than_the_timeout(place: Place) -> None:
 
     place.serve(slow)
     place.connect(timeout=1).remove_volume("v")
+
+
+@pytest.mark.parametrize("what", ["pause", "unpause"])
+def test_a_pause_is_not(place: Place, what: str) -> None:
+    """It takes no time; meanwhile the container would stand still, and its log be locked, for as long as a removal may take."""
+
+    def slow(_method: str, _path: str) -> Iterator[bytes]:
+        time.sleep(5)
+        yield http(b"", "204 No Content")
+
+    place.serve(slow)
+    engine = place.connect(timeout=1)
+    began = time.monotonic()
+    with pytest.raises(FleetcleanError, match=f"POST /containers/a/{what} took longer than the timeout"):
+        getattr(engine, what)("a")
+    assert time.monotonic() - began < 3
 
 
 def test_a_full_queue_of_connections_is_waited_for(place: Place) -> None:

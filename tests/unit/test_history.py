@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import struct
 import tempfile
 import types
 import typing as t
@@ -391,6 +392,7 @@ def refusal(folder: Path) -> str:
 
 
 SOMEBODY = 12345
+ALL = 0xFFFFFFFF
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give something away")
 
 
@@ -452,10 +454,29 @@ def test_a_users_own_group_is_nobody_else(tmp_path: Path, monkeypatch: pytest.Mo
     found = os.stat_result((0o40770, 0, 0, 1, 1000, 1000, 0, 0, 0, 0))
     monkeypatch.setattr(trust.pwd, "getpwuid", lambda _uid: types.SimpleNamespace(pw_name="me", pw_gid=1000))
     monkeypatch.setattr(trust.grp, "getgrgid", lambda _gid: types.SimpleNamespace(gr_name=group, gr_mem=members))
-    assert trust.others_may_write(found) is not own
-    assert trust.others_may_write(os.stat_result((0o40772, *tuple(found)[1:])))
-    assert trust.others_may_write(os.stat_result((0o40770, 0, 0, 1, 1000, 1001, 0, 0, 0, 0)))
-    assert trust.others_may_write(os.stat_result((0o40770, 0, 0, 1, 0, 1000, 0, 0, 0, 0))), "whoever is in a group of root's"
+    folder = str(tmp_path)
+    assert trust.others_may_write(found, folder) is not own
+    assert trust.others_may_write(os.stat_result((0o40772, *tuple(found)[1:])), folder)
+    assert trust.others_may_write(os.stat_result((0o40770, 0, 0, 1, 1000, 1001, 0, 0, 0, 0)), folder)
+    assert trust.others_may_write(os.stat_result((0o40770, 0, 0, 1, 0, 1000, 0, 0, 0, 0)), folder), "whoever is in a group of root's"
+
+
+@pytest.mark.parametrize(("tag", "rights", "refused"), [(2, 7, True), (8, 6, True), (2, 5, False), (4, 7, False)])
+def test_who_an_acl_names_is_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: int, rights: int, refused: bool) -> None:
+    monkeypatch.setattr(trust, "_is_own_group", lambda _uid, _gid: True)
+    state = tmp_path / "state"
+    state.mkdir(mode=0o755)
+    entries = {(1, ALL): 7, (4, ALL): 7, (tag, ALL if tag == 4 else SOMEBODY): rights, (16, ALL): 7, (32, ALL): 5}
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", kind, may, ident) for (kind, ident), may in sorted(entries.items()))
+    try:
+        os.setxattr(state, "system.posix_acl_access", acl)
+    except OSError as error:
+        pytest.skip(f"not here: no ACL on the filesystem of {state} ({error.strerror})")
+    assert state.stat().st_mode & 0o777 == 0o775
+    if refused:
+        assert refusal(state) == f"others may write to {state}"
+    else:
+        history.check(str(state))
 
 
 def test_a_link_of_roots_leads_to_the_folder_and_one_of_somebody_elses_is_refused(tmp_path: Path) -> None:
@@ -523,6 +544,31 @@ def test_what_is_not_there_or_cannot_be_used_is_no_refusal(tmp_path: Path) -> No
         assert history.damage(state) is None
     (tmp_path / "file").write_text("")
     assert refusal(tmp_path / "file/state") == f"{tmp_path}/file is no folder"
+
+
+def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FleetcleanError, match="state_dir: .* cannot be used: embedded null byte") as caught:
+        history.check(f"{tmp_path}/a\0b")
+    assert caught.value.code == "bad_input"
+
+
+@as_root
+def test_a_folder_that_somebody_made_at_the_last_moment_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder as /tmp anybody may take a name that is free when it is looked at."""
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    make = os.mkdir
+
+    def mkdir(path: str, *more: t.Any) -> None:
+        make(path, 0o755)
+        os.chown(path, SOMEBODY, SOMEBODY)
+        os.symlink(other, f"{path}/history.sqlite-journal")
+        make(path, *more)
+
+    monkeypatch.setattr(history.os, "mkdir", mkdir)
+    assert not history.note_uses(str(shared / "state"), ENGINE, {IMAGE: 1.0}, [IMAGE])
+    assert os.listdir(shared / "state") == ["history.sqlite-journal"] and not other.exists()
 
 
 # -- a file that is not what it should be ----------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine, pausing
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
 
 class Engine:
@@ -100,6 +101,28 @@ def test_a_container_that_somebody_else_paused_stays_paused_though_the_cutter_is
     killed(cutter(asked, log))
     time.sleep(0.3)
     assert asked.state == "paused"
+
+
+@pytest.mark.parametrize("lost", ["no answer", "an answer that is none"])
+def test_a_container_goes_on_though_the_answer_to_its_pause_was_lost(tmp_path: Path, log: int, lost: str) -> None:
+    asked = Engine(tmp_path / "state")
+    pause = asked.pause
+
+    def pause_and_fail(ident: str) -> None:
+        pause(ident)
+        raise FleetcleanError("engine does not answer", "engine_down") if lost == "no answer" else engine.UnexpectedAnswer("POST /pause", "it is larger")
+
+    asked.pause = pause_and_fail  # type: ignore[method-assign]
+    with pytest.raises((FleetcleanError, pausing.NotPaused)), pausing.paused(asked.connect, "x", log):
+        pytest.fail("it is not known to stand still")
+    assert asked.state == "running"
+
+
+def test_a_container_goes_on_though_the_engine_did_not_take_the_order_at_first(tmp_path: Path, log: int) -> None:
+    asked = Engine(tmp_path / "state")
+    with pytest.raises(engine.EngineError, match="busy"), pausing.paused(asked.connect, "x", log):
+        asked.busy.touch()
+    assert asked.state == "running", "nobody tried again"
 
 
 def test_the_guard_has_no_file_of_ours_open(tmp_path: Path, log: int) -> None:

@@ -285,7 +285,7 @@ def test_an_engine_in_namespaces_of_its_own_is_not_started_in_others(fake: Fake,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
-@pytest.mark.parametrize("how", ["everybody may write to its folder", "its folder is another user's", "it is another user's", "everybody may write to it"])
+@pytest.mark.parametrize("how", ["everybody may write to its folder", "a group may write to its folder", "its folder is another user's", "it is another user's", "everybody may write to it"])
 def test_a_program_that_another_user_may_have_put_there_is_not_started(fake: Fake, how: str) -> None:
     """The engine's own was removed by an upgrade, and somebody else took its name."""
     place = fake.folder / "place"
@@ -296,7 +296,8 @@ def test_a_program_that_another_user_may_have_put_there_is_not_started(fake: Fak
     program.unlink()
     shutil.copy(os.path.realpath(sys.executable), program)
     if "its folder" in how:
-        place.chmod(0o777) if "everybody" in how else os.chown(place, 12345, 12345)
+        os.chown(place, 12345 if "another" in how else 0, 12345)
+        place.chmod(0o777 if "everybody" in how else 0o775)
     elif "everybody" in how:
         program.chmod(0o777)
     else:

@@ -719,7 +719,8 @@ def test_without_the_tool_the_engines_sum_counts(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(storage, "_TOOL_PLACES", str(tmp_path))
     assert pool_of("zfs", ZFS) == storage.Pool({"all": 46597632}, with_root=True)
     assert pool_of("zfs", {"Parent Dataset": "tank/docker"}) == storage.Pool()
-    assert pool_of("zfs", {**ZFS, "Space Used By Parent": "a lot"}) == storage.Pool()
+    for told in ("a lot", "\N{SUPERSCRIPT TWO}", "9" * 5000):
+        assert pool_of("zfs", {**ZFS, "Space Used By Parent": told}) == storage.Pool()
 
 
 def test_an_engine_without_any_layer_on_zfs_has_none_and_not_the_data_roots_own_bytes(
@@ -757,6 +758,7 @@ def test_a_thin_pool_in_files_is_walked_and_not_counted_again() -> None:
     [
         ("277.1MB", 277_100_000), ("65.54kB", 65_540), ("4.295GB", 4_295_000_000), ("1.5TB", 1_500_000_000_000), ("0B", 0),
         ("512B", 512), ("2 GB", 2_000_000_000), ("", None), ("many", None), ("1.2.3MB", None), (".MB", None), ("12", None), ("-5MB", None),
+        ("9" * 400 + "GB", None), ("1." + "9" * 5000 + "GB", None),
     ],
 )
 def test_the_engines_sizes_are_decimal(text: str, size: int | None) -> None:

@@ -429,6 +429,13 @@ def test_a_warning_names_whose_readers_stay_silent(make: Make, version: str, sta
     ] * stale
 
 
+@pytest.mark.parametrize("version", ["9" * 5000, "\N{ARABIC-INDIC DIGIT THREE}", "", "v" * 200 + "1.2"])
+def test_a_version_that_is_none_ends_nothing(make: Make, version: str) -> None:
+    world = make(version=version)
+    world.add("web")
+    assert names(world.run()) == ["web"]
+
+
 def test_a_warning_is_of_bounded_length_and_moves_no_cursor(make: Make) -> None:
     world = make()
     for number in range(7):

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import time
 import typing as t
 from dataclasses import replace
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import uses_seen
+from ansible_collections.fleetclean.docker.plugins.module_utils.managers import Template
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     ContainerWish,
     ImageWish,
@@ -324,6 +326,23 @@ def test_volumes_that_swarm_names_by_a_template_stay() -> None:
     plan = plan_of(here, volumes=VolumeWish("unused"))
     assert goes(plan) == ["other-1"]
     assert reason(plan, "stack_x") == "managed by swarm"
+
+
+@pytest.mark.parametrize(("template", "name", "fits"), [
+    ("{{.Task.Slot}}", "anything", True), ("a{{x}}", "a", True), ("a{{x}}a", "a", False), ("a{{x}}a", "aa", True), ("a{{x}}b{{y}}c", "a-b-b-c", True),
+    ("a{{x}}b{{y}}c", "a-c-b", False), ("a{{x}}b{{y}}c", "abc", True), ("a{{x", "a{{x", True), ("a{{x", "a", False), ("a}}b", "a}}b", True), ("a.b", "axb", False),
+    ("{{a}}{{b}}x", "x", True), ("{{a}}ab{{b}}b", "ab", False), ("{{a}}ab{{b}}b", "abb", True),
+])
+def test_a_template_is_filled_in_with_anything(template: str, name: str, fits: bool) -> None:
+    assert Template(template).fits(name) is fits
+
+
+@pytest.mark.parametrize("template", ["{{x}}a" * 1000 + "b", "{{" * 500_000, "{{}}" * 500_000])
+def test_no_template_costs_time(template: str) -> None:
+    """Whoever may make a service of swarm's chooses it; expressions take centuries for the first."""
+    began = time.monotonic()
+    Template(template).fits("a" * 5000)
+    assert time.monotonic() - began < 2
 
 
 def test_what_images_share_goes_behind_them_where_a_target_may_end_the_run_before() -> None:
