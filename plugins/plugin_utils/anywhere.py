@@ -119,9 +119,9 @@ class ActionModule(ActionBase):
         host's own characters."""
         first = re.search(r"^[^\S\n]*\{", text, re.MULTILINE)
         rest = text[first.start():].rstrip() if first else ""
-        end = len(rest)
-        while end > 0 and not rest[:end].endswith("}"):
-            end = len(rest[: max(0, rest.rfind("\n", 0, end))].rstrip())
+        # Searched from the end, and copied once: a host can write millions of lines.
+        last = re.search(r"^[^\S\n]*\}", rest[::-1], re.MULTILINE)
+        end = len(rest) - last.end() + 1 if last else 0
         if end and end < len(rest):
             Display().warning(f"{self._on_host}: what was written after the answer is left out: {answers.one_line(rest[end:].strip(), 200)}")
         return rest[:end]

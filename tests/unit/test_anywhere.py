@@ -80,6 +80,7 @@ def test_an_answer_of_another_type_is_a_failure_with_place_and_reason(action: t.
         ('{"x": "' + "y" * 40_000_000 + '"}', "the whole: more than 18 MB"),
         ('{"x": ' + "[" * 200_000 + "]" * 200_000 + "}", "the whole: lists or mappings without end"),
         ('{"free_after": Infinity}', "free_after: a number, where a whole number is documented"),
+        ('{"free_after": ""}' + "\n}}{" * 4_000_000, "free_after: a text, where a whole number is documented"),
     ],
 )
 def test_an_answer_without_bounds_is_refused_in_a_moment(action: t.Any, stdout: str, words: str) -> None:
