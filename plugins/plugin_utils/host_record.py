@@ -21,6 +21,7 @@ import typing as t
 from functools import lru_cache
 
 from ansible.release import __version__ as _ANSIBLE_VERSION
+from ansible_collections.fleetclean.docker.plugins.module_utils import options
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import answers
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.answers import UnexpectedAnswer
 
@@ -370,7 +371,7 @@ def logs_reclaimed(registered: object) -> list[dict[str, t.Any]]:
     found = []
     for log in logs if len(logs) <= _MAX_LOGS else ():
         container_id, size = log["container"] or "", log["reclaimed_bytes"] or 0
-        if size > 0:
+        if 0 < size < options.MOST_BYTES:
             # A deleted file is no part of what its container has.
             is_its_own = log["method"] != "deleted" and _CONTAINER_ID.fullmatch(container_id)
             found.append({"container": container_id if is_its_own else "", "bytes": size})
