@@ -29,7 +29,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
 SECTIONS = ("containers", "images", "volumes", "networks", "build_cache", "leftovers")
 STATES = ("created", "exited", "dead", "running", "paused", "restarting")
 #: An exabyte on one host is no figure.
-_MOST_BYTES = 2**60
+MOST_BYTES = 2**60
 INCLUDES = ("filesystem", "images", "containers", "volumes", "build_cache", "logs", "leftovers")
 
 
@@ -232,8 +232,8 @@ def read_assumed(params: dict[str, t.Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     for entry in params.get("assume_reclaimed") or ():
         size = entry["bytes"]
-        if not 0 <= size < _MOST_BYTES:
-            raise FleetcleanError(f"assume_reclaimed.bytes: {size} is out of range; use 0 to {_MOST_BYTES - 1}.", "bad_input")
+        if not 0 <= size < MOST_BYTES:
+            raise FleetcleanError(f"assume_reclaimed.bytes: {size} is out of range; use 0 to {MOST_BYTES - 1}.", "bad_input")
         found[entry["container"]] = found.get(entry["container"], 0) + size
     return found
 

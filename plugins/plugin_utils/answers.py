@@ -9,7 +9,7 @@ Invariants
   that has ``elements`` is one by name (``usage``: by category), each value as ``elements`` and ``contains`` say.
 * What is not documented is dropped and named. What is documented and has another type, or is too large, refuses the whole answer with
   the place and the reason (`UnexpectedAnswer`): half of an answer that somebody made up is worth nothing.
-* What comes out are plain Python values: finite numbers below 2**60, and texts of at most 4,096 characters, each of which can be seen
+* What comes out are plain Python values: finite numbers below 2**128, and texts of at most 4,096 characters, each of which can be seen
   (no control character, no change of direction, no lone surrogate). Null stands for what nobody knows.
 * The time and memory it takes are bounded by `MAX_BYTES`, whatever comes in.
 
@@ -35,9 +35,12 @@ MAX_TEXT = 4096
 MAX_LINES_TEXT = 4 * 1024**2
 MAX_MODULE_OUTPUT = 10_000
 MAX_WARNINGS = 20
-_MAX_NUMBER = 2**60
+#: Lengths of files, added up. Where a file may be sparse, whoever may write one decides on its length: up to 2**63, as often as there are
+#: inodes. So no honest answer is beyond.
+_MAX_NUMBER = 2**128
 _MAX_DROPPED = 10
-#: What an entry takes in that JSON, besides its key, its text and its indent (it may be null); and what a number takes besides.
+#: What an entry takes in that JSON, besides its key, its text and its indent (it may be null); and what a number takes besides,
+#: with a digit more for every three bits beyond 60.
 _AROUND, _NUMBER = 10, 8
 
 #: Keys that honest modules send along and nobody here needs.
@@ -187,7 +190,7 @@ class _Reader:
         if kind in ("int", "float") and not isinstance(value, bool) and isinstance(value, int if kind == "int" else (int, float)):
             if not abs(value) < _MAX_NUMBER:  # false for what is no number, too
                 raise UnexpectedAnswer("a number out of bounds")
-            self._budget.spend(_NUMBER)
+            self._budget.spend(_NUMBER + (max(0, value.bit_length() - 60) // 3 if isinstance(value, int) else 0))
             return int(value) if isinstance(value, int) else float(value)
         called = next((name for kind, name in _CALLED.items() if isinstance(value, kind)), "a mapping" if isinstance(value, t.Mapping) else "something else")
         raise UnexpectedAnswer(f"{called}, where {_WANTED[kind]} is documented")

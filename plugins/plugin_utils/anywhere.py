@@ -61,6 +61,7 @@ class ActionModule(ActionBase):
     _inventory_name = ""
     _is_job = False
     _is_admitted = False
+    _job_seconds = 0
 
     def __init_subclass__(cls, module: str = "", **more: t.Any) -> None:
         """:param module: the module's name. Its schema is read here, once, before Ansible forks a worker for each task and host."""
@@ -69,6 +70,8 @@ class ActionModule(ActionBase):
         answers.shapes(module)
 
     def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        if self._job_seconds:
+            self._task.async_val = self._job_seconds  # the same task again (until): as a job, as before
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = dict(self._task.args)
@@ -119,9 +122,9 @@ class ActionModule(ActionBase):
         host's own characters."""
         first = re.search(r"^[^\S\n]*\{", text, re.MULTILINE)
         rest = text[first.start():].rstrip() if first else ""
-        end = len(rest)
-        while end > 0 and not rest[:end].endswith("}"):
-            end = len(rest[: max(0, rest.rfind("\n", 0, end))].rstrip())
+        # Searched from the end, and copied once: a host can write millions of lines.
+        last = re.search(r"^[^\S\n]*\}", rest[::-1], re.MULTILINE)
+        end = len(rest) - last.end() + 1 if last else 0
         if end and end < len(rest):
             Display().warning(f"{self._on_host}: what was written after the answer is left out: {answers.one_line(rest[end:].strip(), 200)}")
         return rest[:end]
@@ -151,7 +154,7 @@ class ActionModule(ActionBase):
 
         Ansible would wait for it with the action plugin of async_status, past this door.
         """
-        seconds = left = self._task.async_val
+        seconds = left = self._job_seconds = self._task.async_val
         folder = self._remote_expand_user(self.get_shell_option("async_dir", default="~/.ansible_async"))
         args = {"jid": started.get("ansible_job_id") or "", "_async_dir": folder}
         self._task.async_val = 0

@@ -198,7 +198,7 @@ def test_what_is_no_answer_at_all_is_cut_made_visible_and_can_be_read_as_none(te
         ("docker_clean", {"reclaimed_by_kind": {"a\x1b": []}}, "reclaimed_by_kind.a\ufffd: a list, where a whole number is documented"),
         ("docker_clean", {"changed": "yes"}, "changed: a text, where a boolean is documented"),
         ("docker_clean", {"failed": 0}, "failed: a whole number, where a boolean is documented"),
-        ("docker_clean", {"free_after": 2**60}, "free_after: a number out of bounds"),
+        ("docker_clean", {"free_after": 2**128}, "free_after: a number out of bounds"),
         ("docker_clean", {"free_after": -(10**400)}, "free_after: a number out of bounds"),
         ("docker_clean", {"free_after": 1.0}, "free_after: a number, where a whole number is documented"),
         ("docker_log_truncate", {"logs": [{"slow_seconds": float("nan")}]}, "logs[0].slow_seconds: a number out of bounds"),
@@ -211,6 +211,15 @@ def test_what_is_documented_otherwise_is_refused_with_place_and_reason(module: s
     with pytest.raises(answers.UnexpectedAnswer) as error:
         answers.admit(module, answer)
     assert str(error.value) == f"unexpected answer ({words})"
+
+
+def test_lengths_of_sparse_files_that_a_container_made_cost_its_host_no_figure() -> None:
+    """XFS, btrfs and tmpfs allow a file of 8 EiB that takes no block; anybody in a container can make some of them."""
+    report = records.engine_result(1)
+    long = 3 * (2**63 - 1)
+    report["usage"] = {**report["usage"], "volumes": {**report["usage"]["volumes"], "logical_bytes": long, "apparent_bytes": long}}
+    found = record_of(engine=report)
+    assert (found["status"], found["usage"]["volumes"]["apparent_bytes"]) == ("ok", long)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +335,7 @@ def costs_only_itself(host: t.Mapping[str, t.Any]) -> None:
 
 
 _LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.sampled_from([0, -1, 2**59, -(2**59), 2**60, 2**63, 10**30]), st.floats(),
+    st.none(), st.booleans(), st.integers(), st.sampled_from([0, -1, 2**59, -(2**59), 2**60, 2**63, 10**30, 2**127, -(2**127)]), st.floats(),
     st.text(st.characters(codec=None), max_size=20), st.sampled_from([*records.HOSTILE, "{{ 7 * 7 }}", "images", "\x85\x9b", "x" * 9999]),
 )
 JUNK = st.recursive(_LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)), max_leaves=5)

@@ -11,6 +11,7 @@ import inspect
 import json
 import time
 import typing as t
+from types import SimpleNamespace
 
 import pytest
 from ansible.plugins.action import ActionBase
@@ -80,6 +81,7 @@ def test_an_answer_of_another_type_is_a_failure_with_place_and_reason(action: t.
         ('{"x": "' + "y" * 40_000_000 + '"}', "the whole: more than 18 MB"),
         ('{"x": ' + "[" * 200_000 + "]" * 200_000 + "}", "the whole: lists or mappings without end"),
         ('{"free_after": Infinity}', "free_after: a number, where a whole number is documented"),
+        ('{"free_after": ""}' + "\n}}{" * 4_000_000, "free_after: a text, where a whole number is documented"),
     ],
 )
 def test_an_answer_without_bounds_is_refused_in_a_moment(action: t.Any, stdout: str, words: str) -> None:
@@ -111,3 +113,22 @@ def test_what_is_written_after_an_answer_is_left_out_and_told_in_one_visible_lin
 def test_each_action_plugin_is_the_door_of_its_own_module(name: str) -> None:
     plugin = importlib.import_module(f"ansible_collections.fleetclean.docker.plugins.action.{name}").ActionModule
     assert issubclass(plugin, anywhere.ActionModule) and plugin._module == name
+
+
+def test_a_job_that_is_tried_again_is_a_job_again(action: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``until`` with ``async``: Ansible runs the same action plugin again."""
+    jobs: list[bool] = []
+
+    def execute(name: str = "", *_args: t.Any, **named: t.Any) -> dict[str, t.Any]:
+        jobs.extend([named["wrap_async"]] if not name else [])
+        return {"finished": True} if name else {"started": True, "ansible_job_id": "j1.2"}
+
+    action._task = SimpleNamespace(async_val=60, poll=1, args={"sdk": "host"}, environment=None)
+    action._connection = SimpleNamespace(has_native_async=False)
+    monkeypatch.setattr(ActionBase, "run", lambda *_args: {})
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    for method, instead in (("_execute_module", execute), ("_stay_off_the_disk", lambda _is_job: None), ("_remote_expand_user", str), ("get_shell_option", lambda *_args, **_named: "~")):
+        setattr(action, method, instead)
+    assert [action.run(None, {}), action.run(None, {})] == [{"finished": True}] * 2
+    assert jobs == [True, True]
+    assert action._task.async_val == 0  # Ansible would wait for it itself, past the door

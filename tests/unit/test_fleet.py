@@ -270,8 +270,13 @@ def test_a_host_where_all_went_well_is_ok_and_the_record_can_be_written_as_json(
         (NO_ROUTE, "unreachable", "unreachable: ssh: connect to host web12 port 22: No route to host"),
         ({"failed": True, "msg": "MODULE FAILURE"}, "trouble", "MODULE FAILURE"),
         ({"failed": True}, "trouble", "the module ended without an answer"),
+        (
+            {"failed": True, "msg": "MODULE FAILURE\nSee stdout/stderr for the exact error", "module_stdout": "", "module_stderr": "Traceback\n  x\nOSError: y\n"},
+            "trouble", "MODULE FAILURE See stdout/stderr for the exact error: OSError: y",
+        ),
+        ({"failed": True, "module_stdout": "x\r\n\x1b[2J\r\n", "module_stderr": "Shared connection to web1 closed.\r\n"}, "trouble", "the module ended without an answer: \ufffd[2J"),
     ],
-    ids=["down", "denied", "no-docker", "unreachable", "crash", "silent"],
+    ids=["down", "denied", "no-docker", "unreachable", "crash", "silent", "traceback", "terminal"],
 )
 def test_trouble_unreachable_and_no_docker_are_told_apart_in_their_own_words(
     engine: dict[str, t.Any], status: str, start: str
