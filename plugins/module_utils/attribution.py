@@ -94,7 +94,7 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     begun = time.monotonic()
     # The engine may name its root by a link. Below it none is followed.
     own = _where_it_leads(storage) if storage else None
-    listed = leftovers.listing(own) if own else leftovers.Listing([])
+    listed = leftovers.listing(own) if own else leftovers.Listing()
     everything = replace(
         wanted or snapshot.Wanted(),
         images=True,
@@ -277,7 +277,7 @@ class _Surveyor:
             if self._accounts[account].category == "leftovers"
         }
         owned = self._owners.keys() - registered.keys()
-        listed, self._listed = self._listed, leftovers.Listing([])
+        listed, self._listed = self._listed, leftovers.Listing()
         nobodys, making = leftovers.find(self._storage, listed, owned, registered, time.time())
         if holdings.doubts:
             # Without the records nobody can say what is nobody's.

@@ -11,7 +11,6 @@ and comes free with the last of them.
 from __future__ import annotations
 
 import typing as t
-from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
@@ -39,34 +38,47 @@ class Account:
 
 
 class Ledger:
-    """Accounts and their sizes."""
+    """Accounts and their sizes.
+
+    Thousands of images hold the same lower layers: accounts with the same holders are one group, and an object has its groups.
+    """
 
     def __init__(self, accounts: t.Mapping[str, Account], sizes: t.Mapping[str, Sizes]) -> None:
         self._accounts = accounts
         self._sizes = sizes
-        held: dict[str, list[str]] = defaultdict(list)
         self._sums: dict[str, Sizes] = {}
+        self._groups: dict[frozenset[str], list[str]] = {}
         for name, account in accounts.items():
-            for holder in account.holders:
-                held[holder].append(name)
+            if account.holders:
+                self._groups.setdefault(account.holders, []).append(name)
             self._sums.setdefault(account.category, Sizes()).add(self.size(name))
-        self._held: dict[str, tuple[str, ...]] = {}
-        while held:
-            holder, names = held.popitem()
-            self._held[holder] = tuple(names)
+        self._shared = _with_others(self._groups)
 
     def reduced(self, accounts: t.Mapping[str, int]) -> Ledger:
         """The same, after so many bytes of these accounts came free."""
+        if not accounts:
+            return self
         sizes = dict(self._sizes)
         for name, freed in accounts.items():
             known = self.size(name)
             sizes[name] = replace(known, disk=max(0, known.disk - freed), frees=max(0, known.frees - freed))
         return Ledger(self._accounts, sizes)
 
+    def _groups_of(self, holder: str) -> t.Iterator[tuple[frozenset[str], list[str]]]:
+        """The groups of accounts that an object holds, with their holders."""
+        for holders in (frozenset((holder,)), *self._shared.get(holder, ())):
+            names = self._groups.get(holders)
+            if names:
+                yield holders, names
+
+    def _names(self, holder: str) -> t.Iterator[str]:
+        for _holders, names in self._groups_of(holder):
+            yield from names
+
     def of(self, holder: str) -> Sizes:
         """All that an object holds, also what others hold with it."""
         total = Sizes()
-        for name in self._held.get(holder, ()):
+        for name in self._names(holder):
             total.add(self.size(name))
         return total
 
@@ -77,18 +89,21 @@ class Ledger:
         :param without: leave out what objects of this kind hold as well.
         """
         found: dict[str, Sizes] = {}
-        for name in self._held.get(holder, ()):
-            account, size = self._accounts[name], self.size(name)
-            if without and any(other.startswith(without) for other in account.holders):
+        for holders, names in self._groups_of(holder):
+            if without and any(other.startswith(without) for other in holders):
                 continue
-            if (size.frees or size.inodes) and (going is None or account.holders.issubset(going)):
-                found.setdefault(account.disk, Sizes()).add(size)
+            if going is not None and not holders.issubset(going):
+                continue
+            for name in names:
+                size = self.size(name)
+                if size.frees or size.inodes:
+                    found.setdefault(self._accounts[name].disk, Sizes()).add(size)
         return found
 
     def of_category(self, holder: str, category: str) -> Sizes:
         """What of an object's stands in one category."""
         total = Sizes()
-        for name in self._held.get(holder, ()):
+        for name in self._names(holder):
             if self._accounts[name].category == category:
                 total.add(self.size(name))
         return total
@@ -103,8 +118,8 @@ class Ledger:
     def alone(self, *holders: str) -> int:
         """Bytes that come free if these objects go and no others."""
         going = frozenset(holders)
-        names = {name for holder in going for name in self._held.get(holder, ())}
-        return sum(self.size(name).frees for name in names if self._accounts[name].holders <= going)
+        groups = {held_by: names for holder in going for held_by, names in self._groups_of(holder) if held_by <= going}
+        return sum(self.size(name).frees for names in groups.values() for name in names)
 
     def freed(self, gone: t.Iterable[str]) -> int:
         """Bytes that the filesystem has more once these objects are gone."""
@@ -127,16 +142,29 @@ class Ledger:
 
     def turns(self) -> t.Callable[[str], dict[str, Sizes]]:
         """Return what says, of one object after the other, what comes free with it after those before, by filesystem."""
-        left = {name: len(account.holders) for name, account in self._accounts.items() if account.holders}
+        left: dict[frozenset[str], int] = {}
         done: set[str] = set()
 
         def go(holder: str) -> dict[str, Sizes]:
             freed: dict[str, Sizes] = {}
-            for name in () if holder in done else self._held.get(holder, ()):
-                left[name] -= 1
-                if not left[name]:
+            for holders, names in () if holder in done else self._groups_of(holder):
+                left[holders] = left.get(holders, len(holders)) - 1
+                if left[holders]:
+                    continue
+                for name in names:
                     freed.setdefault(self._accounts[name].disk, Sizes()).add(self.size(name))
             done.add(holder)
             return freed
 
         return go
+
+
+def _with_others(groups: t.Iterable[frozenset[str]]) -> dict[str, tuple[frozenset[str], ...]]:
+    """By object the holders of each group that it holds together with others. Most objects have these in common with others, too."""
+    found: dict[str, tuple[frozenset[str], ...]] = {}
+    same: dict[tuple[frozenset[str], ...], tuple[frozenset[str], ...]] = {}
+    for holders in groups:
+        for holder in holders if len(holders) > 1 else ():
+            its = (*found.get(holder, ()), holders)
+            found[holder] = same.setdefault(its, its)
+    return found

@@ -15,7 +15,8 @@ import os
 import re
 import stat
 import typing as t
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, open_files
@@ -36,11 +37,54 @@ class Entry:
     folder: bool
 
 
+class Entries:
+    """Tens of thousands of entries of few folders, each in its name's bytes and nine more until it is looked at."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[str, str, str, array[float], bytes]] = []
+
+    def add(self, folder: str, kind: str, keep: t.Callable[[Entry], bool] = lambda _entry: True) -> None:
+        """Note what is in a folder now, as far as it is to be kept."""
+        names: list[str] = []
+        changed, folders = array("d"), bytearray()
+        for entry in _scan(folder, kind):
+            if keep(entry):
+                names.append(os.path.basename(entry.path))
+                changed.append(entry.changed)
+                folders.append(entry.folder)
+        if names:
+            self._parts.append((folder, kind, "/".join(names), changed, bytes(folders)))
+
+    def __iter__(self) -> t.Iterator[Entry]:
+        for folder, kind, names, changed, folders in self._parts:
+            for name, moment, is_folder in zip(_split(names), changed, folders):
+                yield Entry(os.path.join(folder, name), kind, moment, bool(is_folder))
+
+    def __len__(self) -> int:
+        return sum(len(folders) for *_rest, folders in self._parts)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Entries) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _split(names: str) -> t.Iterator[str]:
+    """The parts between slashes, one at a time."""
+    start = 0
+    while True:
+        end = names.find("/", start)
+        yield names[start:] if end < 0 else names[start:end]
+        if end < 0:
+            return
+        start = end + 1
+
+
 @dataclass(frozen=True)
 class Listing:
     """What was there at one moment, and since when images were being made then (seconds since 1970; None: none were)."""
 
-    entries: list[Entry]
+    entries: Entries = field(default_factory=Entries)
     making_since: float | None = None
 
 
@@ -56,20 +100,20 @@ class Leftover:
 
 def listing(storage: Storage) -> Listing:
     """Everything that has to have an owner. To be called before the engine is asked for its objects."""
-    found: list[Entry] = []
+    found = Entries()
     for folder in storage.layer_folders():
-        found += [entry for entry in _entries(folder, "layer") if not storage.is_drivers_own(os.path.basename(entry.path))]
+        found.add(folder, "layer", lambda entry: not storage.is_drivers_own(os.path.basename(entry.path)))
     if storage.image_store == "graphdriver":
-        found += [entry for entry in _entries(f"{storage.layer_records}/sha256", "layer record") if _is_id(entry)]
-        found += _entries(f"{storage.layer_records}/mounts", "record of a writable layer")
-        found += _entries(f"{storage.layer_records}/tmp", "half-made layer record")
+        found.add(f"{storage.layer_records}/sha256", "layer record", _is_id)
+        found.add(f"{storage.layer_records}/mounts", "record of a writable layer")
+        found.add(f"{storage.layer_records}/tmp", "half-made layer record")
         if storage.old_records:
-            found += [entry for entry in _entries(storage.old_records, "image record") if _is_id(entry)]
+            found.add(storage.old_records, "image record", _is_id)
     elif storage.containerd:
         for entry in _entries(f"{storage.content}/blobs", ""):
-            found += _entries(entry.path, "content")
-    found += [entry for entry in _entries(storage.containers, "container") if _is_id(entry)]
-    found += [entry for entry in _entries(storage.volumes, "volume") if entry.folder]
+            found.add(entry.path, "content")
+    found.add(storage.containers, "container", _is_id)
+    found.add(storage.volumes, "volume", lambda entry: entry.folder)
     return Listing(found, _making_since(storage))
 
 
@@ -177,7 +221,11 @@ def _making_since(storage: Storage) -> float | None:
 
 
 def _entries(folder: str, kind: str) -> list[Entry]:
-    found = []
+    return list(_scan(folder, kind))
+
+
+def _scan(folder: str, kind: str) -> t.Iterator[Entry]:
+    """What is in a folder; nothing if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -185,10 +233,9 @@ def _entries(folder: str, kind: str) -> list[Entry]:
                     status = entry.stat(follow_symlinks=False)
                 except OSError:
                     continue
-                found.append(Entry(entry.path, kind, status.st_mtime, stat.S_ISDIR(status.st_mode)))
+                yield Entry(entry.path, kind, status.st_mtime, stat.S_ISDIR(status.st_mode))
     except OSError:
-        pass
-    return found
+        return
 
 
 def _is_id(entry: Entry) -> bool:

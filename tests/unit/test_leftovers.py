@@ -139,9 +139,9 @@ def test_links_are_named_and_not_followed(storage: Storage, tmp_path: Path) -> N
 def test_a_data_root_without_anything_has_nothing_left_over(tmp_path: Path) -> None:
     for driver, store in (("overlay2", "graphdriver"), ("zfs", "graphdriver"), ("overlayfs", "containerd")):
         storage = Storage(str(tmp_path / "nowhere"), driver, store, {})
-        assert leftovers.listing(storage) == leftovers.Listing([])
+        assert leftovers.listing(storage) == leftovers.Listing()
         assert leftovers.others(storage) == []
-        assert leftovers.find(storage, leftovers.Listing([]), (), {}, NOW) == ([], [])
+        assert leftovers.find(storage, leftovers.Listing(), (), {}, NOW) == ([], [])
 
 
 # -- what is being made ---------------------------------------------------------------------------------------
