@@ -23,6 +23,7 @@ Migrations are a list; a file's ``user_version`` says how many of them it has ha
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import stat
@@ -252,6 +253,10 @@ def _sum(*values: object) -> int:
     return zlib.crc32(repr(values).encode("utf-8", "replace"))
 
 
+class _NotAFile(OSError):
+    """Something of ours, or root's, is in the place of the file. It is not opened."""
+
+
 def check(state_dir: str) -> None:
     """Refuse a folder where somebody else could change what is remembered. To be called before anything is touched.
 
@@ -280,6 +285,8 @@ def damage(state_dir: str) -> str | None:
         if not _is_passing(error):
             file, why = os.path.join(state_dir, _FILE), str(error) or "out of memory"
             return f"{file} cannot be read ({why}); what earlier runs saw is not known, and it is made anew."
+    except _NotAFile as error:
+        return f"{error.filename} is no file; what earlier runs saw is not known, and nothing is noted until it is removed."
     except (OSError, trust.NotTrusted):
         pass
     return None
@@ -300,12 +307,14 @@ def _trusted(state_dir: str) -> str:
             found = os.lstat(path)
         except FileNotFoundError:
             continue
-        if not stat.S_ISREG(found.st_mode):
-            raise trust.NotTrusted(f"{path} is a link" if stat.S_ISLNK(found.st_mode) else f"{path} is no file")
+        if stat.S_ISLNK(found.st_mode):
+            raise trust.NotTrusted(f"{path} is a link")
         if found.st_uid not in users:
             raise trust.NotTrusted(f"{path} belongs to user {found.st_uid}")
         if trust.others_may_write(found, path):
             raise trust.NotTrusted(f"others may write to {path}")
+        if not stat.S_ISREG(found.st_mode):
+            raise _NotAFile(errno.EINVAL, "is no file", path)
     return folder
 
 

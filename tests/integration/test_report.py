@@ -291,7 +291,7 @@ def test_any_history_gives_the_same_figures_as_none(fleet: Fleet, known: Tuple[D
             holder = host.popen([host.python, "-c", lock], stdout=subprocess.PIPE)
             assert holder.stdout and holder.stdout.readline() == "locked\n"
         elif how == "read-only":
-            host.exec(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "/var/lib/fleetclean"])
+            host.exec(["mount", "-t", "tmpfs", "-o", "ro,mode=0700", "tmpfs", "/var/lib/fleetclean"])
         elif how in ("of another engine", "a flipped figure"):
             what = "engine = 'AAAA:BBBB'" if how == "of another engine" else "disk = disk + 4096000"
             change = f"import sqlite3; c = sqlite3.connect('/var/lib/fleetclean/history.sqlite'); c.execute(\"UPDATE measured SET {what}\")"

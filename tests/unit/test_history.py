@@ -511,9 +511,6 @@ def test_what_is_no_file_of_ours_is_refused_and_not_followed(tmp_path: Path, nam
     path.symlink_to(tmp_path / "not there")
     assert refusal(state) == f"{path} is a link" and not (tmp_path / "not there").exists()
     path.unlink()
-    os.mkfifo(path)
-    assert refusal(state) == f"{path} is no file"
-    path.unlink()
     path.write_bytes(b"")
     path.chmod(0o666)
     assert refusal(state) == f"others may write to {path}"
@@ -521,6 +518,17 @@ def test_what_is_no_file_of_ours_is_refused_and_not_followed(tmp_path: Path, nam
     if os.geteuid() == 0:
         os.chown(path, SOMEBODY, SOMEBODY)
         assert refusal(state) == f"{path} belongs to user {SOMEBODY}"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_opened_and_a_warning_says_so(tmp_path: Path, make: t.Callable[[Path], None]) -> None:
+    """In a folder that nobody else may write to it is no attack: the run goes on without what earlier ones saw."""
+    path = tmp_path / "history.sqlite"
+    make(path)
+    history.check(str(tmp_path))
+    assert "is no file" in str(history.damage(str(tmp_path)))
+    assert not history.note_uses(str(tmp_path), ENGINE, {IMAGE: 1.0}, [IMAGE])
+    assert history.recall(str(tmp_path), ENGINE, 1.0).used == {}
 
 
 def test_what_is_made_is_for_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:
