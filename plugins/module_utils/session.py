@@ -156,5 +156,5 @@ def open_site(params: dict[str, t.Any]) -> Site:
     proof = prove(where, engine.info, engine.host, containers, volumes, listener=engine.listener)
     if not proof.proven:
         return Site(engine, used_sdk, where, proof)
-    located, refused = places.locate(where, engine)
+    located, refused = places.locate(where, engine, engine.listener)
     return Site(engine, used_sdk, where, proof, located, tuple(refused))
