@@ -15,7 +15,10 @@ options:
     description:
       - The engine's socket or address, V(unix://PATH) or V(tcp://HOST:PORT).
       - An engine on another machine can be asked and cleaned; what lies on its disk can not be read from here,
-        so figures are the engine's own then, and what needs the disk refuses.
+        so figures are the engine's own then, and what needs the disk refuses. The same goes for a socket at which a user listens who is
+        neither root nor the owner of the data root.
+      - Who may put a socket there decides which engine is cleaned. For an engine without root, run the module as its user
+        (C(become_user)).
       - Without it, the environment variable E(DOCKER_HOST) on the host counts, as for the other options E(DOCKER_API_VERSION),
         E(DOCKER_TIMEOUT), E(DOCKER_TLS), E(DOCKER_TLS_VERIFY) and E(DOCKER_TLS_HOSTNAME).
     type: str

@@ -18,6 +18,7 @@ import io
 import os
 import select
 import socket
+import struct
 import threading
 import time
 import typing as t
@@ -37,6 +38,8 @@ _MAX_HEAD_BYTES = 256 * 1024
 #: The engine's own words on what went wrong; more of them is of no use.
 _MAX_ERROR_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 1024
+#: Process, user and group (socket(7), struct ucred).
+_CREDENTIALS = struct.Struct("3i")
 #: Seconds between two tries where the engine's queue of connections is full.
 _QUEUE_PAUSE_S = 0.01
 
@@ -227,6 +230,8 @@ class Connection:
         self._local = threading.local()
         #: Bytes that an answer may have.
         self.limit = limit
+        #: The user whose process listens at the socket, as the kernel tells it; None over TCP, and before the first connection.
+        self.listener: int | None = None
 
     def request(self, method: str, target: str, patience: float, timeout: float | None = None) -> Response:
         """Send a request and return the beginning of its answer.
@@ -302,6 +307,7 @@ class Connection:
             connection.settimeout(self._timeout)
             try:
                 connection.connect(self._address.path)
+                self._note_listener(connection)
                 return connection
             except BlockingIOError:
                 # Its queue is full, and the system does not wait in our place.
@@ -312,6 +318,14 @@ class Connection:
                 connection.close()
                 raise
             time.sleep(_QUEUE_PAUSE_S)
+
+    def _note_listener(self, connection: socket.socket) -> None:
+        """Note whose process it is, which may not become another user's: what was found out of one would be believed of the other."""
+        _pid, user, _group = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if self.listener is None:
+            self.listener = user
+        elif user != self.listener:
+            raise Broken(f"user {user} listens there now, and user {self.listener} did before")
 
     def _connect_tcp(self) -> socket.socket:
         connection = socket.create_connection((self._address.host, self._address.port), self._timeout)

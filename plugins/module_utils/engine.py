@@ -159,6 +159,11 @@ class Engine:
         """The engine is asked through a socket of this machine (which says nothing of its disk yet)."""
         return self.host.startswith("unix://")
 
+    @property
+    def listener(self) -> int | None:
+        """The user whose process listens at the engine's socket; None over TCP."""
+        return self._connection.listener
+
     def speaks(self, api_version: str) -> bool:
         """Whether the negotiated API is ``api_version`` or newer."""
         return _numbers(self.api_version) >= _numbers(api_version)

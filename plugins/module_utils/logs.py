@@ -24,7 +24,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.log_records impo
     JSON_LINES,
     Format,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import NotRegular, open_directory, open_regular
+from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import NotRegular, open_directory, open_real_directory, open_regular
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _ROTATED = re.compile(r"\.[0-9]+(\.gz)?")
@@ -68,14 +68,17 @@ class Rotated(Exception):
 def _folder(containers: str, ident: str, kind: Kind) -> t.Iterator[int]:
     """Open the folder of a container's log without following any link.
 
-    :param containers: the folder of all containers, below the proven data root or where a link of its own was verified to lead.
+    The way there may belong to the user of an engine without root, who could make it lead to another engine's logs once it was looked at.
+
+    :param containers: the folder of all containers by its real path, below the proven data root or where a link of its own was verified to lead.
     :param ident: the container's id, 64 hexadecimal digits; nothing else becomes part of a path.
     """
     if not _ID.fullmatch(ident):
         raise LogRefused(f"{ident!r} is not a container's id")
     above, name = os.path.split(containers)
-    opened = [open_directory(os.path.realpath(above))]
+    opened: list[int] = []
     try:
+        opened.append(open_real_directory(above))
         for part in (name, ident, kind.folder):
             if part:
                 opened.append(open_directory(part, opened[-1]))

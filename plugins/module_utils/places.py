@@ -148,14 +148,17 @@ def _holding(storage: Storage) -> t.Iterator[tuple[str, str]]:
 # -- links -----------------------------------------------------------------------------------------
 
 
-def locate(storage: Storage, engine: Objects) -> tuple[Storage, list[str]]:
+def locate(storage: Storage, engine: Objects, user: int | None = None) -> tuple[Storage, list[str]]:
     """Return the storage as it really lies, and in words which links were not followed.
 
     To be called once ``storage.root`` is proven to be this engine's.
+
+    :param user: who runs the engine, None if that is not known. An engine without root has nothing in folders of root's: a link of its
+        user's to them leads to another engine's, whose containers he may name as his.
     """
     found = replace(storage, root=os.path.realpath(storage.root))
     refused: list[str] = []
-    found = _Witness(found, engine).follow(_links(found.root), refused)
+    found = _Witness(found, engine, user).follow(_links(found.root), refused)
     base = found.containerd
     if not base:
         return found, refused
@@ -163,29 +166,30 @@ def locate(storage: Storage, engine: Objects) -> tuple[Storage, list[str]]:
     own = found.at("containerd/daemon")
     link = own if os.path.realpath(own) == os.path.realpath(base) else base
     if os.path.islink(link):
-        found = _Witness(found, engine).follow([link], refused)
+        found = _Witness(found, engine, user).follow([link], refused)
         base = found.containerd or base
     elif not base.startswith(tuple(f"{root}/" for root in found.roots)):
         base = os.path.realpath(base)
     if os.path.realpath(base) == base:
         found = replace(found, containerd_root=base)
-        found = _Witness(found, engine).follow(_links(base), refused)
+        found = _Witness(found, engine, user).follow(_links(base), refused)
     return found, refused
 
 
 class _Witness:
     """Tells whose it is where a link leads."""
 
-    def __init__(self, storage: Storage, engine: Objects) -> None:
+    def __init__(self, storage: Storage, engine: Objects, user: int | None) -> None:
         self._storage = storage
         self._engine = engine
+        self._user = user
         self._databases: list[list[str]] | None = None
 
     def follow(self, links: t.Sequence[str], refused: list[str]) -> Storage:
         """Follow these links, those first that are told by the engine's objects."""
         known = self._known_names()
         for link in sorted(links, key=lambda path: (path not in known, path)):
-            target, why = _target(link)
+            target, why = _target(link, self._user)
             if target and not os.listdir(target):
                 continue  # nothing is there that could be counted
             if target and not why:
@@ -286,14 +290,15 @@ def _links(root: str) -> list[str]:
         return []
 
 
-def _target(link: str) -> tuple[str, str]:
+def _target(link: str, user: int | None) -> tuple[str, str]:
     """The folder that a link leads to, and why it is not to be followed; neither if it leads to no folder."""
     try:
         root = os.path.dirname(link)
         trusted = {0, os.stat(root).st_uid}
         # With user namespaces what is the engine's belongs to those whom the data root is named by.
         remapped = re.fullmatch(r"([0-9]+)\.[0-9]+", os.path.basename(root))
-        return trust.resolve(link, trusted, trusted | {int(remapped[1])} if remapped else trusted), ""
+        owners = {user} if user else trusted | {int(remapped[1])} if remapped else trusted
+        return trust.resolve(link, trusted, owners), ""
     except trust.NotTrusted as why:
         return "", str(why)
     except OSError as error:

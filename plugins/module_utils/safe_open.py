@@ -102,6 +102,22 @@ def open_directory(path: str, dir_fd: int | None = None) -> int:
     return os.open(path, DIRECTORY, dir_fd=dir_fd)
 
 
+def open_real_directory(path: str) -> int:
+    """Open a directory by an absolute path no part of which is a link; return the descriptor.
+
+    :raises OSError: one is (ENOTDIR), or it cannot be opened.
+    """
+    held = os.open("/", _LOOK | os.O_DIRECTORY)
+    try:
+        for part in filter(None, path.split("/")):
+            below = os.open(part, _LOOK | os.O_DIRECTORY, dir_fd=held)
+            os.close(held)
+            held = below
+        return open_directory(".", held)
+    finally:
+        os.close(held)
+
+
 def read_regular(path: str, limit: int, dir_fd: int | None = None) -> bytes:
     """Return what a regular file has.
 

@@ -153,8 +153,8 @@ def open_site(params: dict[str, t.Any]) -> Site:
     if not os.path.exists(f"{where.root}/engine-id"):
         containers = [str(raw.get("Id")) for raw in engine.containers()]
         volumes = [] if containers else [str(raw.get("Name")) for raw in engine.volumes()]
-    proof = prove(where, engine.info, engine.host, containers, volumes)
+    proof = prove(where, engine.info, engine.host, containers, volumes, listener=engine.listener)
     if not proof.proven:
         return Site(engine, used_sdk, where, proof)
-    located, refused = places.locate(where, engine)
+    located, refused = places.locate(where, engine, engine.listener)
     return Site(engine, used_sdk, where, proof, located, tuple(refused))

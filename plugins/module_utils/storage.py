@@ -604,17 +604,20 @@ def prove(
     containers: t.Sequence[str],
     volumes: t.Sequence[str],
     key_file: str = "/etc/docker/key.json",
+    listener: int | None = None,
 ) -> Proof:
     """Show that ``storage.root`` on this machine is the data root of the engine that answered.
 
     By, in this order: the ``engine-id`` file that engines 23 and newer write into their data root;
     folders that only this engine could have made (containers, anonymous volumes by their random
     ids); the key that older engines take their id from. A clone of a machine has the same
-    engine-id, so an engine reached over TCP must also give this machine's name.
+    engine-id, so an engine reached over TCP must also give this machine's name. What listens at a socket has to be root's, or of the
+    user whose data root it is: ids of another engine's containers are for all to see, and any user may answer with them.
 
     :param address: docker_host.
     :param containers: ids of the engine's containers.
     :param volumes: names of the engine's volumes.
+    :param listener: the user whose process listens at the engine's socket, None if there is none.
     """
     root = storage.root
     ident = str(info.get("ID") or "")
@@ -625,6 +628,9 @@ def prove(
         return Proof(False, f"the data root {root} cannot be read; use become: true")
     if not address.startswith("unix://") and info.get("Name") != os.uname().nodename:
         return Proof(False, f"{foreign}: that one runs on {info.get('Name')!r}, this is {os.uname().nodename!r}")
+    owner = os.stat(root).st_uid
+    if listener not in (None, 0, owner, os.geteuid()):
+        return Proof(False, f"{foreign}: it belongs to user {owner}, and user {listener} listens there")
     written = _first_line(f"{root}/engine-id")
     if written is not None:
         if ident and written == ident:

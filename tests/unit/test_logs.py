@@ -70,11 +70,15 @@ def test_the_engines_own_plain_file_is_opened(tmp_path: Path, kind: Kind) -> Non
             os.pwrite(descriptor, b"z", 0)
 
 
-def test_a_data_root_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:
-    # /var/lib/docker -> /data/docker is common, and the root was proven.
-    Log(tmp_path / "data", b"x\n")
-    (tmp_path / "docker").symlink_to(tmp_path / "data")
-    with logs.open_log(str(tmp_path / "docker/containers"), IDENT, write=True) as descriptor:
+@pytest.mark.parametrize("link", ["docker", "above"])
+def test_a_link_that_is_put_in_the_place_of_the_data_root_leads_nowhere(tmp_path: Path, link: str) -> None:
+    """The user of an engine without root owns the way there, once its real path was proven."""
+    Log(tmp_path / "data/docker", b"x\n")
+    (tmp_path / link).symlink_to(tmp_path / ("data/docker" if link == "docker" else "data"))
+    root = tmp_path / ("docker" if link == "docker" else "above/docker")
+    assert "is reached through a link" in refusal(root)
+    # /var/lib/docker -> /data/docker is common: who asks has its real path.
+    with logs.open_log(os.path.realpath(root / "containers"), IDENT, write=True) as descriptor:
         assert os.pread(descriptor, 10, 0) == b"x\n"
 
 

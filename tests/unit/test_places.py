@@ -58,8 +58,8 @@ class Tree:
         (self.root / name).symlink_to(target)
         return target
 
-    def locate(self, driver: str = "overlay2", store: str = "graphdriver") -> tuple[dict[str, str], list[str]]:
-        found, refused = places.locate(Storage(str(self.root), driver, store, {}), self.engine)
+    def locate(self, driver: str = "overlay2", store: str = "graphdriver", user: int | None = None) -> tuple[dict[str, str], list[str]]:
+        found, refused = places.locate(Storage(str(self.root), driver, store, {}), self.engine, user)
         return {os.path.basename(link): os.path.relpath(target, self.srv) for link, target in found.moved.items()}, refused
 
 
@@ -116,6 +116,21 @@ def test_a_link_to_the_layers_that_the_layer_store_names_is_followed(tree: Tree)
         (record / "cache-id").write_text(folder)
     tree.link("overlay2", "x1", "x2", "l")
     assert tree.locate() == ({"overlay2": "overlay2"}, [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give something away")
+def test_a_link_of_a_user_to_another_engines_containers_is_not_followed(tree: Tree) -> None:
+    """He runs an engine without root, which says that the containers of root's are its own: their ids are for all to see."""
+    target = tree.link("containers", ONE, TWO)
+    for path in (tree.root, tree.root / "containers"):
+        os.chown(path, 12345, 12345, follow_symlinks=False)
+    moved, (line,) = tree.locate(user=12345)
+    assert moved == {} and line.endswith(f"{target} belongs to user 0")
+    os.chown(target, 12345, 12345)
+    assert tree.locate(user=12345) == ({"containers": "containers"}, [])
+    # Root's engine has what is root's, whoever owns the data root.
+    os.chown(target, 0, 0)
+    assert tree.locate(user=0) == tree.locate() == ({"containers": "containers"}, [])
 
 
 @pytest.mark.parametrize(("name", "inside"), [("containers", (ONE[:63] + "0", THREE)), ("volumes", ("other",)), ("volumes", ("far", "x"))])

@@ -450,6 +450,22 @@ def test_an_engine_without_an_id_proves_nothing_by_an_empty_file(tmp_path: Path)
     assert not ask(tmp_path, ident="").proven
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give something away")
+@pytest.mark.parametrize(("owner", "listener", "proven"), [(0, 1000, False), (1000, 1001, False), (1000, 1000, True), (1000, 0, True), (0, 0, True), (0, None, True)])
+def test_a_user_who_answers_as_another_engine_proves_nothing(tmp_path: Path, owner: int, listener: int | None, proven: bool) -> None:
+    """The ids of all containers stand in /proc, in the command lines of their shims."""
+    (tmp_path / "engine-id").write_text("ABCD")
+    make(tmp_path, f"containers/{ONE}")
+    os.chown(tmp_path, owner, owner)
+    for with_id in (True, False):
+        if not with_id:
+            (tmp_path / "engine-id").unlink()
+        proof = prove(engine_storage(tmp_path), {"ID": "ABCD"}, SOCKET, [ONE], [], listener=listener)
+        assert proof.proven is proven
+        if not proven:
+            assert proof.words.endswith(f"it belongs to user {owner}, and user {listener} listens there")
+
+
 def test_before_engine_23_the_folders_of_its_containers_prove_it(tmp_path: Path) -> None:
     make(tmp_path, f"containers/{ONE}", f"containers/{TWO}", "containers/another")
     proof = ask(tmp_path, containers=[ONE, TWO, THREE])
