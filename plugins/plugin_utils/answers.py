@@ -35,6 +35,8 @@ MAX_TEXT = 4096
 MAX_LINES_TEXT = 4 * 1024**2
 MAX_MODULE_OUTPUT = 10_000
 MAX_WARNINGS = 20
+#: Entries of a list of warnings that are looked at; there can be millions.
+_MAX_LOOKED = 1000
 #: Lengths of files, added up. Where a file may be sparse, whoever may write one decides on its length: up to 2**63, as often as there are
 #: inodes. So no honest answer is beyond.
 _MAX_NUMBER = 2**128
@@ -263,8 +265,10 @@ def admit(module: str, raw: t.Mapping[str, t.Any], job: bool = False) -> Answer:
         dropped.append("diff")
     told = [*warning_texts(more["warnings"]), *(f"deprecated: {text}" for text in warning_texts(more["deprecations"]))]
     if told:
+        lists = [listed for listed in (more["warnings"], more["deprecations"]) if isinstance(listed, (list, tuple))]
+        left_out = len(told[MAX_WARNINGS:]) + sum(len(listed[_MAX_LOOKED:]) for listed in lists)
         values["warnings"] = told[:MAX_WARNINGS]
-        values["warnings"] += [f"{len(told) - MAX_WARNINGS} more warnings of this host are left out"] if len(told) > MAX_WARNINGS else []
+        values["warnings"] += [f"{left_out} more warnings of this host are left out"] if left_out else []
     traceback = _traceback(more["exception"])
     if traceback and values.get("failed"):
         values["exception"] = traceback
@@ -285,7 +289,7 @@ def dropped_words(dropped: t.Sequence[str]) -> str:
 def warning_texts(raw: t.Any) -> list[str]:
     """Texts of warnings or deprecations: of Ansible's own types since 2.19, of mappings, or as they are."""
     found = []
-    for entry in raw if isinstance(raw, (list, tuple)) else ():
+    for entry in raw[:_MAX_LOOKED] if isinstance(raw, (list, tuple)) else ():
         text = entry if isinstance(entry, str) else _part(entry, "msg") or _part(_part(entry, "event"), "msg")
         if isinstance(text, str) and text:
             found.append(one_line(text, 1000))

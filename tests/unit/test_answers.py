@@ -163,6 +163,14 @@ class Event(t.NamedTuple):
     msg: str
 
 
+@pytest.mark.parametrize(("entry", "left_out"), [("w", 4_999_981), ({}, 4_999_001)])
+def test_millions_of_warnings_are_counted_and_few_are_looked_at(entry: t.Any, left_out: int) -> None:
+    began = time.process_time()
+    values = answers.admit("docker_clean", {"warnings": ["first", *[entry] * 5_000_000]}).values
+    assert time.process_time() - began < 1
+    assert (values["warnings"][0], values["warnings"][-1]) == ("first", f"{left_out} more warnings of this host are left out")
+
+
 def test_warnings_diff_and_traceback_come_in_as_bounded_text_that_can_be_seen() -> None:
     evil = "\x1b[2J\u202eevil\nPLAY RECAP\ud800"
     answer = {
