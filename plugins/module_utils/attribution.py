@@ -71,6 +71,8 @@ class Survey:
     doubts: list[str] = field(default_factory=list)
     seconds: float = 0.0
     processes: int = 0
+    files: int = 0
+    walked_bytes: int = 0
     remembered: int = 0
     remembered_bytes: int = 0
 
@@ -164,33 +166,34 @@ class _Surveyor:
         nobodys = self._leftovers(holdings)
         # A path that went to another account leaves none behind that would still be counted by the engine's figure.
         named = set(self._owners.values())
-        self._accounts = {name: account for name, account in self._accounts.items() if name in named}
+        for name in [name for name in self._accounts if name not in named]:
+            del self._accounts[name]
+        del named
+        self._same.clear()
         self._part_by_place()
         estimates = self._estimates(holdings)
+        holdings.logical.clear()
         sizes, remembered = self._remembered() if self._how.exact or self._how.state_dir else ({}, {})
         found, processes = self._walk(set(sizes))
-        for account, figures in found.sizes.items():
-            if account in sizes:
-                sizes[account].add(figures)  # what lies beside a layer's folder
-            else:
-                sizes[account] = figures
-        walked = set(sizes)
+        files, walked_bytes = sum(figures.inodes for figures in found.sizes.values()), sum(figures.disk for figures in found.sizes.values())
+        for account, known in sizes.items():
+            found.of(account).add(known)  # what was walked of it lies beside its folder
+        sizes, found.sizes = found.sizes, {}
+        missing = self._missing(sizes)
         self._linked(found, sizes)
         self._pooled(sizes, estimates)
         if self._how.exact:
             self._remember(found, sizes, remembered)
-        missing = {
-            self._accounts[self._owners[path]].category
-            for path in self._heavy
-            if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
-        }
         measured = frozenset(CATEGORIES) - missing
         roots = self._roots(sizes)
         doubts = [*holdings.doubts, *self._links(), *self._before_remapping(), *(f"{self._storage.root}: {limit}" for limit in sorted(found.limits))]
         # What comes now has to have room.
         self._heavy.clear()
         self._home.clear()
-        ledger = Ledger(self._accounts, {**estimates, **sizes})
+        found.self_contained.clear()
+        for name, size in estimates.items():
+            sizes.setdefault(name, size)
+        ledger = Ledger(self._accounts, sizes)
         return Survey(
             self._looked,
             ledger,
@@ -203,6 +206,8 @@ class _Surveyor:
             paths=self._owners,
             doubts=doubts,
             processes=processes,
+            files=files,
+            walked_bytes=walked_bytes,
             remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
         )
@@ -314,6 +319,14 @@ class _Surveyor:
                 found[name] = _estimate(known[0] if len(known) == 1 else 0)
         return found
 
+    def _missing(self, walked: t.Container[str]) -> set[str]:
+        """The categories of which some was not measured."""
+        return {
+            self._accounts[self._owners[path]].category
+            for path in self._heavy
+            if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
+        }
+
     def _final(self) -> dict[str, list[str]]:
         """The folders of each layer that never changes again (aufs has three)."""
         folders: dict[str, list[str]] = defaultdict(list)
@@ -351,7 +364,9 @@ class _Surveyor:
         barred = self._heavy.keys() - set(todo)
         # Taken before the walk, and compared after it: what changed meanwhile is not remembered.
         self._identities = {
-            account: leftovers.identity(*paths) for account, paths in self._final().items() if self._how.exact and account not in known
+            account: leftovers.identity(*paths)
+            for account, paths in (self._final().items() if self._how.exact and self._how.state_dir else ())
+            if account not in known
         }
         units = [walk.Unit(tuple(self._places))]
         of_layers = tuple(f"{folder}/" for folder in storage.layer_folders())
@@ -365,10 +380,13 @@ class _Surveyor:
 
     def _part_by_place(self) -> None:
         """Give each account its filesystem; one that has paths in several places becomes several."""
-        single = next(iter(self._places)) if len(self._places) == 1 else ""
+        if len(self._places) == 1 and not self._beyond:
+            (disk,) = self._places.values()
+            self._note_disks(lambda _account: disk)
+            return
         parts: dict[str, str] = {}
         for path, account in self._owners.items():
-            place = single or places.place_of(path, self._places)
+            place = places.place_of(path, self._places)
             if self._beyond and places.is_below(path, self._beyond):
                 place = _ELSEWHERE
             if self._home.setdefault(account, place) != place:
@@ -376,7 +394,11 @@ class _Surveyor:
                 self._home[part] = place
                 self._accounts[part] = self._accounts[account]
         self._owners.update(parts)
-        self._accounts = {name: replace(account, disk=self._places.get(self._home[name], _ELSEWHERE)) for name, account in self._accounts.items()}
+        self._note_disks(lambda account: self._places.get(self._home[account], _ELSEWHERE))
+
+    def _note_disks(self, disk_of: t.Callable[[str], str]) -> None:
+        for name, account in self._accounts.items():
+            self._accounts[name] = replace(account, disk=disk_of(name))
 
     def _linked(self, found: walk.Found, sizes: dict[str, Sizes]) -> None:
         """Files with hard links on several accounts come free with the last of all holders."""

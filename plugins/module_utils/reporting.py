@@ -169,8 +169,8 @@ class _Report:
             "mode": "exact" if self._exact else "fast",
             "seconds": round(survey.seconds, 3),
             "processes": survey.processes,
-            "files": sum(sizes.inodes for sizes in found.sizes.values()) if found else 0,
-            "walked_bytes": sum(sizes.disk for sizes in found.sizes.values()) if found else 0,
+            "files": survey.files,
+            "walked_bytes": survey.walked_bytes,
             "remembered_layers": survey.remembered,
             "remembered_bytes": survey.remembered_bytes,
         }
