@@ -56,7 +56,7 @@ class Survey:
 
     ``ledger`` has what was measured, and the engine's figures where nothing was; ``measured`` says which categories
     have nothing but measured figures. ``roots``: bytes on disk by place. ``sharers`` are the images that have a build cache record's layer, where that is
-    known. ``found`` is None where there was no disk to look at.
+    known. ``log_files``: whose account each is. ``found`` is None where there was no disk to look at.
     """
 
     snapshot: snapshot.Snapshot
@@ -67,7 +67,7 @@ class Survey:
     found: walk.Found | None = None
     roots: dict[str, int] = field(default_factory=dict)
     leftovers: list[leftovers.Leftover] = field(default_factory=list)
-    paths: dict[str, str] = field(default_factory=dict)
+    log_files: dict[str, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     seconds: float = 0.0
     processes: int = 0
@@ -191,6 +191,8 @@ class _Surveyor:
         self._heavy.clear()
         self._home.clear()
         found.self_contained.clear()
+        log_files = {path: account for path, account in self._owners.items() if self._accounts[account].category == "logs"}
+        self._owners.clear()
         for name, size in estimates.items():
             sizes.setdefault(name, size)
         ledger = Ledger(self._accounts, sizes)
@@ -203,7 +205,7 @@ class _Surveyor:
             found=found,
             roots=roots,
             leftovers=nobodys,
-            paths=self._owners,
+            log_files=log_files,
             doubts=doubts,
             processes=processes,
             files=files,

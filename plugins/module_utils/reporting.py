@@ -371,7 +371,7 @@ class _Report:
     def _logs(self, category: str) -> list[Item]:
         found = []
         paths: dict[str, list[str]] = defaultdict(list)
-        for path, owner in self._survey.paths.items():
+        for path, owner in self._survey.log_files.items():
             paths[owner].append(path)
         for container in self._survey.snapshot.containers:
             account = f"log of {container.id}"
