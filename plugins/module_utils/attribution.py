@@ -178,6 +178,9 @@ class _Surveyor:
         files, walked_bytes = sum(figures.inodes for figures in found.sizes.values()), sum(figures.disk for figures in found.sizes.values())
         for account, known in sizes.items():
             found.of(account).add(known)  # what was walked of it lies beside its folder
+        for figures in found.sizes.values():
+            if figures.frees == figures.disk:
+                figures.frees = figures.disk  # the same number, not one that is equal
         sizes, found.sizes = found.sizes, {}
         missing = self._missing(sizes)
         self._linked(found, sizes)
@@ -250,16 +253,20 @@ class _Surveyor:
             for child in leftovers.children(folder):
                 if storage.is_drivers_own(os.path.basename(child)):
                     self._own(child, "engine", "engine_metadata")
-        self._accounts.update(holdings.accounts)
+        # With thousands of containers and images there is no room for two of everything: these are taken over.
+        known_accounts, known_owners = self._accounts, self._owners
+        self._accounts, self._owners = holdings.accounts, holdings.paths
+        holdings.accounts, holdings.paths = {}, {}
         folders = set(storage.layer_folders())
-        for path, account in holdings.paths.items():
-            self._owners[path] = account
+        for path in self._owners:
             if os.path.dirname(path) in folders and os.path.lexists(path):
                 self._heavy[path] = holdings.depth.get(path, 0)
+        for name, account in known_accounts.items():
+            self._accounts.setdefault(name, account)
+        for path, owner in known_owners.items():
+            self._owners.setdefault(path, owner)
         self._same = holdings.same
-        # With thousands of containers and images there is no room for two of everything.
-        for part in (holdings.accounts, holdings.paths, holdings.depth):
-            part.clear()
+        holdings.depth.clear()
 
     def _containers(self) -> None:
         for container in self._looked.containers:
@@ -363,7 +370,6 @@ class _Surveyor:
         if not self._how.exact:
             lightly = ("leftovers", "tmp", "unattributed")
             todo = [path for path in todo if self._accounts[self._owners[path]].category in lightly]
-        barred = self._heavy.keys() - set(todo)
         # Taken before the walk, and compared after it: what changed meanwhile is not remembered.
         self._identities = {
             account: leftovers.identity(*paths)
@@ -378,7 +384,7 @@ class _Surveyor:
         apart = set(together)
         units += [walk.Unit((path,)) for path in todo if path not in apart]
         processes = walk.spare_processors(self._how.gentle)
-        return walk.walk(units, self._owners, models, processes, barred, self._places), processes
+        return walk.walk(units, self._owners, models, processes, self._heavy.keys(), self._places), processes
 
     def _part_by_place(self) -> None:
         """Give each account its filesystem; one that has paths in several places becomes several."""

@@ -225,6 +225,7 @@ class _Report:
             found[name] = {"bytes": self._ledger.freed(gone), "count": len(gone), "means": means}
             if name == "everything_unused":
                 self._gone_logs = sum(self._log_bytes(who[len(CONTAINER):]) for who in gone if who.startswith(CONTAINER))
+            del plan, gone  # there is no room for two of them
         logs = [self._log_bytes(container.id) for container in self._survey.snapshot.containers]
         found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": "docker_log_truncate: keep: 0, rotated: remove"}
         found["tmp"] = {

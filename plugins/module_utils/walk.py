@@ -406,7 +406,7 @@ def walk(
     """Walk all units and return what was found, by account.
 
     :param owners: absolute path -> account. A path that is a unit's own is walked there and nowhere else.
-    :param known: paths that are not walked: what is in them is known already.
+    :param known: paths that are not walked, unless they are a unit's: what is in them is known already.
     :param models: by device number; what is not in it gives its blocks back.
     :param places: folders that are walked though another filesystem is mounted on them, and what tells the filesystem of each
         from others. Each is the path of a unit.
@@ -513,12 +513,13 @@ class _Work:
     ) -> None:
         self._units = units
         self._names: list[str] = []
-        roots = {path for unit in units for path in unit.paths}
-        mounts = {mount.path: mount for mount in mounts_below(roots) if mount.path not in places}
+        # Those that are known are not noted twice: there may be tens of thousands.
+        roots = {path for unit in units for path in unit.paths if path not in known}
+        mounts = {mount.path: mount for mount in mounts_below(_tops(chain(roots, known))) if mount.path not in places}
         parents = {_above(path) for path in chain(owners, roots, known)}
         self._plan = _Plan(
             owners=owners,
-            apart=roots.union(known),
+            apart=_Either(roots, known),
             parents=parents,
             above=_all_above(parents, mounts),
             models=models,
@@ -586,6 +587,28 @@ class _Work:
         return found
 
 
+class _Either:
+    """What is in one of two collections."""
+
+    def __init__(self, one: t.Container[str], other: t.Container[str]) -> None:
+        self._one, self._other = one, other
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._one or path in self._other
+
+
+def _tops(paths: t.Iterable[str]) -> set[str]:
+    """Paths below which all the given ones lie."""
+    found = set()
+    for path in sorted(paths, key=len):
+        upper = path
+        while upper != "/" and upper not in found:
+            upper = _above(upper)
+        if upper not in found:
+            found.add(path)
+    return found
+
+
 def _above(path: str) -> str:
     return path.rpartition("/")[0] or "/"
 
@@ -609,7 +632,7 @@ class _Plan:
     """
 
     owners: t.Mapping[str, str]
-    apart: t.Collection[str]
+    apart: t.Container[str]
     parents: t.Collection[str]
     above: t.Collection[str]
     models: t.Mapping[int, Model]
