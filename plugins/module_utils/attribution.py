@@ -56,7 +56,7 @@ class Survey:
 
     ``ledger`` has what was measured, and the engine's figures where nothing was; ``measured`` says which categories
     have nothing but measured figures. ``roots``: bytes on disk by place. ``sharers`` are the images that have a build cache record's layer, where that is
-    known. ``found`` is None where there was no disk to look at.
+    known. ``log_files``: whose account each is. ``found`` is None where there was no disk to look at.
     """
 
     snapshot: snapshot.Snapshot
@@ -67,10 +67,12 @@ class Survey:
     found: walk.Found | None = None
     roots: dict[str, int] = field(default_factory=dict)
     leftovers: list[leftovers.Leftover] = field(default_factory=list)
-    paths: dict[str, str] = field(default_factory=dict)
+    log_files: dict[str, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     seconds: float = 0.0
     processes: int = 0
+    files: int = 0
+    walked_bytes: int = 0
     remembered: int = 0
     remembered_bytes: int = 0
 
@@ -164,33 +166,39 @@ class _Surveyor:
         nobodys = self._leftovers(holdings)
         # A path that went to another account leaves none behind that would still be counted by the engine's figure.
         named = set(self._owners.values())
-        self._accounts = {name: account for name, account in self._accounts.items() if name in named}
+        for name in [name for name in self._accounts if name not in named]:
+            del self._accounts[name]
+        del named
+        self._same.clear()
         self._part_by_place()
         estimates = self._estimates(holdings)
+        holdings.logical.clear()
         sizes, remembered = self._remembered() if self._how.exact or self._how.state_dir else ({}, {})
         found, processes = self._walk(set(sizes))
-        for account, figures in found.sizes.items():
-            if account in sizes:
-                sizes[account].add(figures)  # what lies beside a layer's folder
-            else:
-                sizes[account] = figures
-        walked = set(sizes)
+        files, walked_bytes = sum(figures.inodes for figures in found.sizes.values()), sum(figures.disk for figures in found.sizes.values())
+        for account, known in sizes.items():
+            found.of(account).add(known)  # what was walked of it lies beside its folder
+        for figures in found.sizes.values():
+            if figures.frees == figures.disk:
+                figures.frees = figures.disk  # the same number, not one that is equal
+        sizes, found.sizes = found.sizes, {}
+        missing = self._missing(sizes)
         self._linked(found, sizes)
         self._pooled(sizes, estimates)
         if self._how.exact:
             self._remember(found, sizes, remembered)
-        missing = {
-            self._accounts[self._owners[path]].category
-            for path in self._heavy
-            if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
-        }
         measured = frozenset(CATEGORIES) - missing
         roots = self._roots(sizes)
         doubts = [*holdings.doubts, *self._links(), *self._before_remapping(), *(f"{self._storage.root}: {limit}" for limit in sorted(found.limits))]
         # What comes now has to have room.
         self._heavy.clear()
         self._home.clear()
-        ledger = Ledger(self._accounts, {**estimates, **sizes})
+        found.self_contained.clear()
+        log_files = {path: account for path, account in self._owners.items() if self._accounts[account].category == "logs"}
+        self._owners.clear()
+        for name, size in estimates.items():
+            sizes.setdefault(name, size)
+        ledger = Ledger(self._accounts, sizes)
         return Survey(
             self._looked,
             ledger,
@@ -200,9 +208,11 @@ class _Surveyor:
             found=found,
             roots=roots,
             leftovers=nobodys,
-            paths=self._owners,
+            log_files=log_files,
             doubts=doubts,
             processes=processes,
+            files=files,
+            walked_bytes=walked_bytes,
             remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
         )
@@ -243,16 +253,20 @@ class _Surveyor:
             for child in leftovers.children(folder):
                 if storage.is_drivers_own(os.path.basename(child)):
                     self._own(child, "engine", "engine_metadata")
-        self._accounts.update(holdings.accounts)
+        # With thousands of containers and images there is no room for two of everything: these are taken over.
+        known_accounts, known_owners = self._accounts, self._owners
+        self._accounts, self._owners = holdings.accounts, holdings.paths
+        holdings.accounts, holdings.paths = {}, {}
         folders = set(storage.layer_folders())
-        for path, account in holdings.paths.items():
-            self._owners[path] = account
+        for path in self._owners:
             if os.path.dirname(path) in folders and os.path.lexists(path):
                 self._heavy[path] = holdings.depth.get(path, 0)
+        for name, account in known_accounts.items():
+            self._accounts.setdefault(name, account)
+        for path, owner in known_owners.items():
+            self._owners.setdefault(path, owner)
         self._same = holdings.same
-        # With thousands of containers and images there is no room for two of everything.
-        for part in (holdings.accounts, holdings.paths, holdings.depth):
-            part.clear()
+        holdings.depth.clear()
 
     def _containers(self) -> None:
         for container in self._looked.containers:
@@ -314,6 +328,14 @@ class _Surveyor:
                 found[name] = _estimate(known[0] if len(known) == 1 else 0)
         return found
 
+    def _missing(self, walked: t.Container[str]) -> set[str]:
+        """The categories of which some was not measured."""
+        return {
+            self._accounts[self._owners[path]].category
+            for path in self._heavy
+            if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
+        }
+
     def _final(self) -> dict[str, list[str]]:
         """The folders of each layer that never changes again (aufs has three)."""
         folders: dict[str, list[str]] = defaultdict(list)
@@ -348,10 +370,11 @@ class _Surveyor:
         if not self._how.exact:
             lightly = ("leftovers", "tmp", "unattributed")
             todo = [path for path in todo if self._accounts[self._owners[path]].category in lightly]
-        barred = self._heavy.keys() - set(todo)
         # Taken before the walk, and compared after it: what changed meanwhile is not remembered.
         self._identities = {
-            account: leftovers.identity(*paths) for account, paths in self._final().items() if self._how.exact and account not in known
+            account: leftovers.identity(*paths)
+            for account, paths in (self._final().items() if self._how.exact and self._how.state_dir else ())
+            if account not in known
         }
         units = [walk.Unit(tuple(self._places))]
         of_layers = tuple(f"{folder}/" for folder in storage.layer_folders())
@@ -361,14 +384,17 @@ class _Surveyor:
         apart = set(together)
         units += [walk.Unit((path,)) for path in todo if path not in apart]
         processes = walk.spare_processors(self._how.gentle)
-        return walk.walk(units, self._owners, models, processes, barred, self._places), processes
+        return walk.walk(units, self._owners, models, processes, self._heavy.keys(), self._places), processes
 
     def _part_by_place(self) -> None:
         """Give each account its filesystem; one that has paths in several places becomes several."""
-        single = next(iter(self._places)) if len(self._places) == 1 else ""
+        if len(self._places) == 1 and not self._beyond:
+            (disk,) = self._places.values()
+            self._note_disks(lambda _account: disk)
+            return
         parts: dict[str, str] = {}
         for path, account in self._owners.items():
-            place = single or places.place_of(path, self._places)
+            place = places.place_of(path, self._places)
             if self._beyond and places.is_below(path, self._beyond):
                 place = _ELSEWHERE
             if self._home.setdefault(account, place) != place:
@@ -376,7 +402,11 @@ class _Surveyor:
                 self._home[part] = place
                 self._accounts[part] = self._accounts[account]
         self._owners.update(parts)
-        self._accounts = {name: replace(account, disk=self._places.get(self._home[name], _ELSEWHERE)) for name, account in self._accounts.items()}
+        self._note_disks(lambda account: self._places.get(self._home[account], _ELSEWHERE))
+
+    def _note_disks(self, disk_of: t.Callable[[str], str]) -> None:
+        for name, account in self._accounts.items():
+            self._accounts[name] = replace(account, disk=disk_of(name))
 
     def _linked(self, found: walk.Found, sizes: dict[str, Sizes]) -> None:
         """Files with hard links on several accounts come free with the last of all holders."""

@@ -256,8 +256,10 @@ class _Run:
         main = self._space.disks[0].device
         # What came free with a log does not come free once more with its container.
         ledger = survey.ledger.reduced({f"log of {ident}": size for ident, size in self._assumed.items()})
-        self._sizer = _sizer(ledger, main, self._marks, plan)
+        if self._marks.target:
+            self._sizer = _sizer(ledger, main, self._marks, plan)
         every = _sizer(ledger, main, self._marks, plan)
+        del survey, sharers
         return looked, replace(plan, steps=tuple(every(step) for step in _waiting(plan.steps, looked)))
 
     def _foretell(self, plan: Plan) -> None:

@@ -9,6 +9,8 @@ import typing as t
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
+
 #: Why a step was not done, or is not in the plan any more.
 NOT_REACHED = "enough is free without it"
 _FREES_NOTHING = "frees nothing, and a target is to be met"
@@ -71,6 +73,7 @@ class Wishes:
     cheapest_first: bool = False
 
 
+@slotted
 @dataclass(frozen=True)
 class Kept:
     kind: str
@@ -92,6 +95,7 @@ class Freed(t.NamedTuple):
     counts: bool = True
 
 
+@slotted
 @dataclass(frozen=True)
 class Step:
     """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.

@@ -169,8 +169,8 @@ class _Report:
             "mode": "exact" if self._exact else "fast",
             "seconds": round(survey.seconds, 3),
             "processes": survey.processes,
-            "files": sum(sizes.inodes for sizes in found.sizes.values()) if found else 0,
-            "walked_bytes": sum(sizes.disk for sizes in found.sizes.values()) if found else 0,
+            "files": survey.files,
+            "walked_bytes": survey.walked_bytes,
             "remembered_layers": survey.remembered,
             "remembered_bytes": survey.remembered_bytes,
         }
@@ -225,6 +225,7 @@ class _Report:
             found[name] = {"bytes": self._ledger.freed(gone), "count": len(gone), "means": means}
             if name == "everything_unused":
                 self._gone_logs = sum(self._log_bytes(who[len(CONTAINER):]) for who in gone if who.startswith(CONTAINER))
+            del plan, gone  # there is no room for two of them
         logs = [self._log_bytes(container.id) for container in self._survey.snapshot.containers]
         found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": "docker_log_truncate: keep: 0, rotated: remove"}
         found["tmp"] = {
@@ -371,7 +372,7 @@ class _Report:
     def _logs(self, category: str) -> list[Item]:
         found = []
         paths: dict[str, list[str]] = defaultdict(list)
-        for path, owner in self._survey.paths.items():
+        for path, owner in self._survey.log_files.items():
             paths[owner].append(path)
         for container in self._survey.snapshot.containers:
             account = f"log of {container.id}"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import traceback
 import typing as t
@@ -96,6 +97,19 @@ class _Module(AnsibleModule):
             self.params = {name: value for name, value in self.params.items() if name not in self.argument_spec}
 
 
+#: Options of mallopt(3): what is larger comes from the system and goes back to it at once; so much at the end of the heap goes back; and how many
+#: heaps there are.
+_MALLOPT = ((-3, 64 << 10), (-1, 128 << 10), (-8, 1))
+
+
+def _return_memory_at_once() -> None:
+    """Let glibc give freed memory back: else it keeps more the more was freed, and what one thread freed is of no use to another."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option:
+        for name, value in _MALLOPT:
+            set_option(name, value)
+
+
 def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.Any]], None]) -> None:
     """Let ``work`` fill a result and end the module with it.
 
@@ -104,6 +118,7 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
     Whatever ends the work early, the result has all that was done until then. Work that came to its
     end with something to complain of says so in ``failure`` and ``msg``.
     """
+    _return_memory_at_once()
     module = _Module(argument_spec={**options.shared_spec(), **spec}, supports_check_mode=True)
     result: dict[str, t.Any] = {"changed": False}
     name = module._name.rsplit(".", 1)[-1]

@@ -26,6 +26,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, from_info
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
@@ -46,6 +47,7 @@ _Read = t.TypeVar("_Read")
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
 
 
+@slotted
 @dataclass(frozen=True)
 class Container:
     """``since`` is when it came into its state: its stop, or for one that never ran its creation.
@@ -96,6 +98,7 @@ class Container:
         return max((moment for moment in (self.created, self.started, self.finished) if moment), default=None)
 
 
+@slotted
 @dataclass(frozen=True)
 class Image:
     """``arrived`` is when it came to this host, ``tagged`` when it was last given a tag, where that is known.
@@ -284,7 +287,7 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
-        containers = _containers(engine, wanted, pool, usage, storage, unreadable)
+        containers = _containers(engine, wanted, pool, usage, storage, unreadable, (image.id for image in images))
     if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
     return Snapshot(
@@ -552,6 +555,10 @@ def _attached(raw: dict[str, t.Any]) -> tuple[str, ...]:
     return tuple(found + ([str(mode)] if mode else []))
 
 
+#: What many containers have alike.
+_IN_COMMON = ("image_id", "volumes", "networks", "binds", "stands_on")
+
+
 def _containers(
     engine: Engine,
     wanted: Wanted,
@@ -559,6 +566,7 @@ def _containers(
     usage: dict[str, t.Any],
     storage: Storage | None,
     unreadable: dict[str, str],
+    image_ids: t.Iterable[str] = (),
 ) -> tuple[Container, ...]:
     sizes = {str(raw.get("Id")): {key: raw[key] for key in ("SizeRw", "SizeRootFs") if key in raw} for raw in usage.pop("Containers", None) or ()}
     # Mounts came into the list with API 1.22: without them nobody knows which volumes are in use.
@@ -571,12 +579,16 @@ def _containers(
         given = str((details.get("Config") or {}).get("Image") or "")
         return replace(found, image_name=given) if by_name and given else found
 
+    same: dict[t.Any, t.Any] = {ident: ident for ident in image_ids}
+
+    def sharing(found: Container) -> Container:
+        """The same, with one object for what thousands have: a few networks and volumes, and their image's id."""
+        return replace(found, **{name: same.setdefault(value, value) for name in _IN_COMMON for value in (getattr(found, name),)})
+
     def first(summary: dict[str, t.Any]) -> Container:
-        return container_from({**sizes.get(str(summary["Id"]), {}), **summary})
+        return sharing(container_from({**sizes.get(str(summary["Id"]), {}), **summary}))
 
     def read(listed: Container) -> Container | None:
-        if not inspect:
-            return listed
         live = engine.speaks("1.23") and listed.state in LIVE_STATES
         record = _record(storage, listed.id) if storage and engine.speaks("1.23") else None
         if record and not live and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
@@ -601,7 +613,9 @@ def _containers(
         # A container whose layer is gone, after a removal that failed half-way, has no size, and no other one has one then.
         unreadable["containers' sizes"] = error.answer
         listed = engine.containers_as(first)
-    return tuple(found for found in _in_turn(pool, read, listed) if found)
+    if not inspect:
+        return tuple(listed)
+    return tuple(sharing(found) for found in _in_turn(pool, read, listed) if found)
 
 
 def _record(storage: Storage, container_id: str) -> dict[str, t.Any] | None:
@@ -646,7 +660,9 @@ def _images(
             details = {**details, "RootFS": {"Layers": digests}}
         return image_from(raw, details, arrived, graphdriver)
 
-    return tuple(_in_turn(pool, read, listed))
+    found = tuple(_in_turn(pool, read, listed))
+    _chain_id.cache_clear()
+    return found
 
 
 def _in_turn(pool: ThreadPoolExecutor, read: t.Callable[[_Entry], _Read], listed: list[_Entry]) -> t.Iterator[_Read]:

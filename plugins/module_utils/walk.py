@@ -36,6 +36,8 @@ import struct
 import typing as t
 from array import array
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from types import MappingProxyType
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.descent import FIRST_LIMIT, Descent, Folders, Level, shorten
@@ -61,6 +63,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.storage import (
 _EXAMPLES = 20
 #: Of a hard-linked file: its key, and what it added to disk, apparent, shared and frees.
 _LINK = 5
+#: Of an account: its number, and its sizes.
+_FIGURES = 6
 #: The root of a btrfs subvolume has always this inode number (btrfs_tree.h: BTRFS_FIRST_FREE_OBJECTID).
 _SUBVOLUME_INODE = 256
 #: Characters of a path in an example. A path may have megabytes.
@@ -92,6 +96,7 @@ class Sizes:
         self.inodes += other.inodes
 
 
+@slotted
 @dataclass(frozen=True)
 class Unit:
     """Folders that one process walks, in this order; each goes on the account of its own path in ``owners``.
@@ -164,12 +169,17 @@ class Found:
             self.together[together] = self.together.get(together, 0) + frees
 
     def merge(self, other: Found) -> None:
+        """Add what was found elsewhere, which is this one's from then on."""
         for account, sizes in other.sizes.items():
-            self.of(account).add(sizes)
+            if account in self.sizes:
+                self.sizes[account].add(sizes)
+            else:
+                self.sizes[account] = sizes
         self.entangled |= other.entangled
-        self.self_contained = (self.self_contained | other.self_contained) - self.entangled
+        self.self_contained |= other.self_contained - self.entangled
+        self.self_contained -= other.entangled
         # Everything that lies behind a mount meets it.
-        known = {mount.path for mount in self.mounts}
+        known = {mount.path for mount in self.mounts} if other.mounts else set()
         for mount in other.mounts:
             if mount.path not in known:
                 known.add(mount.path)
@@ -185,6 +195,46 @@ class Found:
                 mine += theirs
             else:
                 self.limits.add(limit)
+
+
+class _Packed(t.NamedTuple):
+    """What a worker found, with a number in place of each account that all know: thousands wait in the module until the first is there.
+
+    ``figures``: an account's number and its sizes, ``_FIGURES`` for each. ``rest``: all else.
+    """
+
+    figures: array[int]
+    self_contained: array[int]
+    entangled: array[int]
+    rest: Found
+
+    @classmethod
+    def of(cls, found: Found, numbers: t.Mapping[str, int]) -> _Packed:
+        figures = array("q")
+        for account, sizes in list(found.sizes.items()):
+            try:
+                figures += array("q", (numbers[account], sizes.disk, sizes.apparent, sizes.shared, sizes.frees, sizes.inodes))
+            except (KeyError, OverflowError):
+                continue  # files may be as long as they like, where nothing is in them
+            del found.sizes[account]
+        return cls(figures, _numbered(found.self_contained, numbers), _numbered(found.entangled, numbers), found)
+
+    def unpacked(self, names: t.Sequence[str]) -> Found:
+        found = self.rest
+        for at in range(0, len(self.figures), _FIGURES):
+            number, disk, apparent, shared, frees, inodes = self.figures[at:at + _FIGURES]
+            # One number for both, since they are mostly the same.
+            found.sizes[names[number]] = Sizes(disk, apparent, shared, disk if frees == disk else frees, inodes)
+        found.self_contained.update(names[number] for number in self.self_contained)
+        found.entangled.update(names[number] for number in self.entangled)
+        return found
+
+
+def _numbered(accounts: set[str], numbers: t.Mapping[str, int]) -> array[int]:
+    """Take out of a set what has a number; return those."""
+    known = [account for account in accounts if account in numbers]
+    accounts.difference_update(known)
+    return array("q", [numbers[account] for account in known])
 
 
 def _length(numbers: t.Iterable[tuple[str, array[int]]]) -> int:
@@ -356,7 +406,7 @@ def walk(
     """Walk all units and return what was found, by account.
 
     :param owners: absolute path -> account. A path that is a unit's own is walked there and nowhere else.
-    :param known: paths that are not walked: what is in them is known already.
+    :param known: paths that are not walked, unless they are a unit's: what is in them is known already.
     :param models: by device number; what is not in it gives its blocks back.
     :param places: folders that are walked though another filesystem is mounted on them, and what tells the filesystem of each
         from others. Each is the path of a unit.
@@ -432,8 +482,12 @@ def _free_extents_with_the_last(found: Found) -> None:
 _WORK: _Work | None = None
 
 
-def _walk_one(number: int) -> Found:
-    return t.cast("_Work", _WORK).one(number)
+def _walk_some(first: int, last: int) -> _Packed:
+    work = t.cast("_Work", _WORK)
+    found = Found()
+    for number in range(first, last):
+        found.merge(work.one(number))
+    return _Packed.of(found, work.numbers)
 
 
 def _give_memory_back() -> None:
@@ -458,12 +512,14 @@ class _Work:
         places: t.Mapping[str, str],
     ) -> None:
         self._units = units
-        roots = {path for unit in units for path in unit.paths}
-        mounts = {mount.path: mount for mount in mounts_below(roots) if mount.path not in places}
-        parents = {_above(path) for path in (*owners, *roots, *known)}
+        self._names: list[str] = []
+        # Those that are known are not noted twice: there may be tens of thousands.
+        roots = {path for unit in units for path in unit.paths if path not in known}
+        mounts = {mount.path: mount for mount in mounts_below(_tops(chain(roots, known))) if mount.path not in places}
+        parents = {_above(path) for path in chain(owners, roots, known)}
         self._plan = _Plan(
             owners=owners,
-            apart=roots | set(known),
+            apart=_Either(roots, known),
             parents=parents,
             above=_all_above(parents, mounts),
             models=models,
@@ -474,18 +530,23 @@ class _Work:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 65536), hard))
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each account, in a worker."""
+        return {name: number for number, name in enumerate(self._names)}
+
     def all(self, processes: int) -> t.Iterator[Found]:
-        """What each unit came to."""
+        """What the units came to."""
         done = 0
         if processes > 1 and len(self._units) > 1:
-            for part in self._forked(processes):
+            for part, last in self._forked(processes):
                 yield part
-                done += 1
+                done = last
         for number in range(done, len(self._units)):
             yield self.one(number)
 
-    def _forked(self, processes: int) -> t.Iterator[Found]:
-        """In several processes; ends early, without a word, where that cannot be."""
+    def _forked(self, processes: int) -> t.Iterator[tuple[Found, int]]:
+        """In several processes: what was found, and how many units are done with it; ends early, without a word, where that cannot be."""
         global _WORK  # pylint: disable=global-statement
         try:
             import multiprocessing
@@ -493,18 +554,23 @@ class _Work:
             from concurrent.futures.process import BrokenProcessPool
 
             _WORK = self
+            self._names = list(dict.fromkeys(self._plan.owners.values()))
             _give_memory_back()
             count = len(self._units)
+            at_once = max(1, min(16, count // (processes * 8)))
+            firsts, lasts = range(0, count, at_once), [min(count, first + at_once) for first in range(0, count, at_once)]
             pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _end_with_parent)
         except (ImportError, OSError, ValueError, NotImplementedError):
             return  # no semaphores here, or no fork
         try:
             with pool:
-                yield from pool.map(_walk_one, range(count), chunksize=max(1, min(16, count // (processes * 8))))
+                for last, packed in zip(lasts, pool.map(_walk_some, firsts, lasts)):
+                    yield packed.unpacked(self._names), last
         except (BrokenProcessPool, OSError):
             return  # one was killed, as the largest are when memory is short
         finally:
             _WORK = None
+            self._names = []
 
     def one(self, number: int) -> Found:
         """Walk one unit."""
@@ -519,6 +585,28 @@ class _Work:
                 continue
             _Walk(self._plan, unit.sharing, seen, links, found).tree(path)
         return found
+
+
+class _Either:
+    """What is in one of two collections."""
+
+    def __init__(self, one: t.Container[str], other: t.Container[str]) -> None:
+        self._one, self._other = one, other
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._one or path in self._other
+
+
+def _tops(paths: t.Iterable[str]) -> set[str]:
+    """Paths below which all the given ones lie."""
+    found = set()
+    for path in sorted(paths, key=len):
+        upper = path
+        while upper != "/" and upper not in found:
+            upper = _above(upper)
+        if upper not in found:
+            found.add(path)
+    return found
 
 
 def _above(path: str) -> str:
@@ -544,7 +632,7 @@ class _Plan:
     """
 
     owners: t.Mapping[str, str]
-    apart: t.Collection[str]
+    apart: t.Container[str]
     parents: t.Collection[str]
     above: t.Collection[str]
     models: t.Mapping[int, Model]
