@@ -297,7 +297,9 @@ def _target(link: str, user: int | None) -> tuple[str, str]:
         trusted = {0, os.stat(root).st_uid}
         # With user namespaces what is the engine's belongs to those whom the data root is named by.
         remapped = re.fullmatch(r"([0-9]+)\.[0-9]+", os.path.basename(root))
-        owners = {user} if user else trusted | {int(remapped[1])} if remapped else trusted
+        # Over TCP nobody knows who answers; a data root that is a user's makes him the engine's.
+        runs_as = os.stat(root).st_uid if user is None and not remapped else user
+        owners = {runs_as} if runs_as else trusted | {int(remapped[1])} if remapped else trusted
         return trust.resolve(link, trusted, owners), ""
     except trust.NotTrusted as why:
         return "", str(why)

@@ -106,13 +106,30 @@ def _service_command(process: processes.Process) -> list[str]:
     unit, user = _unit(process.pid)
     if not unit:
         return []
+    users = set(processes.user_ids(process.pid))
     if user is None:
-        return ["systemctl", "restart", unit]
+        # What a user starts by cron is a process of cron's service.
+        return ["systemctl", "restart", unit] if users == {0} or _runs_as(unit, users) else []
     # A user's own service may have the name of one of the system's.
-    if set(processes.user_ids(process.pid)) != {user}:
+    if users != {user}:
         return []
     machine = [] if user == os.geteuid() else [f"--machine={user}@.host"]
     return ["systemctl", "--user", *machine, "restart", unit]
+
+
+def _runs_as(unit: str, users: t.Collection[int]) -> bool:
+    """Whether a service of the system's is made to run as one user, the only one of these."""
+    try:
+        import pwd  # which a Python may be built without
+
+        done = subprocess.run(
+            ["systemctl", "show", "--property=User", unit], env={"PATH": _SYSTEM_PATH}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, timeout=_ANSWER, check=False,
+        )
+        name = done.stdout.decode("utf-8", "replace").strip().partition("User=")[2]
+        return set(users) == {int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid}
+    except (ImportError, OSError, subprocess.SubprocessError, KeyError, ValueError):
+        return False
 
 
 def _unit(pid: int) -> tuple[str, int | None]:

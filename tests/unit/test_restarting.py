@@ -331,6 +331,7 @@ class Systemctl:
 def test_an_engine_that_systemd_runs_is_restarted_by_it(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     process = fake.start()
     systemctl = Systemctl(monkeypatch)
+    monkeypatch.setattr(processes, "user_ids", lambda _pid: (0,) * 4)
     fake.restart()
     assert systemctl.calls == [["systemctl", "restart", "docker.service"]]
     assert process.poll() is None
@@ -339,6 +340,7 @@ def test_an_engine_that_systemd_runs_is_restarted_by_it(fake: Fake, monkeypatch:
 def test_what_systemd_says_against_it_is_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.start()
     Systemctl(monkeypatch, 1, b"Job for docker.service failed.\n")
+    monkeypatch.setattr(processes, "user_ids", lambda _pid: (0,) * 4)
     with pytest.raises(FleetcleanError, match=r"systemctl restart docker\.service says: Job for docker\.service failed\.$"):
         fake.restart()
 
@@ -352,6 +354,25 @@ def test_a_users_service_is_restarted_by_the_systemd_of_that_user(fake: Fake, mo
     monkeypatch.setattr(processes, "user_ids", lambda _pid: (user,) * 4)
     fake.restart()
     assert systemctl.calls == [[*command, "restart", "docker.service"]]
+
+
+@pytest.mark.parametrize(("said", "restarted"), [
+    (b"User=\n", False), (b"User=root\n", False), (b"User=12345\n", True), (b"User=nobody at all\n", False), (b"User=\xc2\xb2\n", False), (b"", False),
+])
+def test_what_a_user_runs_in_a_service_of_the_systems_is_not_that_service(fake: Fake, monkeypatch: pytest.MonkeyPatch, said: bytes, restarted: bool) -> None:
+    """His jobs of cron's are in cron's control group, and an engine without root may be one."""
+    process = fake.start()
+    found = replace(fake.found, user_id=12345)
+    systemctl = Systemctl(monkeypatch, said=said)
+    monkeypatch.setattr(processes, "user_ids", lambda _pid: (12345,) * 4)
+    if restarted:
+        fake.restart(found)
+    else:
+        with pytest.raises(FleetcleanError, match="cannot be started again as it was: it runs as user 12345"):
+            fake.restart(found)
+    restart = [["systemctl", "restart", "docker.service"]] * restarted
+    assert systemctl.calls == [["systemctl", "show", "--property=User", "docker.service"], *restart]
+    assert process.poll() is None
 
 
 def test_what_root_runs_in_a_users_session_is_no_service_of_that_users(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
