@@ -47,6 +47,8 @@ _AROUND, _NUMBER = 10, 8
 
 #: Keys that honest modules send along and nobody here needs.
 _UNUSED = frozenset(("invocation", "_ansible_parsed", "_ansible_trusted_utf8"))
+#: How names begin by which Ansible makes something else of a whole mapping: __ansible_type, __ansible_vault, __ansible_unsafe.
+_ANSIBLES = "__ansible_"
 #: What Ansible's wrapper of jobs sends along with the answer of one that has ended.
 _UNUSED_OF_JOBS = frozenset(("cmd", "stdout", "stdout_lines", "stderr", "stderr_lines", "outdata", "erased", "_ansible_suppress_tmpdir_delete"))
 
@@ -207,9 +209,7 @@ class _Reader:
             for key, value in raw.items():
                 shape = contains.get(key) if isinstance(key, str) else None
                 if shape is None:
-                    self._budget.spend(_AROUND)
-                    if len(self.dropped) <= _MAX_DROPPED and key not in _UNUSED:
-                        self.dropped.append(one_line(key, 40))
+                    self._drop(key)
                     continue
                 found["".join((key,))] = None if value is None else self.value(shape, value, depth + 1)
         except UnexpectedAnswer as error:
@@ -224,6 +224,9 @@ class _Reader:
             for name, value in raw.items():
                 if not isinstance(name, str):
                     raise UnexpectedAnswer("a name that is no text")
+                if name.startswith(_ANSIBLES):
+                    self._drop(name)
+                    continue
                 text = one_line(name, 200)
                 self._budget.spend(_AROUND + depth + len(encode_basestring_ascii(text)))
                 found[text] = self.value(elements, value, depth + 1)
@@ -231,6 +234,11 @@ class _Reader:
             error.where.insert(0, one_line(name, 60))
             raise
         return found
+
+    def _drop(self, key: t.Any) -> None:
+        self._budget.spend(_AROUND)
+        if len(self.dropped) <= _MAX_DROPPED and key not in _UNUSED:
+            self.dropped.append(one_line(key, 40))
 
     def _list(self, elements: Shape, raw: t.Sequence[t.Any], depth: int) -> list[t.Any]:
         found: list[t.Any] = []

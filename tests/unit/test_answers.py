@@ -146,6 +146,12 @@ def test_keys_within_documented_values_are_dropped_as_well_and_few_are_named() -
     assert words.isprintable() and words.endswith(" and more") and len(words) < 600
 
 
+def test_no_name_of_a_driver_makes_something_else_of_a_mapping() -> None:
+    status = {"__ansible_type": "datetime_date", "iso8601": "2026-01-01", "__ansible_vault": "x"}
+    admitted = answers.admit("docker_disk_report", {"engine": {"root_dir": "/d", "driver_status": status}})
+    assert admitted == ({"engine": {"root_dir": "/d", "driver_status": {"iso8601": "2026-01-01"}}}, ("__ansible_type", "__ansible_vault"))
+
+
 def test_a_job_has_the_keys_of_ansibles_wrapper_and_nothing_else_has() -> None:
     started = {"ansible_job_id": "j1.2", "results_file": "/root/x", "started": 1, "finished": 0, "failed": 0}
     admitted = answers.admit("docker_clean", {**started, "ansible_facts": {"x": 1}}, job=True)
