@@ -52,7 +52,7 @@ def test_a_million_files_and_5000_images_take_less_than_100_mb(crowded: Host, me
 
 
 #: Objects of an engine that has nothing but records: what they take is the snapshot's, and the accounts'.
-MANY_IMAGES, MANY_CONTAINERS = 1_500, 3_000
+MANY_IMAGES, MANY_CONTAINERS = 3_000, 6_000
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,9 @@ UNUSED = {"containers": {"older_than": "1d"}, "images": {"scope": "unused", "old
 
 
 @pytest.mark.parametrize(
-    ("module", "options"), [("docker_disk_report", {"measure": "fast"}), ("docker_clean", {"_ansible_check_mode": True, **UNUSED})], ids=["report", "clean"]
+    ("module", "options"),
+    [("docker_disk_report", {"measure": "fast"}), ("docker_disk_report", {"measure": "exact"}), ("docker_clean", {"_ansible_check_mode": True, **UNUSED})],
+    ids=["fast", "exact", "clean"],
 )
 def test_thousands_of_containers_and_images_take_less_than_100_mb(multitude: str, tmp_path: Path, module: str, options: Any) -> None:
     result, took = run_here(tmp_path, module, docker_host=multitude, state_dir="", **options)

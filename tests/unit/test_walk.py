@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -741,6 +742,17 @@ def dying(monkeypatch: pytest.MonkeyPatch, act: t.Callable[[], t.Any], at: int) 
         return real(work, number)
 
     monkeypatch.setattr(walk._Work, "one", fake_one)
+
+
+def test_what_a_worker_found_comes_back_as_it_was() -> None:
+    """Also an account without a number, and files that are longer together than any number in few bytes."""
+    names = ["one", "two", "long"]
+    sizes = {"one": Sizes(4096, 100, 0, 4096, 1), "long": Sizes(0, 2**70, 0, 0, 9), "other": Sizes(1, 2, 3, 4, 5)}
+    found = Found(sizes=dict(sizes), self_contained={"one", "other"}, entangled={"two"}, unread=2)
+    packed = pickle.loads(pickle.dumps(walk._Packed.of(found, {name: number for number, name in enumerate(names)})))
+    again = packed.unpacked(names)
+    assert again == Found(sizes=sizes, self_contained={"one", "other"}, entangled={"two"}, unread=2)
+    assert next(name for name in again.sizes if name == "one") is names[0]
 
 
 @pytest.mark.parametrize("at", [0, 13, 30])
