@@ -12,6 +12,7 @@ Pure; the modules read with it, and so does the role's preflight on the controll
 from __future__ import annotations
 
 import ast
+import math
 import re
 import typing as t
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class _Kind:
 
 
 def split_lists(values: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any], section: str = "") -> dict[str, t.Any]:
-    """Return options as they were given, with each list as a list of texts.
+    """Return options as they were given, with each list as a list of texts, and no number that is none.
 
     To be used before Ansible's own reading, which splits a text at commas only, and makes texts of whatever it finds in a list.
 
@@ -86,6 +87,8 @@ def split_lists(values: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any], sect
             result[name] = split_lists(value, about["options"], f"{option}.")
         elif about.get("type") == "list" and about.get("elements", "str") == "str" and value is not None:
             result[name] = _entries(option, value, about.get("choices"))
+        elif about.get("type") == "int" and isinstance(value, float) and not math.isfinite(value):
+            raise FleetcleanError(f"{option}: {value} is no whole number.", "bad_input")  # Ansible would end in a traceback
     return result
 
 

@@ -390,3 +390,13 @@ def test_a_glob_is_what_it_is_to_fnmatch_and_takes_no_time_in_any_python(python:
     """Before 3.9 fnmatch tries every way of sharing a text among the stars, and label values are what an image's author wants."""
     answer = subprocess.run([python, "-I", "-B", "-c", GLOBS, names.__file__], capture_output=True, text=True, timeout=20, check=False)
     assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_no_number_is_refused_before_ansible_makes_one_of_it(value: float) -> None:
+    spec: dict[str, t.Any] = {"top": {"type": "int"}, "images": {"type": "dict", "options": {"keep_latest": {"type": "int"}}}}
+    for given, option in (({"top": value}, "top"), ({"images": {"keep_latest": value}}, "images.keep_latest")):
+        with pytest.raises(FleetcleanError, match=f"^{option}: .* is no whole number") as refused:
+            patterns.split_lists(given, spec)
+        assert refused.value.code == "bad_input"
+    assert patterns.split_lists({"top": 3.0}, spec) == {"top": 3.0}
