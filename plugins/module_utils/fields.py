@@ -105,7 +105,7 @@ class _Text(Shape):
         self._matches = re.compile(pattern).fullmatch if pattern else None
 
     def read(self, raw: t.Any, memory: _Memory) -> str:
-        if type(raw) is not str:
+        if not isinstance(raw, str):
             raise self.wrong(raw)
         if self._matches and raw and not self._matches(raw):
             raise Unexpected(f"is {shown(raw)}, not {self.name}")
@@ -135,7 +135,7 @@ class _Moment(Shape):
     name = "a time"
 
     def read(self, raw: t.Any, memory: _Memory) -> float | str:
-        if type(raw) is str:
+        if isinstance(raw, str):
             return TEXT.read(raw, memory)
         if type(raw) not in (int, float):
             raise self.wrong(raw)
@@ -148,7 +148,7 @@ class _Flag(Shape):
     name = "true or false"
 
     def read(self, raw: t.Any, memory: _Memory) -> bool:
-        if type(raw) is not bool:
+        if not isinstance(raw, bool):
             raise self.wrong(raw)
         return raw
 
@@ -159,7 +159,7 @@ class _Presence(Shape):
     name = "an object"
 
     def read(self, raw: t.Any, memory: _Memory) -> bool:
-        if type(raw) is not dict:
+        if not isinstance(raw, dict):
             raise self.wrong(raw)
         return True
 
@@ -173,7 +173,7 @@ class List(Shape):
         self.entry = entry
 
     def read(self, raw: t.Any, memory: _Memory) -> list[t.Any]:
-        if type(raw) is not list:
+        if not isinstance(raw, list):
             raise self.wrong(raw)
         memory.spend(_ENTRY_COST)
         return [self.read_entry(value, number, memory) for number, value in enumerate(raw)]
@@ -208,7 +208,7 @@ class Map(Shape):
         self.value = value
 
     def read(self, raw: t.Any, memory: _Memory) -> dict[str, t.Any]:
-        if type(raw) is not dict:
+        if not isinstance(raw, dict):
             raise self.wrong(raw)
         memory.spend(_ENTRY_COST * (1 + len(raw)))
         found = {}
@@ -230,7 +230,7 @@ class Fields(Shape):
         self.fields: dict[str, Shape] = {**(required or {}), **fields}
 
     def read(self, raw: t.Any, memory: _Memory) -> dict[str, t.Any]:
-        if type(raw) is not dict:
+        if not isinstance(raw, dict):
             raise self.wrong(raw)
         memory.spend(_ENTRY_COST)
         found = {}

@@ -53,7 +53,7 @@ def glob_fits(pattern: str, name: str) -> bool:
     all stars, which tries every way of sharing a text among them (``*a*a*a*a*b`` takes minutes for the names that an image's author chose).
     """
     try:
-        (first, _), *rest = _pieces(pattern)
+        (first, _length), *rest = _pieces(pattern)
     except re.error:
         return False
     if not rest:

@@ -669,7 +669,7 @@ def _in_turn(pool: ThreadPoolExecutor, read: t.Callable[[_Entry], _Read], listed
     """Read the entries of a list, several at once, and drop each once it was read: of thousands there is no room for both forms."""
     listed.reverse()
     while listed:
-        yield from pool.map(read, [listed.pop() for _ in range(min(len(listed), _AT_ONCE))])
+        yield from pool.map(read, [listed.pop() for _number in range(min(len(listed), _AT_ONCE))])
 
 
 def _before_layers(images: tuple[Image, ...]) -> tuple[tuple[Image, ...], dict[str, int]]:

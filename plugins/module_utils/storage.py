@@ -506,7 +506,7 @@ def _containerd_at(address: str, users: frozenset[int]) -> str | None:
         return None
     try:
         real = os.path.realpath(path)
-        for folder in {os.path.dirname(path), os.path.dirname(real)}:
+        for folder in (os.path.dirname(path), os.path.dirname(real)):
             trust.resolve(folder, users)
         found = os.lstat(real)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in users or os.lstat(path).st_uid not in users:
