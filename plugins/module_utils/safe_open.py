@@ -143,12 +143,3 @@ def read_head(path: str, limit: int, dir_fd: int | None = None) -> bytes:
         return content
     finally:
         os.close(descriptor)
-
-
-def list_directory(path: str) -> list[str]:
-    """Return the names in a directory, which the last part of ``path`` is itself."""
-    descriptor = open_directory(path)
-    try:
-        return os.listdir(descriptor)
-    finally:
-        os.close(descriptor)
