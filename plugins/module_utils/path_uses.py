@@ -128,7 +128,8 @@ class PathUses:
 
     def container(self, container: Container) -> Container:
         """The container with the objects whose folders it has by a path."""
-        found = {owner: printable(path) for path in container.binds for owner in self._folders.owners(path)}
+        # Engines list a container's mounts in another order each time; the first by name is told.
+        found = {owner: printable(path) for path in sorted(container.binds, reverse=True) for owner in self._folders.owners(path)}
         return replace(container, reaches=tuple(found.items())) if found else container
 
     def volume(self, volume: Volume) -> Volume:

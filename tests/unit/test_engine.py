@@ -553,6 +553,27 @@ def test_a_name_with_dots_and_slashes_never_reaches_another_object(site: Site, n
     assert [path for path in reached if not path.startswith("/v1.45/volumes/")] == []
 
 
+@pytest.mark.parametrize("call", ["images", "image", "remove_image"])
+def test_an_image_whose_names_somebody_changes_at_this_moment_is_asked_for_once_more(site: Site, call: str) -> None:
+    """containerd's store gives up after three looks of its own; it has done nothing then."""
+    words = {"message": "consistency error: data changed during operation, retry"}
+    answers = [http(words, "500 Internal Server Error"), http(words, "500 Internal Server Error"), http([] if call == "images" else {"Id": "x"})]
+    server = site.serve(engine_that(lambda method, path: answers.pop(0)))
+    engine = site.connect()
+    before = len(server.requests)
+    getattr(engine, call)(*(() if call == "images" else ("sha256:" + "a" * 64,)))
+    assert len(server.requests) == before + 3
+
+
+def test_an_image_that_is_gone_already_is_not_removed_again_and_again(site: Site) -> None:
+    server = site.serve(engine_that(lambda method, path: http({"message": "content digest sha256:1: not found"}, "404 Not Found")))
+    engine = site.connect()
+    before = len(server.requests)
+    with pytest.raises(EngineError):
+        engine.remove_image("sha256:" + "a" * 64)
+    assert len(server.requests) == before + 1
+
+
 def test_an_images_repository_keeps_its_slashes_and_its_port(site: Site) -> None:
     server = site.serve(engine_that(lambda method, path: http({"Id": "x"})))
     engine = site.connect()

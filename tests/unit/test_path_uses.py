@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -174,6 +175,14 @@ def test_a_bind_of_one_objects_folder_counts_and_one_of_all_does_not(monkeypatch
     looked = look(monkeypatch, root, world(volume("data"), container("web"), container("user", binds=(path,))))
     (found,) = [one.reaches for one in looked.containers if one.name == "user"]
     assert found == (((owner, path),) if owner else ())
+
+
+def test_of_several_binds_of_one_object_the_same_is_told_each_time() -> None:
+    """Engines list a container's mounts in another order each time."""
+    binds = tuple(f"/var/lib/docker/volumes/data/_data{below}" for below in ("/sub", "", "/a"))
+    for given in itertools.permutations(binds):
+        looked = path_uses.complete(world(volume("data"), container("user", binds=given)), None, "/var/lib/docker")
+        assert looked.containers[0].reaches == (("volume:data", "/var/lib/docker/volumes/data/_data"),)
 
 
 def test_another_machines_paths_are_compared_as_they_are_written() -> None:
