@@ -255,15 +255,16 @@ class _Reader:
 # -- what the action plugin passes on --------------------------------------------------------------
 
 
-def admit(module: str, raw: t.Mapping[str, t.Any], job: bool = False) -> Answer:
+def admit(module: str, raw: t.Mapping[str, t.Any], job: bool = False, most_bytes: int = MAX_BYTES) -> Answer:
     """Return what of a host's answer goes on into the play: what is documented, and what Ansible itself needs of it, made harmless.
 
     :param job: the task runs as a job (``async``), so Ansible's wrapper has its own keys in the answer.
+    :param most_bytes: what the answer may take, where less was asked for than a module can say.
     :raises UnexpectedAnswer: as `read` does.
     """
     about = dict(raw)
     more = {key: about.pop(key, None) for key in ("diff", "warnings", "deprecations", "exception")}
-    reader = _Reader({**shapes(module), **_COMMON, **(_JOB if job else {})}, Budget())
+    reader = _Reader({**shapes(module), **_COMMON, **(_JOB if job else {})}, Budget(most_bytes))
     values = reader.mapping(reader.known, about, 1)
     dropped = [key for key in reader.dropped if not (job and key in _UNUSED_OF_JOBS)]
     prepared = more["diff"].get("prepared") if isinstance(more["diff"], t.Mapping) else None

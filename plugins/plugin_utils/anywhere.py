@@ -131,7 +131,7 @@ class ActionModule(ActionBase):
 
     def _admitted(self, data: dict[str, t.Any]) -> dict[str, t.Any]:
         try:
-            answer = answers.admit(self._module, data, self._is_job)
+            answer = answers.admit(self._module, data, self._is_job, self._most_bytes())
         except answers.UnexpectedAnswer as error:
             return self._refused(error, data.get("changed") is True)
         values = answer.values
@@ -140,6 +140,10 @@ class ActionModule(ActionBase):
         if self._is_job and data.get("_ansible_suppress_tmpdir_delete") is True:
             values["_ansible_suppress_tmpdir_delete"] = True  # the job is still in that folder
         return values
+
+    def _most_bytes(self) -> int:
+        """What an answer may take."""
+        return answers.MAX_BYTES
 
     def _refused(self, error: answers.UnexpectedAnswer, changed: bool = False) -> dict[str, t.Any]:
         msg = f"{self._module}: {error}. Nothing of it is kept. Look into that host: its Python, or who answers in its place."

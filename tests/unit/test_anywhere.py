@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.fleetclean.docker.plugins.action import docker_clean
+from ansible_collections.fleetclean.docker.plugins.action import docker_clean, docker_disk_report
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import anywhere
 
 
@@ -39,6 +39,7 @@ def test_the_garbage_collector_rests_while_the_module_is_made_and_is_as_it_was_a
 class Task(t.NamedTuple):
     action: str = "fleetclean.docker.docker_clean"
     resolved_action: str = "fleetclean.docker.docker_clean"
+    args: t.Mapping[str, t.Any] = {}
 
 
 #: ansible-core has several ways to read what modules write, since 2.19.
@@ -73,6 +74,19 @@ def test_an_answer_of_another_type_is_a_failure_with_place_and_reason(action: t.
     assert (found["failed"], found["changed"], found["failure"]) == (True, True, "unexpected_answer")
     assert found["msg"].startswith("docker_clean: unexpected answer (removed[0].bytes: a text, where a whole number is documented). ")
     assert set(found) == {"failed", "changed", "failure", "msg"}
+
+
+@pytest.mark.parametrize(
+    ("top", "items", "users", "admitted"),
+    [(3, 3, 10_000, True), (3, 20_000, 1, False), ("3", 20_000, 1, False), ("20", 20, 100, True), (-1, 20_000, 1, True), (20_000, 20_000, 1, True)],
+)
+def test_a_report_is_as_large_as_what_was_asked_for(top: object, items: int, users: int, admitted: bool) -> None:
+    """Ansible takes a second and more for each 200 KB of a host's answer, and all others wait."""
+    report = docker_disk_report.ActionModule.__new__(docker_disk_report.ActionModule)
+    report._task, report._inventory_name = Task(args={"top": top}), "web1"
+    item = {"id": "a" * 64, "name": "team/app:1", "size": 1, "used_by": ["team_app_1.abcdefghijklmnopqrstuvwxyz"] * users, "tags": ["team/app:1"]}
+    found = parsed(report, json.dumps({"changed": False, "items": {"images": [item] * items}}))
+    assert (len(found["items"]["images"]) == items) if admitted else ("more than 2 MB" in found["msg"])
 
 
 @pytest.mark.parametrize(
