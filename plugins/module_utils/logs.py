@@ -27,7 +27,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.log_records impo
 from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import NotRegular, open_directory, open_real_directory, open_regular
 
 _ID = re.compile(r"[0-9a-f]{64}")
-_ROTATED = re.compile(r"\.[0-9]+(\.gz)?")
+#: What a rotated file's name has behind the log's: the engine's .1 and .2.gz, and logrotate's, which has dates (dateext, dateformat) and
+#: other packers (compresscmd, compressext) as well. Names that people give, such as .bak, are none.
+_ROTATED = re.compile(r"(\.[0-9]+|[.-][0-9]{4}-?[0-9]{2}-?[0-9]{2}([-_.T]?[0-9]+)*)(\.(gz|bz2|xz|zst|lzma|lz4|Z))?")
 #: Seconds; between the old log's new name and the new log the engine does nothing else.
 _ROTATES_WITHIN = 0.5
 #: Engines from 18.09 on pass over rotated files that are not there any more.
@@ -175,11 +177,16 @@ def _has(folder: int, name: str) -> bool:
 
 def _rotated_names(folder: int, ident: str, kind: Kind) -> list[str]:
     file = kind.file(ident)
-    return sorted(name for name in os.listdir(folder) if name.startswith(file) and _ROTATED.fullmatch(name[len(file):]))
+    return sorted(name for name in os.listdir(folder) if _is_rotated(name, file))
+
+
+def _is_rotated(name: str, file: str) -> bool:
+    """Whether a name is that of a rotated file of the log ``file``."""
+    return name.startswith(file) and _ROTATED.fullmatch(name, len(file)) is not None
 
 
 def rotated(containers: str, ident: str, kind: Kind) -> list[tuple[str, os.stat_result]]:
-    """The engine's rotated files of a log: their names, and what they are. Links and other things are not among them."""
+    """The rotated files of a log, the engine's and logrotate's: their names, and what they are. Links and other things are not among them."""
     found = []
     try:
         with _folder(containers, ident, kind) as folder:
@@ -196,7 +203,7 @@ def rotated(containers: str, ident: str, kind: Kind) -> list[tuple[str, os.stat_
 
 
 def remove_rotated(containers: str, ident: str, kind: Kind, held: t.Collection[tuple[int, int]]) -> int:
-    """Remove the engine's rotated files of a log, and return the bytes that come free.
+    """Remove the rotated files of a log, the engine's and logrotate's, and return the bytes that come free.
 
     :param held: files (device, inode) that somebody has open for writing: they stay, whatever they are called.
     :raises OSError: one cannot be removed.
@@ -215,15 +222,20 @@ def remove_rotated(containers: str, ident: str, kind: Kind, held: t.Collection[t
 
 
 def files(folder: str, ident: str) -> list[str]:
-    """The log files in a container's folder, rotated ones too, by name alone.
+    """The log files in a container's folder by name alone: what can be cut, and what removing rotated ones takes.
 
     json-file and ``local`` write there, and the engine itself for drivers that cannot be read back
     (``container-cached.log``, engine 20.10 and newer).
     """
     found = []
-    for place, prefixes in ((folder, (f"{ident}-json.log", "container-cached.log")), (f"{folder}/local-logs", ("container.log",))):
-        try:
-            found += [f"{place}/{name}" for name in os.listdir(place) if name.startswith(prefixes)]
-        except OSError:
-            continue
+    listed: dict[str, list[str]] = {}
+    for kind in KINDS:
+        place = f"{folder}/{kind.folder}" if kind.folder else folder
+        if place not in listed:
+            try:
+                listed[place] = os.listdir(place)
+            except OSError:
+                listed[place] = []
+        file = kind.file(ident)
+        found += [f"{place}/{name}" for name in listed[place] if name == file or _is_rotated(name, file)]
     return found

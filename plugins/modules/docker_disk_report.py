@@ -327,9 +327,8 @@ reclaimable:
   description: >-
     What could be had back, way by way: C(bytes), C(count) of objects and C(means). The ways are C(stopped_containers),
     C(dangling_images), C(unused_images), C(anonymous_volumes), C(unused_volumes), C(unused_build_cache), C(everything_unused)
-    (all of these in one run), C(logs) (the files that can be cut in place: not rotated ones, which go with their container, nor
-    those of the driver C(local)), C(deleted_logs) (logs that were deleted and that the engine still writes), C(tmp) and
-    C(leftovers). All are without any age; what a label or an orchestrator keeps is not counted.
+    (all of these in one run), C(logs) (all log files, rotated ones too, the engine's and logrotate's), C(deleted_logs) (logs that were
+    deleted and that the engine still writes), C(tmp) and C(leftovers). All are without any age; what a label or an orchestrator keeps is not counted.
   returned: when something but the filesystem was asked for
   type: dict
   elements: dict

@@ -57,7 +57,7 @@ options:
     default: 1MiB
   rotated:
     description:
-      - What to do with the engine's rotated files, packed ones too. V(remove) takes all of them from the chosen containers,
+      - What to do with rotated files, the engine's and logrotate's, packed ones too. V(remove) takes all of them from the chosen containers,
         whatever O(keep) is, with the container paused for a moment if it runs.
     type: str
     choices: [keep, remove]

@@ -362,6 +362,9 @@ def test_rotated_files_go_while_the_engine_rotates_and_it_goes_on_rotating(host:
     for speaker in speakers:
         speaker.say(5_000)
     assert all(len(speaker.rotated()) >= 4 for speaker in speakers)
+    dated = [Path(f"{speaker.path}{ending}") for speaker in speakers for ending in ("-20180912", "-20180913.xz", ".bak")]
+    for path in dated:
+        path.write_bytes(os.urandom(MIB))
     log = len(host.engine_log())
 
     running = Bare(host, MODULE).start(rotated="remove", keep="256KiB")
@@ -376,7 +379,8 @@ def test_rotated_files_go_while_the_engine_rotates_and_it_goes_on_rotating(host:
 
     removed = entries(done, "rotated")
     assert set(removed) == {speaker.name for speaker in speakers}
-    assert all(entry["reclaimed_bytes"] > 0 for entry in removed.values())
+    assert all(entry["reclaimed_bytes"] > 2 * MIB for entry in removed.values())
+    assert [path for path in dated if path.exists()] == dated[2::3]
     for speaker in speakers:
         assert speaker.newest()[0] > 4_000
         # And on: more than the engine rotates in.

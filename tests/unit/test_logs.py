@@ -344,7 +344,8 @@ def test_rotated_files_are_told_from_everything_else_in_the_folder(tmp_path: Pat
     log = Log(tmp_path, kind=kind)
     for ending in (".1", ".2", ".10", ".3.gz"):
         Path(f"{log.path}{ending}").write_bytes(b"x" * 5000)
-    for other in (".1.bak", ".gz", ".tmp", "1", ".1.gz.tmp", "-old", ".a", ". 1", ".1\n"):
+    others = (".1.bak", ".gz", ".tmp", "1", ".1.gz.tmp", "-old", ".a", ". 1", ".1\n", "-2018", "-20180912.sql", "-20180912x", "20180912", "-1.gz")
+    for other in others:
         Path(f"{log.path}{other}").write_bytes(b"x")
     (log.folder / "other.1").write_bytes(b"x")
     Path(f"{log.path}.4").symlink_to(tmp_path / "outside")
@@ -352,6 +353,23 @@ def test_rotated_files_are_told_from_everything_else_in_the_folder(tmp_path: Pat
     os.mkfifo(f"{log.path}.6")
     names = [name for name, _about in logs.rotated(str(tmp_path / "containers"), IDENT, kind)]
     assert names == [f"{log.path.name}{ending}" for ending in (".1", ".10", ".2", ".3.gz")]
+
+
+@every_kind
+def test_what_logrotate_makes_of_a_log_goes_with_the_engines_own_and_the_report_counts_both(tmp_path: Path, kind: Kind) -> None:
+    """Its names by number or by date, packed by whatever it was told to (mantl 500, kubernetes 68587)."""
+    log = Log(tmp_path, kind=kind)
+    endings = [
+        "-20180912", "-20180912.gz", "-2018-09-12.bz2", ".2018-09-12", "-2018091215", "-20180912-1536710400.xz", "-20180912T153000.zst", ".1", ".7.xz",
+    ]
+    for ending in endings:
+        Path(f"{log.path}{ending}").write_bytes(b"x" * 5000)
+    Path(f"{log.path}.bak").write_bytes(b"x" * 5000)
+    there = sorted(log.path.name + ending for ending in endings)
+    assert [name for name, _about in logs.rotated(str(tmp_path / "containers"), IDENT, kind)] == there
+    assert sorted(os.path.basename(path) for path in logs.files(str(tmp_path / "containers" / IDENT), IDENT)) == [log.path.name, *there]
+    logs.remove_rotated(str(tmp_path / "containers"), IDENT, kind, ())
+    assert sorted(path.name for path in log.path.parent.iterdir()) == [log.path.name, f"{log.path.name}.bak"]
 
 
 @every_kind
