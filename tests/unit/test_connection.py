@@ -638,6 +638,7 @@ TLS: tuple[tuple[str, bool, str, dict[str, t.Any], bool], ...] = (
     ("server", True, "tcp", {"validate_certs": True, "ca_path": "ca.pem"}, False),
     ("server", True, "tcp", {"validate_certs": True, "ca_path": "ca.pem", "client_cert": "client.pem", "client_key": "client.key"}, True),
     ("server", True, "tcp", {"validate_certs": True, "ca_path": "ca.pem", "client_cert": "stranger.pem", "client_key": "stranger.key"}, False),
+    ("server", True, "tcp", {"validate_certs": True, "ca_path": "ca.pem", "client_cert": "expired.pem", "client_key": "expired.key"}, False),
     ("server", True, "tcp", {"tls": True, "client_cert": "client.pem", "client_key": "client.key"}, True),
 )
 
