@@ -207,10 +207,11 @@ def test_an_engine_whose_answers_are_no_answers(fleet: Fleet, ansible: Ansible, 
     assert result["failure"] in ("engine", "engine_down")
 
 
-def test_no_sdk_anywhere(ansible: Ansible) -> None:
-    result = fails(ansible, "docker_clean", {"images": {}, "sdk": "host"})
+def test_an_engine_behind_ssh_needs_the_sdk_and_an_option_of_old_has_no_effect(ansible: Ansible) -> None:
+    result = fails(ansible, "docker_clean", {"images": {}, "docker_host": "ssh://root@two", "sdk": "carried"})
     assert result["failure"] == "no_sdk"
-    assert "There is no usable Docker SDK for Python (on this host: not installed). Install the packages" in result["msg"]
+    assert "docker_host: ssh://root@two needs the Python packages docker (4.4 or newer) and paramiko on this host" in result["msg"]
+    assert any("'sdk' is deprecated" in warning for warning in result["warnings"])
 
 
 def test_an_engine_on_another_machine(fleet: Fleet, ansible: Ansible) -> None:
