@@ -107,5 +107,5 @@ clean: ## remove what the checks leave behind, .venv too (what is made once stay
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A check without `make setup` before it: then it comes first.
-.venv/made-from: requirements-dev.txt constraints-dev.txt meta/ee-requirements.txt
+.venv/made-from: requirements-dev.txt constraints-dev.txt
 	@bash scripts/setup.sh

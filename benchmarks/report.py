@@ -9,7 +9,7 @@
 One host with a million files in 300 images, 200 containers and 200 volumes. Everything is measured in turn and in several rounds, so that
 what else the machine does meets all alike; what is shown is the median, and the least and the most. The module runs as its own process in
 the host, as Ansible starts it there, but without the controller. "Start-up" is the module asked for nothing (``include: []``): Python, its
-imports, the carried SDK and one question to the engine, which no host of any size can save; "work" is a run less that.
+imports and one question to the engine, which no host of any size can save; "work" is a run less that.
 
 With a cold cache the kernel has forgotten all files of the machine (drop_caches), the programs' own too. The disk below the machine may
 remember some of them.

@@ -96,7 +96,7 @@ virtual_environment() {
     local python wanted
     python=$(find_python)
     [ -n "$python" ] || fail "no Python 3.11 or newer that can make a virtual environment (Debian: apt-get install python3-venv)"
-    wanted=$("$python" -c 'import sys; print(sys.version)' && cat requirements-dev.txt constraints-dev.txt meta/ee-requirements.txt && pwd)
+    wanted=$("$python" -c 'import sys; print(sys.version)' && cat requirements-dev.txt constraints-dev.txt && pwd)
     if [ -e .venv/made-from ] && [ "$(cat .venv/made-from)" = "$wanted" ]; then
         touch .venv/made-from 2>/dev/null || true
         say ".venv is up to date"

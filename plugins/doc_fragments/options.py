@@ -7,13 +7,17 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """The options of every module: how to reach the engine, which SDK, where to remember things."""
+    """The options of every module: how to reach the engine, where to remember things."""
 
     DOCUMENTATION = r"""
 options:
   docker_host:
     description:
-      - The engine's socket or address, V(unix://PATH) or V(tcp://HOST:PORT).
+      - The engine's socket or address, V(unix://PATH), V(tcp://HOST:PORT) or V(ssh://USER@HOST:PORT).
+      - >-
+        V(ssh://) is for a host that gets to the engine by SSH itself. It needs the Docker SDK for Python there (the packages C(docker) and
+        C(paramiko), and the program C(ssh)), and C(docker) on the engine's machine. Keys and known hosts are those of the user that the module
+        runs as. Where Ansible can connect to the engine's machine, let it do that; then nothing has to be installed.
       - An engine on another machine can be asked and cleaned; what lies on its disk can not be read from here,
         so figures are the engine's own then, and what needs the disk refuses. The same goes for a socket at which a user listens who is
         neither root nor the owner of the data root.
@@ -72,15 +76,10 @@ options:
     aliases: [tls_client_key, key_path]
   sdk:
     description:
-      - Which Docker SDK for Python to use.
-      - V(host) is the one installed on the host; V(carried) the controller's, which goes along in memory and is
-        written to no disk; V(auto) takes the host's if it is good enough (5.0 or newer, and not one of the known
-        broken combinations), else the carried one.
-      - What is carried comes from the controller's own Python environment, or from the folder in the variable
-        C(fleetclean_sdk_path) (made with C(pip install --target)). Nothing is downloaded during a run.
+      - Has no effect, and will be removed in fleetclean.docker 2.0.0. The modules need no Docker SDK for Python but for V(ssh://) in
+        O(docker_host).
     type: str
     choices: [auto, host, carried]
-    default: auto
   state_dir:
     description:
       - Folder on the host where M(fleetclean.docker.docker_clean) remembers when images, volumes and networks were last in use; empty
@@ -93,7 +92,7 @@ options:
     type: path
     default: /var/lib/fleetclean
 requirements:
-  - Python 3.8 or newer on the host. Nothing else; the Docker SDK for Python is carried along where it is missing.
+  - Python 3.8 or newer on the host, and nothing else (but see O(docker_host) for V(ssh://)).
 """
 
     ATTRIBUTES = r"""

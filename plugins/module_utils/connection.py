@@ -1,7 +1,7 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""HTTP to an engine, by the standard library: unix sockets, TCP and TLS, with bounds on bytes and time.
+"""HTTP to an engine, by the standard library: unix sockets, TCP, TLS and what ``ssh_transport`` opens, with bounds on bytes and time.
 
 - One kept connection for each thread. A request that could have been carried out is never repeated.
 - No answer is larger than ``Limits.size`` bytes, headers and framing included; its head not than 256 KiB.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import http.client
 import io
 import os
+import re
 import select
 import socket
 import struct
@@ -66,9 +67,10 @@ class CutShort(Broken):
 
 @dataclass(frozen=True)
 class Address:
-    """Where an engine listens: ``path`` of a socket, or ``host`` and ``port``; ``prefix`` stands before each path."""
+    """Where an engine listens: ``path`` of a socket, ``ssh`` (USER@HOST:PORT), or ``host`` and ``port``; ``prefix`` stands before each path."""
 
     path: str = ""
+    ssh: str = ""
     host: str = ""
     port: int = 0
     tls: bool = False
@@ -82,6 +84,16 @@ def parse_address(docker_host: str, tls: bool) -> Address:
     """
     if docker_host.startswith("unix://"):
         return Address(path=docker_host[len("unix://"):] or "/")
+    if docker_host.startswith("ssh://"):
+        target = docker_host[len("ssh://"):].rstrip("/")
+        # Nothing that a shell or ssh would take for more than a name.
+        if not re.fullmatch(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_][\w.-]*(:[0-9]{1,5})?", target, re.ASCII):
+            raise FleetcleanError(
+                f"docker_host: {docker_host.rpartition('@')[2]!r} is not ssh://USER@HOST:PORT; give all else in OpenSSH's configuration on the "
+                "managed host.",
+                "bad_input",
+            )
+        return Address(ssh=target)
     try:
         parts = urlsplit(docker_host)
         port = parts.port
@@ -298,6 +310,10 @@ class Connection:
         return None
 
     def _open(self) -> socket.socket:
+        if self._address.ssh:
+            from ansible_collections.fleetclean.docker.plugins.module_utils.ssh_transport import SshStream  # few need it
+
+            return t.cast(socket.socket, SshStream(self._address.ssh))
         return self._connect_unix() if self._address.path else self._connect_tcp()
 
     def _connect_unix(self) -> socket.socket:

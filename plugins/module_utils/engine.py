@@ -452,10 +452,10 @@ def connect(params: dict[str, t.Any]) -> Engine:
     :raises FleetcleanError: with a code that tells what is wrong (no_engine, engine_down, denied, ...).
     """
     host = str(params["docker_host"])
-    if not host.startswith(("unix://", "tcp://", "http://", "https://")):
+    if not host.startswith(("unix://", "tcp://", "http://", "https://", "ssh://")):
         raise FleetcleanError(
-            f'docker_host: "{host}" is not an engine\'s address; use unix:///var/run/docker.sock or '
-            "tcp://HOST:PORT, or let Ansible connect to that host.",
+            f'docker_host: "{host}" is not an engine\'s address; use unix:///var/run/docker.sock, tcp://HOST:PORT or '
+            "ssh://USER@HOST, or let Ansible connect to that host.",
             "bad_input",
         )
     version = str(params["api_version"])
@@ -541,7 +541,8 @@ def _unreachable(host: str, error: Exception) -> FleetcleanError:
     if isinstance(error, socket.timeout):
         return _too_slow(host, "connecting", TooSlow(0))
     if isinstance(error, (OSError, CutShort, http.client.IncompleteRead)):
-        return FleetcleanError(f"engine does not answer: {where}: {text[:_MAX_WORDS]}. Look at the engine's own log.", "engine_down")
+        next_step = getattr(error, "next_step", "Look at the engine's own log.")
+        return FleetcleanError(f"engine does not answer: {where}: {text[:_MAX_WORDS]}. {next_step}", "engine_down")
     return FleetcleanError(_not_an_engine(where, text), "not_docker")
 
 

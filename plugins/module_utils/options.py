@@ -61,11 +61,13 @@ def shared_spec() -> dict[str, t.Any]:
         "ca_path": {"type": "path", "aliases": ["ca_cert", "tls_ca_cert", "cacert_path"]},
         "client_cert": {"type": "path", "aliases": ["tls_client_cert", "cert_path"]},
         "client_key": {"type": "path", "aliases": ["tls_client_key", "key_path"]},
-        "sdk": {"type": "str", "choices": ["auto", "host", "carried"], "default": "auto"},
+        "sdk": {
+            "type": "str",
+            "choices": ["auto", "host", "carried"],
+            "removed_in_version": "2.0.0",
+            "removed_from_collection": "fleetclean.docker",
+        },
         "state_dir": {"type": "path", "default": "/var/lib/fleetclean"},
-        # Filled in by the action plugin, never by users.
-        "_sdk_archive": {"type": "str", "no_log": True},
-        "_sdk_about": {"type": "dict"},
     }
 
 

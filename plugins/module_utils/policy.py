@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What goes and what stays: a pure function from a snapshot and wishes to a plan.
 
-Neither the SDK nor the disk is known here. The same plan is returned in check mode and carried out
+Neither the engine nor the disk is known here. The same plan is returned in check mode and carried out
 in a real run, so whatever decides something has to be in the snapshot. Each object of a section
 that was asked for ends up once: as a step, or among what is kept, with the reason in words.
 

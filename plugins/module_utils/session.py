@@ -1,7 +1,7 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What each of the modules does first and last: SDK, engine, whose disk it is; and errors without tracebacks."""
+"""What each of the modules does first and last: engine, whose disk it is; and errors without tracebacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import history, options, patterns, places, sdk, tmp_leftovers
+from ansible_collections.fleetclean.docker.plugins.module_utils import history, options, patterns, places, tmp_leftovers
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -32,7 +32,6 @@ class Site(t.NamedTuple):
     """
 
     engine: engines.Engine
-    sdk: sdk.Sdk
     storage: Storage
     proof: Proof
     located: Storage | None = None
@@ -77,7 +76,6 @@ class Site(t.NamedTuple):
             "memory_bytes": info.get("MemTotal"),
             "cgroup_driver": info.get("CgroupDriver"),
             "security_options": [str(option) for option in info.get("SecurityOptions") or []],
-            "sdk": {"source": self.sdk.source, "version": self.sdk.version},
         }
 
 
@@ -160,7 +158,6 @@ def open_site(params: dict[str, t.Any]) -> Site:
     if not os.path.isabs(state_dir):
         raise FleetcleanError(f'state_dir: "{state_dir}" is not an absolute path; use one such as /var/lib/fleetclean, or "".', "bad_input")
     history.check(state_dir)
-    used_sdk = sdk.provide(params["sdk"], params["_sdk_archive"], params["_sdk_about"])
     engine = engines.connect(params)
     where = from_info(engine.info)
     containers: list[str] = []
@@ -170,6 +167,6 @@ def open_site(params: dict[str, t.Any]) -> Site:
         volumes = [] if containers else [str(raw.get("Name")) for raw in engine.volumes()]
     proof = prove(where, engine.info, engine.host, containers, volumes, listener=engine.listener)
     if not proof.proven:
-        return Site(engine, used_sdk, where, proof)
+        return Site(engine, where, proof)
     located, refused = places.locate(where, engine, engine.listener)
-    return Site(engine, used_sdk, where, proof, located, tuple(refused))
+    return Site(engine, where, proof, located, tuple(refused))

@@ -16,8 +16,7 @@ description:
     its data root, what of it could be had back, and by which means. Each byte stands in one category; what has no owner is
     named as such.
   - >-
-    Changes nothing but what it remembers itself (O(state_dir)), and runs on a host without a free byte and without the
-    Docker SDK.
+    Changes nothing but what it remembers itself (O(state_dir)), and runs on a host without a free byte.
   - >-
     What could be had back is counted by the policy of M(fleetclean.docker.docker_clean) and by the filesystem: a layer
     comes free with the last image, container or build cache that has it; xfs frees inodes besides blocks; btrfs keeps small
@@ -120,7 +119,6 @@ engine:
     memory_bytes: 33554432000
     cgroup_driver: systemd
     security_options: ["name=seccomp,profile=builtin"]
-    sdk: {source: carried, version: 7.1.0}
   contains:
     name: {description: The host's name as the engine knows it., type: str, returned: always}
     version: {description: The engine's release., type: str, returned: always}
@@ -147,13 +145,6 @@ engine:
     memory_bytes: {description: The host's memory., type: int, returned: always}
     cgroup_driver: {description: Who manages control groups., type: str, returned: always}
     security_options: {description: 'What secures containers, such as V(name=userns) or V(name=rootless).', type: list, elements: str, returned: always}
-    sdk:
-      description: Which SDK was used.
-      type: dict
-      returned: always
-      contains:
-        source: {description: V(host) or V(carried)., type: str, returned: always}
-        version: {description: Its release., type: str, returned: always}
 paths:
   description: The storage driver's paths below the data root that exist, lists by category; empty if the data root is not proven to be here.
   returned: when the engine answers
@@ -412,7 +403,7 @@ measured:
     remembered_bytes: {description: What those take., type: int, returned: always}
 failure:
   description: >-
-    What kind of failure it was: V(bad_input), V(no_sdk), V(no_engine) (nothing is installed), V(engine_down),
+    What kind of failure it was: V(bad_input), V(no_sdk) (of an engine behind C(ssh://)), V(no_engine) (nothing is installed), V(engine_down),
     V(denied), V(not_docker), V(not_yet), V(engine), V(disk), V(defect) (of the module itself) or V(unexpected_answer) (the host
     answered something else than this module returns; told by the controller, which keeps none of it).
   returned: on failure

@@ -9,8 +9,7 @@ Ansible usually gives up before a module starts: the remote temporary folder can
 * pipelining is turned on for this task, where connection and become method can do it; nothing is
   copied to the host then;
 * where they cannot (su, a requested terminal), the remote temporary folder is put on a tmpfs;
-* TMPDIR points to a tmpfs, because the module's wrapper unpacks itself even with pipelining;
-* the Docker SDK of the controller goes along in memory, for hosts that have none.
+* TMPDIR points to a tmpfs, because the module's wrapper unpacks itself even with pipelining.
 
 All of this is per task: the play's other tasks keep their settings.
 
@@ -22,18 +21,16 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 import time
 import typing as t
 from contextlib import contextmanager, suppress
 
-from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
-from ansible_collections.fleetclean.docker.plugins.plugin_utils import answers, carried_sdk
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import answers
 
 #: A tmpfs that every Linux host has, and that every user may write to.
 TMPFS = "/dev/shm"
@@ -53,7 +50,7 @@ def _without_collector() -> t.Iterator[None]:
 
 
 class ActionModule(ActionBase):
-    """Runs its module on hosts without a free byte and without the SDK, and admits what the module documents of their answers."""
+    """Runs its module on hosts without a free byte, and admits what the module documents of their answers."""
 
     _supports_check_mode = True
     _supports_async = True
@@ -75,8 +72,6 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = dict(self._task.args)
-        if args.get("sdk") != "host":
-            args.update(self._carried(task_vars))
         wrap_async = bool(self._task.async_val) and not self._connection.has_native_async
         self._stay_off_the_disk(wrap_async)
         # First in the list: whoever sets TMPDIR for the task or the play still has the last word.
@@ -179,14 +174,6 @@ class ActionModule(ActionBase):
                 return answer
         msg = f"{self._module}: the job did not end within {seconds} seconds. Raise async, or look for it with async_status."
         return {**started, "failed": True, "msg": msg}
-
-    def _carried(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        folder = task_vars.get("fleetclean_sdk_path") or os.environ.get("FLEETCLEAN_SDK_PATH")
-        if folder:
-            folder = os.path.expanduser(self._templar.template(folder))
-        sdk = carried_sdk.pack(folder or None, os.path.join(C.ANSIBLE_HOME, "fleetclean_cache"), C.DEFAULT_LOCAL_TMP)
-        about = {"python": sdk.python, "packages": sdk.packages, "error": sdk.error}
-        return {"_sdk_archive": sdk.archive, "_sdk_about": about}
 
     def _stay_off_the_disk(self, wrap_async: bool) -> None:
         try:

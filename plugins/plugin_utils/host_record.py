@@ -37,11 +37,6 @@ _TEXTS_ARE_TEXTS = tuple(int(number) for number in _ANSIBLE_VERSION.split(".")[:
 Names = t.List[str]
 
 
-class Sdk(t.TypedDict):
-    source: t.Optional[str]
-    version: t.Optional[str]
-
-
 class Engine(t.TypedDict):
     name: t.Optional[str]
     version: t.Optional[str]
@@ -68,7 +63,6 @@ class Engine(t.TypedDict):
     memory_bytes: t.Optional[int]
     cgroup_driver: t.Optional[str]
     security_options: Names
-    sdk: Sdk
 
 
 class Filesystem(t.TypedDict):

@@ -3,17 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A module's own process on a host, without the controller, so that its time and its memory can be told.
 
-It runs as Ansible's wrapper runs it: out of a zip on a tmpfs, compiled anew each time, with its arguments and the carried SDK on stdin.
+It runs as Ansible's wrapper runs it: out of a zip on a tmpfs, compiled anew each time, with its arguments on stdin.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import zipfile
@@ -104,10 +102,9 @@ class Bare:
 
     def start(self, watch: bool = False, profile: str = "", **options: Any) -> Started:
         """Start the module, and do not wait for it."""
-        archive, about = _sdk()
-        # As the action plugin and Ansible send them.
-        arguments = {"_sdk_archive": archive, "_sdk_about": about, "_ansible_module_name": f"fleetclean.docker.{self.module}",
-                     "_ansible_check_mode": False, "_ansible_remote_tmp": "/dev/shm", "_ansible_tmpdir": None, **options}
+        # As Ansible sends them.
+        arguments = {"_ansible_module_name": f"fleetclean.docker.{self.module}", "_ansible_check_mode": False, "_ansible_remote_tmp": "/dev/shm",
+                     "_ansible_tmpdir": None, **options}
         stdin = json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode()
         command = self.host.command([self.host.python, f"{_FOLDER}/run.py", f"{_FOLDER}/module.zip", self.module, profile],
                                     env={"TMPDIR": "/dev/shm", "PYTHONDONTWRITEBYTECODE": "1"})
@@ -121,9 +118,7 @@ def run_here(folder: Path, module: str, **options: Any) -> Tuple[Dict[str, Any],
     """
     (folder / "module.zip").write_bytes(_packed())
     (folder / "run.py").write_text(_RUNNER)
-    archive, about = _sdk()
-    arguments = {"_sdk_archive": archive, "_sdk_about": about, "_ansible_module_name": f"fleetclean.docker.{module}",
-                 "_ansible_remote_tmp": str(folder), "_ansible_tmpdir": None, **options}
+    arguments = {"_ansible_module_name": f"fleetclean.docker.{module}", "_ansible_remote_tmp": str(folder), "_ansible_tmpdir": None, **options}
     command = [sys.executable, str(folder / "run.py"), str(folder / "module.zip"), module, ""]
     done = subprocess.run(command, input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode(), capture_output=True, check=False, timeout=600)
     return json.loads(done.stdout), json.loads(done.stderr.decode().rpartition("\n")[2])
@@ -208,16 +203,3 @@ def _packed() -> bytes:
             for path in sorted((REPOSITORY / "plugins" / folder).glob("*.py")):
                 archive.write(path, f"ansible_collections/fleetclean/docker/plugins/{folder}/{path.name}")
     return buffer.getvalue()
-
-
-@lru_cache(maxsize=None)
-def _sdk() -> Tuple[str, Dict[str, str]]:
-    """The SDK as the action plugin carries it."""
-    spec = importlib.util.spec_from_file_location("carried_sdk", REPOSITORY / "plugins/plugin_utils/carried_sdk.py")
-    assert spec and spec.loader
-    carried = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(carried)
-    with tempfile.TemporaryDirectory() as cache:
-        sdk = carried.pack(None, cache)
-    assert sdk.archive, sdk.error
-    return sdk.archive, {"python": sdk.python, "packages": sdk.packages, "error": sdk.error}

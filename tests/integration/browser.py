@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A headless Chromium, spoken to over a pipe in its DevTools protocol (https://chromedevtools.github.io/devtools-protocol/).
 
-Selenium would want newer releases of urllib3 and certifi than those that are carried to hosts (meta/ee-requirements.txt), and a
-port; the pipe wants neither. Messages are JSON, each ends with a NUL; Chromium reads them from file descriptor 3 and answers on 4.
+Selenium would want a driver and a port; the pipe wants neither. Messages are JSON, each ends with a NUL; Chromium reads them from file descriptor 3 and answers on 4.
 """
 
 from __future__ import annotations

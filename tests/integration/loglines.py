@@ -126,15 +126,12 @@ class Writer:
 
 # A module's start takes most of its time. So it is made once, up to the point where Ansible's arguments are read, and each run is a fork of it.
 _CUTTER = r"""
-import json, os, runpy, sys
+import os, runpy, sys
 
 sys.path.insert(0, sys.argv[1])
 from ansible.module_utils import basic
-from ansible_collections.fleetclean.docker.plugins.module_utils import sdk, session, truncating
+from ansible_collections.fleetclean.docker.plugins.module_utils import session, truncating
 
-archive, about = json.loads(sys.stdin.readline())
-sdk.provide("carried", archive, about)
-sdk._forget = lambda: None  # it stays imported
 for line in sys.stdin:
     if os.fork() == 0:
         basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = line.encode(), "legacy"
@@ -151,13 +148,12 @@ class Cutter:
         Bare(host, "docker_log_truncate")
         self._process = host.popen([host.python, "-c", _CUTTER, f"{bare._FOLDER}/module.zip"], {"TMPDIR": "/dev/shm", "PYTHONDONTWRITEBYTECODE": "1"},
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._send(bare._sdk())
 
     def run(self, **options: Any) -> Dict[str, Any]:
         """The result of a run with these options."""
         self._send({"ANSIBLE_MODULE_ARGS": {
             "_ansible_module_name": "fleetclean.docker.docker_log_truncate", "_ansible_check_mode": False, "_ansible_remote_tmp": "/dev/shm",
-            "_ansible_tmpdir": None, "sdk": "host", **options}})
+            "_ansible_tmpdir": None, **options}})
         assert self._process.stdout
         said = "".join(iter(self._process.stdout.readline, "done\n"))
         assert self._process.poll() is None, said

@@ -51,8 +51,12 @@ class Run:
         return next((line["result"]["msg"] for line in self.lines if line["task"].endswith(": The fleet")), [])
 
 
+#: What the tests' own Python has and a controller need not have.
+_NOT_ON_CONTROLLERS = ("docker", "requests", "urllib3", "paramiko")
+
+
 class Ansible:
-    """Runs the Ansible of this Python on a fleet's inventory."""
+    """Runs the Ansible of this Python on a fleet's inventory, as if nothing but ansible-core were installed here."""
 
     def __init__(self, inventory: str, liars: bool = False) -> None:
         """:param liars: some of its hosts answer what no module returns. What all others answer has to come in whole."""
@@ -62,6 +66,10 @@ class Ansible:
     def run(self, argv: List[str], **environment: str) -> Run:
         with tempfile.TemporaryDirectory(prefix="fleetclean-run-") as folder:
             results = Path(folder, "results")
+            absent = Path(folder, "absent")
+            absent.mkdir()
+            for name in _NOT_ON_CONTROLLERS:
+                (absent / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n")
             env = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_"))}
             env.update(
                 ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"),
@@ -73,6 +81,7 @@ class Ansible:
                 ANSIBLE_FORKS="10",
                 FLEETCLEAN_RESULTS=str(results),
                 PATH=f"{Path(sys.executable).parent}:{env.get('PATH', '')}",
+                PYTHONPATH=str(absent),
                 **environment,
             )
             done = subprocess.run(

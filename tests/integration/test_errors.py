@@ -6,17 +6,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
+from tests.certificates import Certificates
 from tests.fleet import Fleet, Host, HostSpec, dirty
-from tests.integration.support import Ansible, Run, start, state
+from tests.integration.support import REPOSITORY, Ansible, Run, start, state
+from tests.integration.things import until
+
+sys.path.insert(0, str(REPOSITORY / "playbooks/collections"))
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +217,59 @@ def test_an_engine_whose_answers_are_no_answers(fleet: Fleet, ansible: Ansible, 
     assert result["failure"] in ("engine", "engine_down")
 
 
-def test_no_sdk_anywhere(ansible: Ansible) -> None:
-    result = fails(ansible, "docker_clean", {"images": {}, "sdk": "host"})
+def test_an_engine_behind_ssh_needs_the_sdk_and_an_option_of_old_has_no_effect(ansible: Ansible) -> None:
+    result = fails(ansible, "docker_clean", {"images": {}, "docker_host": "ssh://root@two", "sdk": "carried"})
     assert result["failure"] == "no_sdk"
-    assert "There is no usable Docker SDK for Python (on this host: not installed). Install the packages" in result["msg"]
+    assert "docker_host: ssh://root@two needs the Python packages docker (4.4 or newer) and paramiko on this host" in result["msg"]
+    assert any("'sdk' is deprecated" in warning for warning in result["warnings"])
+
+
+@contextmanager
+def engine_with_tls(host: Host, folder: Path, certificate: str) -> Iterator[str]:
+    """A second engine of the host, of which clients need a certificate; its address."""
+    address = f"tcp://{host.address}:2376"
+    target = host.path("/run") / f"tls-{certificate}"
+    shutil.copytree(folder, target)
+    (target / "daemon.json").write_text("{}")
+    inside = f"/run/tls-{certificate}"
+    said = folder / f"{certificate}.log"
+    log = said.open("w")
+    with host.popen(["dockerd", "--data-root", f"{inside}/data", "--exec-root", f"{inside}/exec", "--pidfile", f"{inside}/pid", "--host", address, "--bridge=none",
+                     "--iptables=false", "--storage-driver=vfs", "--tlsverify", "--tlscacert", f"{inside}/ca.pem", "--tlscert", f"{inside}/{certificate}.pem",
+                     "--tlskey", f"{inside}/{certificate}.key", "--config-file", f"{inside}/daemon.json"], stdout=log, stderr=log) as process, log:
+        try:
+            until(lambda: "API listen on" in said.read_text() or process.poll() is not None)
+            assert process.poll() is None, said.read_text()[-1000:]
+            yield address
+        finally:
+            host.exec(["sh", "-c", f"kill $(cat {inside}/pid)"], check=False)
+            process.wait(30)
+
+
+def test_tls_with_a_real_engine_is_as_it_was_asked_for(fleet: Fleet, tmp_path: Path) -> None:
+    host = fleet["one"]
+    (tmp_path / "made").mkdir()
+    made = Certificates(tmp_path / "made", str(host.address))
+    right = {"validate_certs": True, "ca_path": "ca.pem", "client_cert": "client.pem", "client_key": "client.key"}
+    for certificate, cases in {
+        "server": (
+            (right, True), ({**right, "validate_certs": False, "tls": True}, True), ({**right, "tls_hostname": "elsewhere.example"}, False),
+            ({**right, "ca_path": "other-ca.pem"}, False), ({**right, "client_cert": "", "client_key": ""}, False),
+            ({**right, "client_cert": "stranger.pem", "client_key": "stranger.key"}, False), ({**right, "client_cert": "expired.pem", "client_key": "expired.key"}, False),
+        ),
+        "elsewhere": ((right, False), ({**right, "tls_hostname": "elsewhere.example"}, True)),
+        "expired": ((right, False),),
+    }.items():
+        with engine_with_tls(host, made.folder, certificate) as address:
+            for given, good in cases:
+                params = {name: made.path(value) if isinstance(value, str) and value.endswith((".pem", ".key")) else value for name, value in given.items()}
+                params.update(docker_host=address, api_version="auto", timeout=5)
+                if good:
+                    assert engines.connect(params).containers() == []
+                    continue
+                with pytest.raises(FleetcleanError) as caught:
+                    engines.connect(params)
+                assert (caught.value.code, "Check tls, validate_certs, ca_path and tls_hostname." in str(caught.value)) == ("denied", True), (certificate, given, str(caught.value))
 
 
 def test_an_engine_on_another_machine(fleet: Fleet, ansible: Ansible) -> None:

@@ -114,9 +114,8 @@ class Run:
 
     def __init__(self, host: Host, docker_host: str = "unix:///run/docker.sock", **options: Any) -> None:
         bare.Bare(host, "docker_clean")
-        archive, about = bare._sdk()
-        arguments = {"_sdk_archive": archive, "_sdk_about": about, "_ansible_module_name": "fleetclean.docker.docker_clean", "_ansible_check_mode": False,
-                     "_ansible_remote_tmp": "/dev/shm", "_ansible_tmpdir": None, "docker_host": docker_host, **OPTIONS, **options}
+        arguments = {"_ansible_module_name": "fleetclean.docker.docker_clean", "_ansible_check_mode": False, "_ansible_remote_tmp": "/dev/shm",
+                     "_ansible_tmpdir": None, "docker_host": docker_host, **OPTIONS, **options}
         command = host.command([host.python, f"{bare._FOLDER}/run.py", f"{bare._FOLDER}/module.zip", "docker_clean", ""],
                                env={"TMPDIR": "/dev/shm", "PYTHONDONTWRITEBYTECODE": "1"})
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -103,7 +103,7 @@ def liar(folder: Path, name: str, answer: Dict[str, Any]) -> Dict[str, str]:
 def test_hosts_that_answer_what_they_like_get_nothing_and_cost_only_themselves(fleet: Fleet, tmp_path: Path) -> None:
     honest = next(iter(json.loads(fleet.inventory.read_text()).values()))["hosts"]["h"]
     folder, owned = tmp_path / "report", tmp_path / "owned"
-    facts = {"cleanup_report_dir": str(owned), "cleanup_full_confirmed": True, "fleetclean_sdk_path": str(owned), "ansible_connection": "local", "_cleanup_table": "x"}
+    facts = {"cleanup_report_dir": str(owned), "cleanup_full_confirmed": True, "ansible_connection": "local", "_cleanup_table": "x"}
     hosts = {
         # The first of a play's hosts is the one whose variables the report goes by.
         "a-facts": liar(tmp_path, "a-facts", {"changed": False, "engine": ENGINE, "removed": [], "logs": [], "ansible_facts": facts, **ORDERS}),

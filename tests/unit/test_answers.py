@@ -123,7 +123,7 @@ def test_what_an_honest_host_answers_comes_in_whole(module: str, answer: dict[st
 
 #: What Ansible does with these keys of an answer: sets variables, adds hosts and groups, sums, hides, prints.
 ORDERS = {
-    "ansible_facts": {"cleanup_report_dir": "/etc", "fleetclean_sdk_path": "/tmp/x"}, "add_host": {"host_name": "evil"}, "add_group": "evil",
+    "ansible_facts": {"cleanup_report_dir": "/etc", "cleanup_hosts": "all"}, "add_host": {"host_name": "evil"}, "add_group": "evil",
     "ansible_stats": {"data": {"x": 1}}, "_ansible_no_log": True, "_ansible_verbose_always": True, "_ansible_facts_cacheable": True,
     "_ansible_delegated_vars": {"ansible_host": "evil"}, "results": [{"ansible_facts": {"x": 1}}], "skipped": True, "unreachable": True, "rc": 1,
     "failed_when_result": True, "ansible_job_id": "../../x", "stdout": "x", "stat": {"exists": True}, "include": "/etc/passwd", "attempts": 1,

@@ -137,7 +137,7 @@ def test_a_job_that_is_tried_again_is_a_job_again(action: t.Any, monkeypatch: py
         jobs.extend([named["wrap_async"]] if not name else [])
         return {"finished": True} if name else {"started": True, "ansible_job_id": "j1.2"}
 
-    action._task = SimpleNamespace(async_val=60, poll=1, args={"sdk": "host"}, environment=None)
+    action._task = SimpleNamespace(async_val=60, poll=1, args={}, environment=None)
     action._connection = SimpleNamespace(has_native_async=False)
     monkeypatch.setattr(ActionBase, "run", lambda *_args: {})
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)

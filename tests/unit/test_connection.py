@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import datetime
 import gzip
-import ipaddress
 import itertools
 import json
 import os
@@ -29,6 +27,8 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import apart, co
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, UnexpectedAnswer
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+
+from tests.certificates import Certificates
 
 VERSION = {"Version": "26.1.5", "ApiVersion": "1.45", "MinAPIVersion": "1.24"}
 INFO = {"ID": "ABCD", "Name": "build1", "ServerVersion": "26.1.5", "Driver": "overlay2"}
@@ -556,64 +556,6 @@ def test_a_socket_that_cannot_be_is_refused(host: str) -> None:
 # -- TLS -------------------------------------------------------------------------------------------
 
 
-class Certificates:
-    """Authorities, and what they signed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.authority("ca")
-        self.authority("other-ca")
-        self.signed("server", "127.0.0.1")
-        self.signed("elsewhere", "elsewhere.example")
-        self.signed("expired", "127.0.0.1", days=-1)
-        self.signed("nameless", None)
-        self.signed("client", "client")
-        self.signed("stranger", "stranger", "other-ca")
-
-    def authority(self, name: str) -> None:
-        self._make(name, name, None, 1)
-
-    def signed(self, name: str, hostname: str | None, by: str = "ca", days: int = 1) -> None:
-        self._make(name, hostname, by, days)
-
-    def path(self, name: str) -> str:
-        return str(self.folder / name)
-
-    def _make(self, name: str, hostname: str | None, by: str | None, days: int) -> None:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import NameOID
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        issuer_key: t.Any = key
-        subject = issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname or "127.0.0.1")])
-        if by:
-            issuer_key = serialization.load_pem_private_key((self.folder / f"{by}.key").read_bytes(), None)
-            issuer = x509.load_pem_x509_certificate((self.folder / f"{by}.pem").read_bytes()).subject
-        now = datetime.datetime.now(datetime.timezone.utc)
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
-        builder = builder.serial_number(x509.random_serial_number())
-        builder = builder.not_valid_before(now - datetime.timedelta(days=3)).not_valid_after(now + datetime.timedelta(days=days))
-        builder = builder.add_extension(x509.BasicConstraints(ca=not by, path_length=None), critical=True)
-        if by and hostname:
-            known = x509.IPAddress(ipaddress.ip_address(hostname)) if hostname[0].isdigit() else x509.DNSName(hostname)
-            builder = builder.add_extension(x509.SubjectAlternativeName([t.cast(x509.GeneralName, known)]), critical=False)
-        certificate = builder.sign(issuer_key, hashes.SHA256())
-        (self.folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        for suffix, protection in (("key", serialization.NoEncryption()), ("locked", serialization.BestAvailableEncryption(b"word"))):
-            content = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, t.cast(t.Any, protection))
-            (self.folder / f"{name}.{suffix}").write_bytes(content)
-
-    def server(self, name: str, asks_for_clients: bool) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.path(f"{name}.pem"), self.path(f"{name}.key"))
-        if asks_for_clients:
-            context.load_verify_locations(self.path("ca.pem"))
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("tls"))
@@ -638,6 +580,7 @@ TLS: tuple[tuple[str, bool, str, dict[str, t.Any], bool], ...] = (
     ("server", True, "tcp", {"validate_certs": True, "ca_path": "ca.pem"}, False),
     ("server", True, "tcp", {"validate_certs": True, "ca_path": "ca.pem", "client_cert": "client.pem", "client_key": "client.key"}, True),
     ("server", True, "tcp", {"validate_certs": True, "ca_path": "ca.pem", "client_cert": "stranger.pem", "client_key": "stranger.key"}, False),
+    ("server", True, "tcp", {"validate_certs": True, "ca_path": "ca.pem", "client_cert": "expired.pem", "client_key": "expired.key"}, False),
     ("server", True, "tcp", {"tls": True, "client_cert": "client.pem", "client_key": "client.key"}, True),
 )
 

@@ -220,7 +220,7 @@ def test_nobody_at_a_tcp_address_is_an_engine_that_does_not_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["", "/var/run/docker.sock", "ssh://build1", "npipe:////./pipe/docker", "build1:2375", "file:///etc/passwd"]
+    "host", ["", "/var/run/docker.sock", "npipe:////./pipe/docker", "build1:2375", "file:///etc/passwd"]
 )
 def test_what_is_no_engines_address_is_refused(host: str) -> None:
     with pytest.raises(FleetcleanError) as caught:
@@ -307,7 +307,7 @@ def test_the_newest_api_that_the_engine_has_is_spoken(site: Site) -> None:
 
 
 def test_an_engine_of_api_1_21_is_spoken_to(site: Site) -> None:
-    # Docker 1.9: no Components, no MinAPIVersion. The SDK by itself refuses what is older than 1.24.
+    # Docker 1.9: no Components, no MinAPIVersion.
     server = site.serve(engine_that(version={"Version": "1.9.1", "ApiVersion": "1.21", "Os": "linux"}))
     engine = site.connect()
     assert engine.api_version == "1.21"
@@ -548,7 +548,7 @@ def test_a_name_with_dots_and_slashes_never_reaches_another_object(site: Site, n
         engine.remove_volume(name)
     except FleetcleanError:
         pass
-    # The engine's router resolves dots, and the SDK follows it there.
+    # The engine's router resolves dots, and a client that makes redirects its own follows it there.
     reached = [posixpath.normpath(urlsplit(path).path) for _method, path in server.requests[before:]]
     assert [path for path in reached if not path.startswith("/v1.45/volumes/")] == []
 
@@ -584,7 +584,7 @@ def test_an_images_repository_keeps_its_slashes_and_its_port(site: Site) -> None
 
 
 def test_calls_one_after_the_other_share_a_connection(site: Site) -> None:
-    """The SDK itself makes one for each address."""
+    """A new one for each call would cost more than the call."""
     accepted = []
 
     class Handler(http_server.BaseHTTPRequestHandler):

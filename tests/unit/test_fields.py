@@ -15,7 +15,7 @@ from pathlib import Path
 
 import engine_answers
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import fields, sdk, session, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, session, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, UnexpectedAnswer
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage, from_info
@@ -241,7 +241,7 @@ def test_a_containers_own_records_of_another_type_are_not_believed() -> None:
 def read_all(engine: Engine) -> None:
     """All that the modules read before they act."""
     where = from_info(engine.info)
-    facts = session.Site(engine, sdk.Sdk("none", ""), where, Proof(False, "")).facts()
+    facts = session.Site(engine, where, Proof(False, "")).facts()
     json.dumps(facts).encode()
     wanted = snapshot.Wanted(images=True, volumes=True, networks=True, build_cache=True, ages=True, sizes=True, parallel=1)
     found = snapshot.take(engine, wanted, None)

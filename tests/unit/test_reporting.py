@@ -157,9 +157,8 @@ class Host:
             os.utime(top, (LONG_AGO, LONG_AGO))
 
     def _site(self, _params: t.Any) -> session.Site:
-        sdk = type("Sdk", (), {"source": "vendored", "version": "7.1.0"})
         storage = self.storage or Storage("/var/lib/docker", "overlay2", "graphdriver", {})
-        return session.Site(t.cast(t.Any, self.engine), t.cast(t.Any, sdk), storage, Proof(self.storage is not None, "nothing proves it"))
+        return session.Site(t.cast(t.Any, self.engine), storage, Proof(self.storage is not None, "nothing proves it"))
 
     def report(self, **params: t.Any) -> dict[str, t.Any]:
         given = {"include": EVERYTHING, "measure": "exact", "top": -1, "gentle": False, "state_dir": "", **params}

@@ -103,8 +103,7 @@ class World:
         self.noted: list[str] = []
         self.restarts_of_engine = 0
         storage = Storage(str(root), "overlay2", "graphdriver", {})
-        sdk = t.cast(t.Any, type("Sdk", (), {"source": "vendored", "version": "7.1.0"}))
-        site = session.Site(t.cast(t.Any, self.engine), sdk, storage, Proof(own, "it is another machine's"))
+        site = session.Site(t.cast(t.Any, self.engine), storage, Proof(own, "it is another machine's"))
         patch.setattr(session, "open_site", lambda _params: site)
         patch.setattr(engine, "connect", lambda _params: self.engine)
         patch.setattr(history, "note", lambda folder, *_more, **_options: self.noted.append(folder))

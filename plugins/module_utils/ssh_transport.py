@@ -1,0 +1,143 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A byte stream to an engine behind ``docker_host: ssh://...``, opened by the Docker SDK that is installed on the host.
+
+The SDK's ``SSHSocket`` (docker-py 4.4 and newer) starts the host's own ``ssh``, which runs ``docker system dial-stdio`` on the other side, as
+Docker's clients do. Only starting it is the SDK's part. What goes through it is ``connection``'s, so its bounds on bytes and time hold.
+Not the SDK's paramiko client: keys, known hosts and jumps are then those of OpenSSH, and a process can be waited for with a deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+import typing as t
+
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
+    FleetcleanError,
+)
+
+#: Seconds for the exit status of a process whose output has ended.
+_EXIT_TIMEOUT_S = 5.0
+_MAX_STDERR_BYTES = 4096
+#: Descriptor 2 is the process's, not the thread's.
+_STDERR_LOCK = threading.Lock()
+
+
+class SshFailed(ConnectionError):
+    """``ssh`` ended with an error; the text is its own."""
+
+    next_step = "The user that the module runs as has to get there by ssh without being asked, and may use the engine there."
+
+
+class SshStream:
+    """The part of a socket's interface that ``connection`` uses, over the pipes of an ``ssh`` process."""
+
+    def __init__(self, target: str) -> None:
+        """Start ``ssh``.
+
+        :param target: HOST, USER@HOST or USER@HOST:PORT, as ``connection.parse_address`` admits it.
+        :raises FleetcleanError: what it needs is not installed on this host; the package is named.
+        """
+        self._process, self._stderr = _start(target)
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._owner = os.getpid()
+        self._timeout = 0.0
+        os.set_blocking(self._stdin, False)
+        os.set_blocking(self._stderr, False)
+
+    def fileno(self) -> int:
+        return self._stdout
+
+    def settimeout(self, seconds: float) -> None:
+        self._timeout = seconds
+
+    def sendall(self, content: bytes) -> None:
+        end = time.monotonic() + self._timeout
+        try:
+            while content:
+                _wait(self._stdin, select.POLLOUT, end - time.monotonic())
+                content = content[os.write(self._stdin, content):]
+        except BrokenPipeError:
+            self._refuse_failure()
+            raise
+
+    def recv_into(self, buffer: t.Any) -> int:
+        _wait(self._stdout, select.POLLIN, self._timeout)
+        count = os.readv(self._stdout, [buffer])
+        if not count:
+            self._refuse_failure()
+        return count
+
+    def close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                stream.close()
+        if self._stderr >= 0:
+            os.close(self._stderr)
+            self._stderr = -1
+        # A fork's other side still has it.
+        if self._owner == os.getpid():
+            self._process.kill()
+            self._process.wait()
+
+    def _refuse_failure(self) -> None:
+        """Tell an ``ssh`` that failed from an engine that hung up."""
+        try:
+            status = self._process.wait(_EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return
+        if status:
+            try:
+                text = os.read(self._stderr, _MAX_STDERR_BYTES).decode("utf-8", "replace").strip().rstrip(".")
+            except BlockingIOError:
+                text = ""
+            raise SshFailed(text or f"ssh ended with status {status}")
+
+
+def _wait(descriptor: int, event: int, seconds: float) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    if not poll.poll(max(0.0, seconds) * 1000):
+        raise socket.timeout("timed out")
+
+
+def _start(target: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Return the process and what reads its stderr, which the SDK leaves where the module's own is."""
+    try:
+        from docker.transport.sshconn import SSHSocket  # installed on few hosts, and needed for few engines
+    # A broken installation may raise anything at import.
+    except Exception as error:  # pylint: disable=broad-except
+        raise FleetcleanError(
+            f"docker_host: ssh://{target} needs the Python packages docker (4.4 or newer) and paramiko on this host, for {sys.executable} "
+            f"({type(error).__name__}: {error}). Install them there (Debian: python3-docker, python3-paramiko), or let Ansible connect to "
+            "that machine itself.",
+            "no_sdk",
+        ) from None
+    session = SSHSocket(target)
+    read, write = os.pipe()
+    with _STDERR_LOCK:
+        own = os.dup(2)
+        os.dup2(write, 2)
+        try:
+            session.connect()
+        except OSError as error:
+            os.close(read)
+            raise FleetcleanError(
+                f"docker_host: ssh://{target} needs the program ssh on this host ({error.strerror}). Install openssh-client there, or let "
+                "Ansible connect to that machine itself.",
+                "no_sdk",
+            ) from None
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            os.close(write)
+    socket.socket.close(session)  # a socket that is never connected; its own close() would end the process
+    return session.proc, read
