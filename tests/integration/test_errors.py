@@ -119,7 +119,7 @@ def test_the_role_refuses_before_the_first_host_is_asked(plays: List[Run], numbe
 def test_a_host_with_a_wrong_variable_of_its_own_stops_no_other(ansible: Ansible, tmp_path: Path) -> None:
     inventory = json.loads(Path(ansible.inventory).read_text())
     one = next(group["hosts"]["one"] for group in inventory.values() if "one" in group.get("hosts", {}))
-    hosts = {"good": {**one, "site_age": "9d"}, "bad": {**one, "site_age": "9 lives"}, "odd": {**one, "cleanup_timeout": "{{ nope }}"}}
+    hosts = {"good": {**one, "site_age": "9d"}, "bad": {**one, "site_age": "9 lives"}, "odd": {**one, "site_age": "9d", "cleanup_timeout": "{{ nope }}"}}
     (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
     role = {"ansible.builtin.include_role": {"name": "fleetclean.docker.cleanup", "rolespec_validate": False}, "vars": {"cleanup_images_older_than": "{{ site_age }}"}}
     (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [role]}]))
