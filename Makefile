@@ -93,6 +93,10 @@ bench-clean: .venv/made-from ## docker_clean beside docker system prune and dock
 bench-logs: .venv/made-from ## docker_log_truncate beside truncate, copy-truncate and logrotate: ratios (root, 1 hour, 12 GB of disk)
 	@$(as_root) $(bound) python benchmarks/logs.py $(ARGS)
 
+.PHONY: bench-fleet
+bench-fleet: .venv/made-from ## clean.yml over 1 to 200 hosts beside ping and docker_prune: ratios (root, 1 hour)
+	@$(as_root) $(bound) python benchmarks/fleet.py $(ARGS)
+
 .PHONY: test-vm test-vm-devicemapper test-vm-zfs
 test-vm: test-vm-devicemapper test-vm-zfs ## devicemapper and zfs, in emulated machines (root, 4 minutes, 6 more the first time)
 test-vm-devicemapper test-vm-zfs: test-vm-%: .venv/made-from

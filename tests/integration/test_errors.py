@@ -125,6 +125,24 @@ def test_the_role_refuses_before_the_first_host_is_asked(plays: List[Run], numbe
     assert not run.task("choose the storage driver's paths")
 
 
+def test_a_host_with_a_wrong_variable_of_its_own_stops_no_other(ansible: Ansible, tmp_path: Path) -> None:
+    inventory = json.loads(Path(ansible.inventory).read_text())
+    one = next(group["hosts"]["one"] for group in inventory.values() if "one" in group.get("hosts", {}))
+    hosts = {"good": {**one, "site_age": "9d"}, "bad": {**one, "site_age": "9 lives"}, "odd": {**one, "site_age": "9d", "cleanup_timeout": "{{ nope }}"}}
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
+    role = {"ansible.builtin.include_role": {"name": "fleetclean.docker.cleanup", "rolespec_validate": False}, "vars": {"cleanup_images_older_than": "{{ site_age }}"}}
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [role]}]))
+    run = ansible.run(["ansible-playbook", "--check", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml")])
+    assert run.outcome("Refuse what cannot be meant") == {"good": "ok", "bad": "failed", "odd": "failed"}
+    refused = run.task("Refuse what cannot be meant")
+    assert refused["bad"]["msg"].startswith('cleanup_images_older_than: "9 lives" is not a duration')
+    assert refused["odd"]["msg"] == "cleanup_timeout: 'nope' is undefined"
+    for asking in ("choose the storage driver's paths", "Shorten logs in place", "Remove what the profile allows"):
+        assert run.outcome(asking) == {"good": "ok"}
+    table = " ".join(run.task("The fleet")["good"]["msg"])
+    assert table.count("was not asked: its variables were refused") == 2
+
+
 def test_a_socket_that_is_not_there(ansible: Ansible) -> None:
     result = fails(ansible, "docker_clean", {"images": {}, "docker_host": "unix:///run/nowhere.sock"})
     assert result["failure"] == "engine_down"

@@ -1,0 +1,30 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The first task of the role cleanup, for nobody else: see plugin_utils/preflight.py. It runs on the controller and has no module."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+
+# page: what the role's filters import. Ansible loads action plugins before it forks workers, and filters in each worker that uses one.
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import page, preflight
+
+__all__ = ["ActionModule", "page"]
+
+
+class ActionModule(ActionBase):
+    """Returns the options of the role's modules, or refuses variables that cannot be meant."""
+
+    _requires_connection = False
+
+    def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        result = super().run(tmp, task_vars)
+        try:
+            options = preflight.check(task_vars or {}, self._templar.template, self._task.args.get("report") is True)
+        except FleetcleanError as error:
+            return {**result, "failed": True, "msg": str(error)}
+        return {**result, "changed": False, **options}
