@@ -134,5 +134,5 @@ def _clean_options(values: t.Mapping[str, t.Any], validated: t.Mapping[str, t.An
 
 def _report_options(values: t.Mapping[str, t.Any], is_report: bool) -> dict[str, t.Any]:
     if not is_report:
-        return {"include": ["filesystem"], "measure": "fast", "top": values["cleanup_report_top"]}
-    return {"include": list(options.INCLUDES), "measure": values["cleanup_report_measure"], "top": values["cleanup_report_top"]}
+        return {"include": ["filesystem"], "measure": "fast", **_named(values, {"top": "cleanup_report_top"})}
+    return {"include": list(options.INCLUDES), **_named(values, {"measure": "cleanup_report_measure", "top": "cleanup_report_top"})}

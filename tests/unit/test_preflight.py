@@ -101,8 +101,8 @@ def test_the_profile_may_be_a_template() -> None:
 
 @pytest.mark.parametrize("value", [None, OMITTED])
 def test_what_is_left_out_has_the_modules_default(value: t.Any) -> None:
-    found = check(cleanup_timeout=value, cleanup_docker_host=value)
-    assert not {"timeout", "docker_host"} & {option for module in found.values() for option in module}
+    found = check(cleanup_timeout=value, cleanup_docker_host=value, cleanup_report_top=OMITTED)
+    assert not {"timeout", "docker_host", "top"} & {option for module in found.values() for option in module}
 
 
 def test_an_empty_state_dir_is_a_value() -> None:
