@@ -175,9 +175,13 @@ _REASONS = {
 }
 
 
-def children(folder: str) -> list[str]:
-    """The paths right below a folder; none if it cannot be read."""
-    return [entry.path for entry in _entries(folder, "")]
+def children(folder: str, keep: t.Callable[[str], bool] = lambda _name: True) -> list[str]:
+    """The paths right below a folder with such names; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if keep(entry.name)]
+    except OSError:
+        return []
 
 
 def identity(*paths: str) -> str:
