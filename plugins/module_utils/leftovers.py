@@ -177,11 +177,13 @@ _REASONS = {
 
 def children(folder: str, keep: t.Callable[[str], bool] = lambda _name: True) -> list[str]:
     """The paths right below a folder with such names; none if it cannot be read."""
+    found: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            return [entry.path for entry in entries if keep(entry.name)]
+            found += (entry.path for entry in entries if keep(entry.name))
     except OSError:
-        return []
+        pass
+    return found
 
 
 def identity(*paths: str) -> str:
