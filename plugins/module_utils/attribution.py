@@ -30,18 +30,24 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     snapshot,
     walk,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
-from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import (
     CACHE,
     CONTAINER,
     IMAGE,
+    LEFTOVER,
+    LOG,
+    NOBODY,
     VOLUME,
-    Account,
-    Ledger,
+    VOLUME_DATA,
+    WRITABLE_LAYER,
+    Accounts,
+    Paths,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
+from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Ledger
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, Storage, from_info, is_name
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import pool as outside
-from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Figures, Sizes
 
 #: Categories that a report has, in the order in which people read them.
 CATEGORIES = (
@@ -56,18 +62,18 @@ class Survey:
 
     ``ledger`` has what was measured, and the engine's figures where nothing was; ``measured`` says which categories
     have nothing but measured figures. ``roots``: bytes on disk by place. ``sharers`` are the images that have a build cache record's layer, where that is
-    known. ``log_files``: whose account each is. ``found`` is None where there was no disk to look at.
+    known. ``log_files``: by container the names of its log files below its folder, with ``{0}`` for its id. ``found`` is None where
+    there was no disk to look at.
     """
 
     snapshot: snapshot.Snapshot
     ledger: Ledger
-    accounts: dict[str, Account] = field(default_factory=dict)
     measured: frozenset[str] = frozenset()
     sharers: dict[str, frozenset[str]] = field(default_factory=dict)
     found: walk.Found | None = None
     roots: dict[str, int] = field(default_factory=dict)
     leftovers: list[leftovers.Leftover] = field(default_factory=list)
-    log_files: dict[str, str] = field(default_factory=dict)
+    log_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     seconds: float = 0.0
     processes: int = 0
@@ -111,8 +117,7 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     )
     looked = path_uses.complete(snapshot.take(engine, everything, own), own, from_info(engine.info).root)
     if own is None:
-        accounts, estimates = _by_the_engine(looked)
-        return Survey(looked, Ledger(accounts, estimates), accounts, seconds=time.monotonic() - begun)
+        return Survey(looked, _by_the_engine(looked), seconds=time.monotonic() - begun)
     surveyor = _Surveyor(own, looked, how, listed)
     del listed
     result = surveyor.look()
@@ -145,70 +150,64 @@ class _Surveyor:
         self._looked = looked
         self._how = how
         self._listed = listed
-        self._accounts: dict[str, Account] = {}
-        self._owners: dict[str, str] = {}
-        self._heavy: dict[str, int] = {}
+        self._accounts = Accounts()
+        self._owners: Paths[int] = Paths()
+        self._heavy: Paths[int] = Paths()
         self._remembered_bytes = 0
-        self._identities: dict[str, str] = {}
+        self._identities: dict[int, str] = {}
         self._plain: dict[str, bool] = {}
         self._places = places.find(storage)
         self._beyond = places.beyond(storage)
-        self._home: dict[str, str] = {}
-        self._same: dict[frozenset[str], frozenset[str]] = {}
+        self._home: dict[int, str] = {}
+        self._log_files: dict[str, tuple[str, ...]] = {}
 
     def look(self) -> Survey:
         """Find the owners, walk, and sum up."""
         self._engines_own()
-        holdings = layers.read(self._storage, self._looked)
-        self._layers(holdings)
+        first = self._accounts.room
+        holdings = layers.read(self._storage, self._looked, self._accounts, self._owners)
+        self._layers(holdings, first)
         self._containers()
         self._volumes()
         nobodys = self._leftovers(holdings)
-        # A path that went to another account leaves none behind that would still be counted by the engine's figure.
-        named = set(self._owners.values())
-        for name in [name for name in self._accounts if name not in named]:
-            del self._accounts[name]
-        del named
-        self._same.clear()
+        self._drop_what_has_no_path()
         self._part_by_place()
         estimates = self._estimates(holdings)
         holdings.logical.clear()
         sizes, remembered = self._remembered() if self._how.exact or self._how.state_dir else ({}, {})
-        found, processes = self._walk(set(sizes))
-        files, walked_bytes = sum(figures.inodes for figures in found.sizes.values()), sum(figures.disk for figures in found.sizes.values())
+        found, processes = self._walk(sizes.keys())
+        walked = found.sizes.total()
+        files, walked_bytes = walked.inodes, walked.disk
         for account, known in sizes.items():
-            found.of(account).add(known)  # what was walked of it lies beside its folder
-        for figures in found.sizes.values():
-            if figures.frees == figures.disk:
-                figures.frees = figures.disk  # the same number, not one that is equal
-        sizes, found.sizes = found.sizes, {}
-        missing = self._missing(sizes)
-        self._linked(found, sizes)
-        self._pooled(sizes, estimates)
+            found.sizes.add(account, known)  # what was walked of it lies beside its folder
+        figures, found.sizes = found.sizes, Figures()
+        missing = self._missing(figures)
+        self._linked(found, figures)
+        self._pooled(figures, estimates)
         if self._how.exact:
-            self._remember(found, sizes, remembered)
+            self._remember(found, figures, remembered)
         measured = frozenset(CATEGORIES) - missing
-        roots = self._roots(sizes)
+        roots = self._roots(figures)
         doubts = [*holdings.doubts, *self._links(), *self._before_remapping(), *(f"{self._storage.root}: {limit}" for limit in sorted(found.limits))]
         # What comes now has to have room.
         self._heavy.clear()
         self._home.clear()
         found.self_contained.clear()
-        log_files = {path: account for path, account in self._owners.items() if self._accounts[account].category == "logs"}
+        found.entangled.clear()
         self._owners.clear()
-        for name, size in estimates.items():
-            sizes.setdefault(name, size)
-        ledger = Ledger(self._accounts, sizes)
+        for number, size in estimates.items():
+            if number not in figures:
+                figures.add(number, _estimate(size))
+        estimates.clear()
         return Survey(
             self._looked,
-            ledger,
-            self._accounts,
+            Ledger(self._accounts, figures),
             measured=measured,
             sharers=_sharers(holdings, self._looked),
             found=found,
             roots=roots,
             leftovers=nobodys,
-            log_files=log_files,
+            log_files=self._log_files,
             doubts=doubts,
             processes=processes,
             files=files,
@@ -219,144 +218,158 @@ class _Surveyor:
 
     # -- owners --------------------------------------------------------------------------------
 
-    def _own(self, path: str, account: str, category: str, holders: frozenset[str] = frozenset(), words: str = "") -> None:
-        self._owners[path] = account
-        if account not in self._accounts:
-            self._accounts[account] = Account(category, holders, words=words)
+    def _own(self, path: str, kind: str, ident: str, category: str, group: int = NOBODY, words: str = "") -> None:
+        """Put a path on an account, which is made if it is not there yet."""
+        account = self._accounts.find(kind, ident)
+        self._owners[path] = self._accounts.add(kind, ident, category, group, words=words) if account is None else account
 
-    def _alike(self, holders: frozenset[str]) -> frozenset[str]:
-        return self._same.setdefault(holders, holders)
+    def _drop_what_has_no_path(self) -> None:
+        """A path that went to another account leaves none behind that would still be counted by the engine's figure."""
+        named = bytearray(self._accounts.room)
+        for number in self._owners.numbers():
+            named[number] = 1
+        for number in self._accounts:
+            if not named[number]:
+                self._accounts.drop(number)
 
     def _engines_own(self) -> None:
         """Places by their name alone. What stands at the top and is not known to be the engine's is nobody's we know."""
         storage = self._storage
         for place in self._places:
-            self._own(place, "engine", "engine_metadata")
+            self._own(place, "engine", "", "engine_metadata")
         ours = {*storage.engines_own(), *storage.layer_folders(), *storage.pools}
         ours |= {os.path.dirname(path) for path in ours}
         for path in leftovers.children(storage.root):
             if path not in ours and path not in storage.temporary():
-                self._own(path, f"unattributed {path}", "unattributed", words=path)
+                self._own(path, "unattributed", path, "unattributed", words=path)
         for path in storage.temporary():
-            self._own(path, "temporary", "tmp")
+            self._own(path, "temporary", "", "tmp")
             for child in leftovers.children(path):
-                self._own(child, f"temporary {child}", "tmp", words=child)
+                self._own(child, "temporary", child, "tmp", words=child)
         for path in storage.pools:
             for child in leftovers.children(path):
-                self._own(child, f"pool {os.path.basename(child)}", "images", words="the storage driver's pool of all layers")
-
-    def _layers(self, holdings: layers.Holdings) -> None:
-        storage = self._storage
+                self._own(child, "pool", os.path.basename(child), "images", words="the storage driver's pool of all layers")
         for folder in storage.layer_folders():
             # A layer that comes while we look is in no record that we read.
-            self._own(folder, "layers in the making", "images")
-            for child in leftovers.children(folder):
-                if storage.is_drivers_own(os.path.basename(child)):
-                    self._own(child, "engine", "engine_metadata")
-        # With thousands of containers and images there is no room for two of everything: these are taken over.
-        known_accounts, known_owners = self._accounts, self._owners
-        self._accounts, self._owners = holdings.accounts, holdings.paths
-        holdings.accounts, holdings.paths = {}, {}
-        folders = set(storage.layer_folders())
-        for path in self._owners:
-            if os.path.dirname(path) in folders and os.path.lexists(path):
-                self._heavy[path] = holdings.depth.get(path, 0)
-        for name, account in known_accounts.items():
-            self._accounts.setdefault(name, account)
-        for path, owner in known_owners.items():
-            self._owners.setdefault(path, owner)
-        self._same = holdings.same
+            self._own(folder, *_MAKING)
+            for child in leftovers.children(folder, storage.is_drivers_own):
+                self._own(child, "engine", "", "engine_metadata")
+
+    def _layers(self, holdings: layers.Holdings, first: int) -> None:
+        """Note the folders of layers to be walked; ``first`` is the first account of those that the records name."""
+        folders = set(self._storage.layer_folders())
+        for folder, name, account in self._owners.each():
+            if account >= first and folder in folders and os.path.lexists(f"{folder}/{name}"):
+                self._heavy.put(folder, name, holdings.depth.get(f"{folder}/{name}", 0))
         holdings.depth.clear()
 
     def _containers(self) -> None:
+        above = self._storage.containers
+        same: dict[tuple[str, ...], tuple[str, ...]] = {}
         for container in self._looked.containers:
-            holder = self._alike(frozenset((CONTAINER + container.id,)))
-            folder = f"{self._storage.containers}/{container.id}"
-            self._own(folder, f"folder of {container.id}", "container_metadata", holder)
-            for path in logs.files(folder, container.id):
-                self._own(path, f"log of {container.id}", "logs", holder)
+            ident, folder = container.id, f"{above}/{container.id}"
+            group = self._accounts.group((self._accounts.holder(CONTAINER, ident),))
+            self._owners.put(above, ident, self._accounts.add("folder of", ident, "container_metadata", group))
+            forms = tuple(path[len(folder) + 1:].replace(ident, "{0}") for path in logs.files(folder, ident))
+            if forms:
+                forms = same.setdefault(forms, forms)
+                self._owners.add_files(above, ident, forms, self._accounts.add(LOG, ident, "logs", group))
+                self._log_files[ident] = forms
 
     def _volumes(self) -> None:
+        above = self._storage.volumes
         for volume in self._looked.volumes:
-            path = f"{self._storage.volumes}/{volume.name}"
             if volume.driver == "local" and is_name(volume.name):
-                self._own(path, f"volume {volume.name}", "volumes", frozenset((VOLUME + volume.name,)))
-                if os.path.lexists(path):
-                    self._heavy[path] = 0
+                group = self._accounts.group((self._accounts.holder(VOLUME, volume.name),))
+                self._owners.put(above, volume.name, self._accounts.add(VOLUME_DATA, volume.name, "volumes", group))
+                if os.path.lexists(f"{above}/{volume.name}"):
+                    self._heavy.put(above, volume.name, 0)
 
     def _leftovers(self, holdings: layers.Holdings) -> list[leftovers.Leftover]:
+        ownerless = bytearray(self._accounts.room)
+        for number in self._accounts.of_category("leftovers"):
+            ownerless[number] = 1
         registered = {
-            path: self._accounts[account].words
-            for path, account in self._owners.items()
-            if self._accounts[account].category == "leftovers"
+            f"{folder}/{name}": self._accounts.words(account) for folder, name, account in self._owners.each() if ownerless[account]
         }
-        owned = self._owners.keys() - registered.keys()
         listed, self._listed = self._listed, leftovers.Listing()
-        nobodys, making = leftovers.find(self._storage, listed, owned, registered, time.time())
+        nobodys, making = leftovers.find(self._storage, listed, _But(self._owners, registered), registered, time.time())
         if holdings.doubts:
             # Without the records nobody can say what is nobody's.
             for unclear in nobodys:
                 words = f"{unclear.path}: its records could not be read"
-                self._own(unclear.path, f"unattributed {unclear.path}", "unattributed", words=words)
+                self._own(unclear.path, "unattributed", unclear.path, "unattributed", words=words)
                 self._heavy[unclear.path] = _LAST
             nobodys = []
         for entry in making:
-            self._own(entry.path, "layers in the making", "images")
+            self._own(entry.path, *_MAKING)
             self._heavy[entry.path] = _LAST
         nobodys += leftovers.others(self._storage)
         for path in registered.keys() - {left.path for left in nobodys} - {entry.path for entry in making}:
             # It came while we looked, or is no folder of its own kind: in doubt it is somebody's.
-            self._own(path, "layers in the making", "images")
+            self._own(path, *_MAKING)
         for left in nobodys:
-            self._own(left.path, f"leftover {left.path}", "leftovers", words=left.reason)
+            self._own(left.path, LEFTOVER, left.path, "leftovers", words=left.reason)
             self._heavy.setdefault(left.path, _LAST)
         return nobodys
 
     # -- sizes ---------------------------------------------------------------------------------
 
-    def _estimates(self, holdings: layers.Holdings) -> dict[str, Sizes]:
-        """The engine's own figures, where nothing is measured."""
-        found = {name: _estimate(size) for name, size in holdings.logical.items()}
+    def _estimates(self, holdings: layers.Holdings) -> dict[int, int]:
+        """The engine's own figures in bytes by account, where nothing is measured."""
+        found: dict[int, int] = {}
+
+        def note(number: int | None, size: int | None) -> None:
+            if number is not None and self._accounts.is_there(number):
+                found[number] = size or 0
+
+        for number, size in holdings.logical.items():
+            note(number, size)
         for container in self._looked.containers:
-            found[f"writable layer of {container.id}"] = _estimate(container.bytes)
+            note(self._accounts.find(WRITABLE_LAYER, container.id), container.bytes)
         for volume in self._looked.volumes:
-            found[f"volume {volume.name}"] = _estimate(volume.bytes)
+            note(self._accounts.find(VOLUME_DATA, volume.name), volume.bytes)
         by_record = {CACHE + record.id: record.bytes for record in self._looked.build_cache}
-        for name, account in self._accounts.items():
-            if account.category == "build_cache" and name not in found:
-                known = [by_record[holder] for holder in account.holders if holder in by_record]
-                found[name] = _estimate(known[0] if len(known) == 1 else 0)
+        for number in self._accounts.of_category("build_cache"):
+            if number not in found:
+                names = map(self._accounts.holder_name, self._accounts.members(self._accounts.group_number(number)))
+                known = [by_record[holder] for holder in names if holder in by_record]
+                note(number, known[0] if len(known) == 1 else 0)
         return found
 
-    def _missing(self, walked: t.Container[str]) -> set[str]:
+    def _missing(self, walked: t.Container[walk.Key]) -> set[str]:
         """The categories of which some was not measured."""
-        return {
-            self._accounts[self._owners[path]].category
-            for path in self._heavy
-            if (self._owners[path] not in walked and not self._how.exact) or not self._is_plain(path)
-        }
+        found = set()
+        for folder, name, _depth in self._heavy.each():
+            is_plain = self._is_plain(folder)
+            if not (is_plain and self._how.exact):
+                account = self._owners[f"{folder}/{name}"]
+                if not is_plain or account not in walked:
+                    found.add(self._accounts.category(account))
+        return found
 
-    def _final(self) -> dict[str, list[str]]:
+    def _final(self) -> dict[int, list[str]]:
         """The folders of each layer that never changes again (aufs has three)."""
-        folders: dict[str, list[str]] = defaultdict(list)
+        folders: dict[int, list[str]] = defaultdict(list)
         for path in self._heavy:
-            if self._accounts[self._owners[path]].final:
+            if self._accounts.is_final(self._owners[path]):
                 folders[self._owners[path]].append(path)
         return {account: sorted(paths) for account, paths in folders.items()}
 
-    def _remembered(self) -> tuple[dict[str, Sizes], dict[str, history.Measured]]:
+    def _remembered(self) -> tuple[dict[int, Sizes], dict[str, history.Measured]]:
         """What earlier runs measured of layers whose folders are still the same ones."""
         known = history.measured(self._how.state_dir, self._how.engine_id)
         sizes, still = {}, {}
         for account, paths in self._final().items() if known else ():
-            old = known.get(account)
+            name = self._accounts.name(account)
+            old = known.get(name)
             if old and old.identity == leftovers.identity(*paths):
                 sizes[account] = Sizes(disk=old.disk, apparent=old.apparent, frees=old.frees, inodes=old.inodes)
-                still[account] = old
+                still[name] = old
                 self._remembered_bytes += old.disk
         return sizes, still
 
-    def _walk(self, known: t.Collection[str]) -> tuple[walk.Found, int]:
+    def _walk(self, known: t.Collection[int]) -> tuple[walk.Found, int]:
         storage = self._storage
         if self._how.gentle:
             walk.give_way()
@@ -366,80 +379,90 @@ class _Surveyor:
         sharing = storage.sharing
         if sharing == COPIES and not any(model.reflinks for model in models.values()):
             sharing = ""
-        todo = [path for path in self._heavy if self._owners[path] not in known and self._is_plain(path)]
-        if not self._how.exact:
-            lightly = ("leftovers", "tmp", "unattributed")
-            todo = [path for path in todo if self._accounts[self._owners[path]].category in lightly]
+        lightly = ("leftovers", "tmp", "unattributed")
+        of_layers = set(storage.layer_folders()) if sharing else set()
+        together: list[str] = []
+        units = _Units()
+        for folder, name, _depth in self._heavy.each():
+            path = f"{folder}/{name}"
+            account = self._owners[path]
+            if account in known or not self._is_plain(folder) or not (self._how.exact or self._accounts.category(account) in lightly):
+                continue
+            if folder in of_layers:
+                together.append(path)
+            else:
+                units.add(folder, name)
         # Taken before the walk, and compared after it: what changed meanwhile is not remembered.
         self._identities = {
             account: leftovers.identity(*paths)
             for account, paths in (self._final().items() if self._how.exact and self._how.state_dir else ())
             if account not in known
         }
-        units = [walk.Unit(tuple(self._places))]
-        of_layers = tuple(f"{folder}/" for folder in storage.layer_folders())
-        together = sorted((path for path in todo if sharing and path.startswith(of_layers)), key=lambda p: (self._heavy[p], p))
+        units.first.append(walk.Unit(tuple(self._places)))
         if together:
-            units.append(walk.Unit(tuple(together), sharing))
-        apart = set(together)
-        units += [walk.Unit((path,)) for path in todo if path not in apart]
+            together.sort(key=lambda path: (self._heavy[path], path))
+            units.first.append(walk.Unit(tuple(together), sharing))
         processes = walk.spare_processors(self._how.gentle)
-        return walk.walk(units, self._owners, models, processes, self._heavy.keys(), self._places), processes
+        return walk.walk(units, self._owners, models, processes, self._heavy, self._places), processes
 
     def _part_by_place(self) -> None:
         """Give each account its filesystem; one that has paths in several places becomes several."""
         if len(self._places) == 1 and not self._beyond:
             (disk,) = self._places.values()
-            self._note_disks(lambda _account: disk)
+            for number in self._accounts:
+                self._accounts.set_disk(number, disk)
             return
-        parts: dict[str, str] = {}
+        parts: dict[str, int] = {}
         for path, account in self._owners.items():
             place = places.place_of(path, self._places)
             if self._beyond and places.is_below(path, self._beyond):
                 place = _ELSEWHERE
             if self._home.setdefault(account, place) != place:
-                parts[path] = part = f"{account} in {place}"
+                parts[path] = part = self._part(account, place)
                 self._home[part] = place
-                self._accounts[part] = self._accounts[account]
         self._owners.update(parts)
-        self._note_disks(lambda account: self._places.get(self._home[account], _ELSEWHERE))
+        for number in self._accounts:
+            self._accounts.set_disk(number, self._places.get(self._home[number], _ELSEWHERE))
 
-    def _note_disks(self, disk_of: t.Callable[[str], str]) -> None:
-        for name, account in self._accounts.items():
-            self._accounts[name] = replace(account, disk=disk_of(name))
+    def _part(self, account: int, place: str) -> int:
+        """The part of an account that lies in another place than the rest of it."""
+        accounts = self._accounts
+        kind, ident = accounts.parts(account)
+        ident = f"{ident} in {place}".lstrip()
+        return accounts.add(kind, ident, accounts.category(account), accounts.group_number(account), accounts.is_final(account), accounts.words(account))
 
-    def _linked(self, found: walk.Found, sizes: dict[str, Sizes]) -> None:
+    def _linked(self, found: walk.Found, sizes: Figures) -> None:
         """Files with hard links on several accounts come free with the last of all holders."""
-        for names, frees in found.together.items():
-            accounts = [self._accounts[name] for name in sorted(names)]
+        accounts = self._accounts
+        for keys, frees in found.together.items():
+            numbers = sorted((key for key in keys if isinstance(key, int)), key=accounts.name)
             # What has no holder stays, and so do they.
-            stays = any(not account.holders for account in accounts)
-            holders: frozenset[str] = frozenset() if stays else frozenset().union(*(account.holders for account in accounts))
-            category = next((account.category for account in accounts if account.category != "leftovers"), "leftovers")
-            name = f"links on {', '.join(sorted(names))}"
-            self._accounts[name] = Account(category, holders, disk=accounts[0].disk)
-            sizes[name] = Sizes(frees=frees)
+            groups = [accounts.group_number(number) for number in numbers]
+            group = NOBODY if NOBODY in groups else accounts.union(groups)
+            category = next((accounts.category(number) for number in numbers if accounts.category(number) != "leftovers"), "leftovers")
+            number = accounts.add("links on", ", ".join(map(accounts.name, numbers)), category, group)
+            accounts.set_disk(number, accounts.disk(numbers[0]))
+            sizes[number] = Sizes(frees=frees)
 
-    def _pooled(self, sizes: dict[str, Sizes], estimates: t.Mapping[str, Sizes]) -> None:
+    def _pooled(self, sizes: Figures, estimates: t.Mapping[int, int]) -> None:
         """Bytes of layers that a driver keeps outside plain folders: no walk sees them."""
         pool = outside(self._storage)
         for ident, size in pool.layers.items():
-            account = next((self._owners[path] for path in self._storage.layer_paths(ident) if path in self._owners), "")
-            if not account:
-                account = f"pool {ident}"
-                self._accounts.setdefault(account, Account("images", words="in the storage driver's pool"))
+            account = next((self._owners[path] for path in self._storage.layer_paths(ident) if path in self._owners), None)
+            if account is None:
+                account = self._accounts.find("pool", ident)
+            if account is None:
+                account = self._accounts.add("pool", ident, "images", words="in the storage driver's pool")
             if pool.with_root:
-                size = max(0, size - sum(figures.disk for figures in sizes.values()))  # what was walked is in it
-            mine = sizes.setdefault(account, Sizes())
-            mine.disk += size
-            mine.frees += size
+                size = max(0, size - sizes.total().disk)  # what was walked is in it
+            sizes.add(account, Sizes(disk=size, frees=size))
         if self._storage.pools or (pool.layers and not pool.by_layer):
             # Which layer takes what is known to the pool alone; the engine's figures say what would come free.
-            for name, guess in estimates.items():
-                if self._accounts.get(name) and self._accounts[name].category in ("images", "containers"):
-                    sizes.setdefault(name, Sizes()).frees = guess.frees
+            for number, guess in estimates.items():
+                if self._accounts.category(number) in ("images", "containers"):
+                    sizes[number] = replace(sizes.get(number) or Sizes(), frees=guess)
 
-    def _remember(self, found: walk.Found, sizes: dict[str, Sizes], still: dict[str, history.Measured]) -> None:
+    def _remember(self, found: walk.Found, sizes: Figures, still: dict[str, history.Measured]) -> None:
         if found.unread or not self._how.state_dir:
             return
         notes = dict(still)
@@ -447,22 +470,25 @@ class _Surveyor:
         for account, identity in self._identities.items():
             if account in found.self_contained and identity == leftovers.identity(*folders[account]):
                 figures = sizes[account]
-                notes[account] = history.Measured(identity, figures.disk, figures.apparent, figures.frees, figures.inodes)
+                notes[self._accounts.name(account)] = history.Measured(identity, figures.disk, figures.apparent, figures.frees, figures.inodes)
         if notes != history.measured(self._how.state_dir, self._how.engine_id):
             history.note_measured(self._how.state_dir, self._how.engine_id, notes)
 
-    def _roots(self, sizes: t.Mapping[str, Sizes]) -> dict[str, int]:
+    def _roots(self, sizes: Figures) -> dict[str, int]:
         """Bytes in each place. What lies outside all of them, in a driver's pool, counts with the data root."""
         found = dict.fromkeys(self._places, 0)
         first = next(iter(found))
-        for name, figures in sizes.items():
-            home = self._home.get(name, first)
+        if not self._home:
+            found[first] = sizes.total().disk
+            return found
+        for account, figures in sizes.items():
+            home = self._home.get(account, first) if isinstance(account, int) else first
             if home != _ELSEWHERE:
                 found[home] += figures.disk
         return found
 
     def _links(self) -> list[str]:
-        places = {os.path.dirname(path) for path in self._heavy if not self._is_plain(path)}
+        places = {folder for folder, _name, _depth in self._heavy.each() if not self._is_plain(folder)}
         return [f"{place} leads elsewhere by a link; what is there is not counted" for place in sorted(places)]
 
     def _before_remapping(self) -> list[str]:
@@ -473,14 +499,15 @@ class _Surveyor:
             return [f"{above} has data of an engine without user namespaces ({', '.join(old)}); it is not counted"]
         return []
 
-    def _is_plain(self, path: str) -> bool:
-        """Whether a path is reached without a link below the data root."""
-        folder = os.path.dirname(path)
+    def _is_plain(self, folder: str) -> bool:
+        """Whether what is in a folder is reached without a link below the data root."""
         if folder not in self._plain:
             self._plain[folder] = os.path.realpath(folder) == folder
         return self._plain[folder]
 
 
+#: The account of layers that come while we look: kind, id and category.
+_MAKING = ("layers in the making", "", "images")
 #: Stands for the filesystem, and for the place, of what lies on none that is known.
 _ELSEWHERE = "elsewhere"
 #: Behind all layers: what a leftover shares with one of them is the layer's.
@@ -491,31 +518,71 @@ def _estimate(size: int | None) -> Sizes:
     return Sizes(apparent=size or 0, frees=size or 0)
 
 
-def _by_the_engine(looked: snapshot.Snapshot) -> tuple[dict[str, Account], dict[str, Sizes]]:
-    """Accounts by the engine's figures alone: of an image its own bytes, since with whom it shares the rest is not told."""
-    accounts: dict[str, Account] = {}
-    sizes: dict[str, Sizes] = {}
+class _Units(t.Sequence[walk.Unit]):
+    """Some units, and one for each of tens of thousands of folders, which is made when it is asked for."""
 
-    def note(name: str, category: str, holders: t.Iterable[str], size: int | None) -> None:
-        accounts[name] = Account(category, frozenset(holders))
-        sizes[name] = _estimate(size)
+    def __init__(self) -> None:
+        self.first: list[walk.Unit] = []
+        self._folders: list[str] = []
+        self._names: list[str] = []
+
+    def add(self, folder: str, name: str) -> None:
+        """Add ``folder/name``."""
+        self._folders.append(folder)
+        self._names.append(name)
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self._names)
+
+    @t.overload
+    def __getitem__(self, at: int) -> walk.Unit: ...
+
+    @t.overload
+    def __getitem__(self, at: slice) -> list[walk.Unit]: ...
+
+    def __getitem__(self, at: int | slice) -> walk.Unit | list[walk.Unit]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        if at < len(self.first):
+            return self.first[at]
+        at -= len(self.first)
+        return walk.Unit((f"{self._folders[at]}/{self._names[at]}",))
+
+
+class _But:
+    """What is in one collection and not in another."""
+
+    def __init__(self, these: t.Container[str], others: t.Container[str]) -> None:
+        self._these, self._others = these, others
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._these and path not in self._others
+
+
+def _by_the_engine(looked: snapshot.Snapshot) -> Ledger:
+    """Accounts by the engine's figures alone: of an image its own bytes, since with whom it shares the rest is not told."""
+    accounts, sizes = Accounts(), Figures()
+
+    def note(kind: str, ident: str, category: str, holders: t.Iterable[int], size: int | None) -> None:
+        sizes[accounts.add(kind, ident, category, accounts.group(holders))] = _estimate(size)
 
     images = {image.id: image for image in looked.images}
-    holders: dict[str, set[str]] = defaultdict(set)
+    holders: dict[str, dict[int, None]] = defaultdict(dict)
     for image in looked.images:
+        who = accounts.holder(IMAGE, image.id)
         step: snapshot.Image | None = image
-        while step and IMAGE + image.id not in holders[step.id]:
-            holders[step.id].add(IMAGE + image.id)
+        while step and who not in holders[step.id]:
+            holders[step.id][who] = None
             step = images.get(step.parent)
     for image in looked.images:
         # The classic builder leaves each step as an image: one has what was added to its parent, and holds that, too.
         parent = images.get(image.parent)
         others = (parent.bytes or 0) if parent else looked.shared_bytes.get(image.id, 0)
-        note(f"image {image.id}", "images", holders[image.id], max(0, (image.bytes or 0) - others))
+        note("image", image.id, "images", holders[image.id], max(0, (image.bytes or 0) - others))
     for container in looked.containers:
-        note(f"writable layer of {container.id}", "containers", {CONTAINER + container.id}, container.bytes)
+        note(WRITABLE_LAYER, container.id, "containers", [accounts.holder(CONTAINER, container.id)], container.bytes)
     for volume in looked.volumes:
-        note(f"volume {volume.name}", "volumes", {VOLUME + volume.name}, volume.bytes)
+        note(VOLUME_DATA, volume.name, "volumes", [accounts.holder(VOLUME, volume.name)], volume.bytes)
     for record in looked.build_cache:
-        note(f"build cache {record.id}", "build_cache", {CACHE + record.id}, 0 if record.shared else record.bytes)
-    return accounts, sizes
+        note("build cache", record.id, "build_cache", [accounts.holder(CACHE, record.id)], 0 if record.shared else record.bytes)
+    return Ledger(accounts, sizes)

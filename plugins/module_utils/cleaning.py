@@ -12,6 +12,7 @@ from dataclasses import replace
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
     history,
+    managers,
     measure,
     options,
     path_uses,
@@ -21,6 +22,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     snapshot,
     words,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import LOG
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -255,7 +257,7 @@ class _Run:
             return looked, plan
         main = self._space.disks[0].device
         # What came free with a log does not come free once more with its container.
-        ledger = survey.ledger.reduced({f"log of {ident}": size for ident, size in self._assumed.items()})
+        ledger = survey.ledger.reduced({(LOG, ident): size for ident, size in self._assumed.items()})
         if self._marks.target:
             self._sizer = _sizer(ledger, main, self._marks, plan)
         every = _sizer(ledger, main, self._marks, plan)
@@ -345,7 +347,7 @@ def _sizer(ledger: Ledger, main: str, marks: options.Watermarks, plan: Plan) -> 
     from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
 
     turns = ledger.turns()
-    going = frozenset(PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES)
+    going = ledger.going(PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES)
 
     def sized(step: Step) -> Step:
         if step.kind not in PREFIXES:
@@ -398,6 +400,7 @@ def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) ->
         # A plain run does not pay for sizes that decide nothing.
         sizes=module.check_mode or module._diff or marks.target,
         image_sizes=False,
+        labels=managers.looked_at(wishes.keep_labels),
         services=wishes.orchestrated == "keep",
         parallel=module.params["parallel"],
     )

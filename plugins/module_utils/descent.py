@@ -77,7 +77,7 @@ class Level:
 
     __slots__ = ("account", "depth", "descriptor", "device", "folders", "inode", "last", "path", "ties")
 
-    def __init__(self, descriptor: int, about: os.stat_result, depth: int, account: str, path: str | None, folders: Folders) -> None:
+    def __init__(self, descriptor: int, about: os.stat_result, depth: int, account: int | str, path: str | None, folders: Folders) -> None:
         self.descriptor = descriptor
         self.device = about.st_dev
         self.inode = about.st_ino

@@ -189,7 +189,11 @@ class Engine:
 
     def images(self) -> list[dict[str, t.Any]]:
         """All images, intermediate ones too."""
-        return self._again(lambda: self._list("/images/json", fields.IMAGES, {"all": 1}))
+        return self.images_as(lambda raw: raw)
+
+    def images_as(self, make: t.Callable[[dict[str, t.Any]], _Made]) -> list[_Made]:
+        """The same, each entry as what ``make`` makes of it."""
+        return t.cast(t.List[_Made], self._again(lambda: self._list("/images/json", fields.Each(fields.IMAGE, make), {"all": 1})))
 
     def image(self, ident: str) -> dict[str, t.Any]:
         return self._again(lambda: self._object("/images/{0}/json", fields.IMAGE_DETAILS, path=(ident,)), "content digest")

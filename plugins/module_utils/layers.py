@@ -20,14 +20,18 @@ import re
 import time
 import typing as t
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, record_files
-from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import (
     CACHE,
     CONTAINER,
     IMAGE,
-    Account,
+    LAYER,
+    NOBODY,
+    WRITABLE_LAYER,
+    Accounts,
+    Paths,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import read_head
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
@@ -51,47 +55,45 @@ ENGINE = "engine:"
 
 @dataclass
 class Holdings:
-    """``paths``: whose account each folder and record is, ``depth`` how many layers lie below it.
+    """``paths``: whose account each folder and record is, ``depth`` how many layers lie below it; ``logical``: bytes by account, as the engine has them.
 
     ``chains``: by record of BuildKit's the layer, as images name it, that makes it a shared one as long as an image has it.
     ``doubts``: records that could not be read, in words. As long as there are any, nothing is nobody's.
     """
 
-    accounts: dict[str, Account] = field(default_factory=dict)
-    paths: dict[str, str] = field(default_factory=dict)
-    depth: dict[str, int] = field(default_factory=dict)
-    logical: dict[str, int] = field(default_factory=dict)
+    accounts: Accounts = field(default_factory=Accounts)
+    paths: Paths[int] = field(default_factory=Paths)
+    depth: Paths[int] = field(default_factory=Paths)
+    logical: dict[int, int] = field(default_factory=dict)
     chains: dict[str, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
-    same: dict[frozenset[str], frozenset[str]] = field(default_factory=dict, repr=False)
+
+    def group(self, *holders: str) -> int:
+        """The number of the group of these holders, such as ``container:<id>``."""
+        return self.accounts.group_of_names(*holders)
 
     def add(
         self,
-        name: str,
-        paths: t.Iterable[str],
-        holders: t.Iterable[str],
+        kind: str,
+        ident: str,
+        places: t.Iterable[tuple[str, str]],
+        group: int = NOBODY,
         category: str = "",
         final: bool = False,
         words: str = "",
         depth: int = 0,
-    ) -> None:
-        """Note an account; of a name that is there already the holders are joined."""
-        known = self.accounts.get(name)
-        all_holders = frozenset(holders)
-        if known and not known.holders <= all_holders:
-            all_holders |= known.holders
-        # Many layers have the same holders, and with thousands of images these sets are what takes the memory.
-        all_holders = self.same.setdefault(all_holders, all_holders)
-        self.accounts[name] = Account(
-            category or _category(all_holders),
-            all_holders,
-            final or bool(known and known.final),
-            "" if all_holders else words,
-        )
-        for path in paths:
-            self.paths[path] = name
+    ) -> int:
+        """Note an account, and the folder and name of what is its; of one that is there already the holders are joined."""
+        known = self.accounts.find(kind, ident)
+        if known is not None:
+            group = self.accounts.union((group, self.accounts.group_number(known)))
+            final = final or self.accounts.is_final(known)
+        number = self.accounts.add(kind, ident, category or _category(self.accounts, group), group, final, "" if group else words)
+        for folder, name in places:
+            self.paths.put(folder, name, number)
             if depth:
-                self.depth[path] = max(depth, self.depth.get(path, 0))
+                self.depth.put(folder, name, max(depth, self.depth.get(f"{folder}/{name}", 0)))
+        return number
 
     def doubt(self, words: str) -> None:
         """Note a record that could not be read."""
@@ -99,9 +101,16 @@ class Holdings:
             self.doubts.append(words)
 
 
-def read(storage: Storage, snapshot: Snapshot) -> Holdings:
-    """Return who holds which folder, by the engine's records at this moment."""
-    found = Holdings()
+def read(storage: Storage, snapshot: Snapshot, accounts: Accounts | None = None, paths: Paths[int] | None = None) -> Holdings:
+    """Return who holds which folder, by the engine's records at this moment.
+
+    :param accounts: those that are known already, to which these are added.
+    :param paths: the same of paths.
+    """
+    found = Holdings(Accounts() if accounts is None else accounts, Paths() if paths is None else paths)
+    for kind, objects in ((IMAGE, snapshot.images), (CONTAINER, snapshot.containers), (CACHE, snapshot.build_cache)):
+        for each in objects:
+            found.accounts.holder(kind, each.id)  # by the id that is there anyway
     if storage.image_store == "containerd":
         _containerd(storage, snapshot, found)
     elif storage.old_records:
@@ -109,20 +118,25 @@ def read(storage: Storage, snapshot: Snapshot) -> Holdings:
     else:
         _layer_store(storage, snapshot, found)
     if found.doubts:
-        for name, account in found.accounts.items():
-            if account.category == "leftovers":
-                # Who held it may stand in the very record that could not be read.
-                found.accounts[name] = replace(account, category="unattributed")
+        for number in found.accounts.of_category("leftovers"):
+            # Who held it may stand in the very record that could not be read.
+            found.accounts.set_category(number, "unattributed")
     return found
 
 
-def _category(holders: t.Collection[str]) -> str:
+def _category(accounts: Accounts, group: int) -> str:
     """A layer is reported where it would be missed first."""
+    kinds = accounts.kinds_in(group)
     # What the engine alone refers to is being pulled, or was.
-    for prefix, category in ((IMAGE, "images"), (CACHE, "build_cache"), (CONTAINER, "containers"), (ENGINE, "images")):
-        if any(holder.startswith(prefix) for holder in holders):
+    for kind, category in ((IMAGE, "images"), (CACHE, "build_cache"), (CONTAINER, "containers"), (ENGINE, "images")):
+        if kind in kinds:
             return category
     return "leftovers"
+
+
+def _layer_places(storage: Storage, ident: str) -> list[tuple[str, str]]:
+    """The folders in which a layer may lie, each with its name there."""
+    return [(folder, ident) for folder in storage.layer_folders()] if LAYER_NAME.fullmatch(ident) else []
 
 
 # -- graph drivers -------------------------------------------------------------------------------
@@ -133,18 +147,22 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
     parents: dict[str, str] = {}
     folders: dict[str, str] = {}
     going: list[tuple[str, str]] = []
+    same: dict[str, str] = {}
     for name in _names(records, found):
         if _HEX.fullmatch(name):
-            parents[f"sha256:{name}"] = _text(f"{records}/{name}/parent", found, _DIGEST)
+            # Thousands of layers may have one parent.
+            parent = _text(f"{records}/{name}/parent", found, _DIGEST)
+            parents[f"sha256:{name}"] = same.setdefault(parent, parent)
             folders[f"sha256:{name}"] = _text(f"{records}/{name}/cache-id", found, LAYER_NAME)
         elif _REMOVING.fullmatch(name) and _is_going(f"{records}/{name}"):
             # The record goes last, and may go while it is read.
             going.append((_text(f"{records}/{name}/cache-id", found), _text(f"{records}/{name}/parent", found)))
+    same.clear()
     below = _Below(parents)
-    direct: dict[str, set[str]] = defaultdict(set)
+    direct: dict[str, list[int]] = defaultdict(list)
 
     def hold(chain: str, who: str) -> None:
-        direct[chain].add(who)
+        direct[chain].append(found.accounts.holder(*_parts(who)))
 
     for image in snapshot.images:
         if image.layers:
@@ -153,42 +171,50 @@ def _layer_store(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         if record and not image.layers and os.path.lexists(record) and storage.image_layers(image.id) is None:
             found.doubt(f"{record} cannot be read")
         if record:
-            about = record.replace("/imagedb/content/", "/imagedb/metadata/")
-            found.add(f"record of {image.id}", (record, about), {IMAGE + image.id}, "engine_metadata")
-    known = {container.id for container in snapshot.containers}
+            content, _slash, name = record.rpartition("/")
+            places = [(content, name), (content.replace("/imagedb/content/", "/imagedb/metadata/"), name)]
+            found.add("record of", image.id, places, found.group(IMAGE + image.id), "engine_metadata")
+    known = {container.id: container.id for container in snapshot.containers}
     mounts = f"{storage.layer_records}/mounts"
     for name in _names(mounts, found):
         # BuildKit takes writable layers, too, for as long as it builds: those stand under names of its own.
-        who = {CONTAINER + name} if name in known else set()
+        name = known.get(name, name)
+        group = found.group(CONTAINER + name) if name in known else NOBODY
         parent = _text(f"{mounts}/{name}/parent", found, _DIGEST)
-        for holder in who:
-            hold(parent, holder)
-        depth = len(below.chain(parent))
-        writable = f"writable layer of {name}"
+        if group:
+            hold(parent, CONTAINER + name)
+        depth = below.depth(parent)
         for more, kind in enumerate(("init-id", "mount-id"), 1):
             ident = _text(f"{mounts}/{name}/{kind}", found, LAYER_NAME)
             if ident:
                 found.add(
-                    writable, storage.layer_paths(ident), who, words="writable layer of a container that is gone",
+                    WRITABLE_LAYER, name, _layer_places(storage, ident), group, words="writable layer of a container that is gone",
                     depth=depth + more,
                 )
         words = "record of a writable layer of a container that is gone"
-        found.add(f"layer record of {name}", [f"{mounts}/{name}"], who, "engine_metadata" if who else "", words=words)
+        found.add("layer record of", name, [(mounts, name)], group, "engine_metadata" if group else "", words=words)
     _buildkit(storage, snapshot, found, hold, below)
     for folder, parent in going:
         # Once it is gone the engine goes on with those below, if nobody has them.
         hold(parent, ENGINE)
         if LAYER_NAME.fullmatch(folder):
-            found.add(f"layer {folder}", storage.layer_paths(folder), {ENGINE}, depth=len(below.chain(parent)) + 1)
-    holders = _all_holders(direct, below)
+            found.add(LAYER, folder, _layer_places(storage, folder), found.group(ENGINE), depth=below.depth(parent) + 1)
+    holders = _all_holders(direct, below, found.accounts)
+    direct.clear()
     for chain, folder in folders.items():
-        held_by = holders.get(chain, frozenset())
+        held_by = holders.get(chain, NOBODY)
         words = "layer of no image"
-        found.add(f"layer {folder}", storage.layer_paths(folder), held_by, final=True, words=words, depth=len(below.chain(chain)))
+        number = found.add(LAYER, folder, _layer_places(storage, folder), held_by, final=True, words=words, depth=below.depth(chain))
         if chain in snapshot.layer_bytes:
-            found.logical[f"layer {folder}"] = snapshot.layer_bytes[chain]
-        record = f"{records}/{chain.partition(':')[2]}"
-        found.add(f"record of layer {folder}", [record], held_by, "engine_metadata" if held_by else "", words=f"record of a {words}")
+            found.logical[number] = snapshot.layer_bytes[chain]
+        places = [(records, chain.partition(":")[2])]
+        found.add("record of layer", folder, places, held_by, "engine_metadata" if held_by else "", words=f"record of a {words}")
+
+
+def _parts(holder: str) -> tuple[str, str]:
+    """A holder's kind and id."""
+    kind, colon, ident = holder.partition(":")
+    return kind + colon, ident
 
 
 def _buildkit(
@@ -226,7 +252,7 @@ def _buildkit(
         while key in snapshots and key not in depths and key not in path:
             path.append(key)
             key = snapshots[key].get("parent", "")
-        lowest = depths.get(key, len(below.chain(key)) if key.startswith("sha256:") else 0)
+        lowest = depths.get(key, below.depth(key) if key.startswith("sha256:") else 0)
         for number, name in enumerate(reversed(path), 1):
             depths[name] = lowest + number
         return depths.get(path[0], lowest) if path else lowest
@@ -240,7 +266,7 @@ def _buildkit(
             if chain_of.get(key):
                 hold(chain_of[key], who)
             category = "build_cache" if who == ENGINE else ""
-            found.add(f"layer {ident}", storage.layer_paths(ident), {who}, category, depth=depth(ident))
+            found.add(LAYER, ident, _layer_places(storage, ident), found.group(who), category, depth=depth(ident))
             key = table.get("parent") or snapshots.get(ident, {}).get("parent", "")
         if key.startswith("sha256:"):
             hold(key, who)
@@ -262,43 +288,58 @@ def _is_going(record: str) -> bool:
         return False
 
 
-def _all_holders(direct: t.Mapping[str, set[str]], below: _Below) -> dict[str, frozenset[str]]:
-    """Who holds which layer: who holds it by itself, and who holds one above it.
+def _all_holders(direct: t.Mapping[str, t.Sequence[int]], below: _Below, accounts: Accounts) -> dict[str, int]:
+    """The group that holds each layer: who holds it by itself, and who holds one above it.
 
-    Each layer is looked at once, from the top down, and has its only child's set itself: with thousands of images above the same
-    layers a set for each of these is what takes the memory.
+    Each layer is looked at once, from the top down, and has its only child's group itself: with thousands of images above the same
+    layers a group for each of these is what takes the memory.
     """
     layers = {layer for chain in direct for layer in below.chain(chain)}
-    above: dict[str, list[frozenset[str]]] = defaultdict(list)
-    found: dict[str, frozenset[str]] = {}
-    for layer in sorted(layers, key=lambda name: len(below.chain(name)), reverse=True):
-        sets = above.pop(layer, [])
+    above: dict[str, list[int]] = defaultdict(list)
+    found: dict[str, int] = {}
+    for layer in sorted(layers, key=below.depth, reverse=True):
+        groups = above.pop(layer, [])
         if layer in direct:
-            sets.append(frozenset(direct[layer]))
-        found[layer] = sets[0] if len(sets) == 1 else frozenset().union(*sets)
-        parent = below.chain(layer)[1:2]
+            groups.append(accounts.group(direct[layer]))
+        found[layer] = accounts.union(groups)
+        parent = below.parent(layer)
         if parent:
-            above[parent[0]].append(found[layer])
+            above[parent].append(found[layer])
     return found
 
 
 class _Below:
-    """A layer and all below it, lowest last."""
+    """What lies below a layer. In a circle, which no engine makes, the one that is asked for last is the lowest."""
 
     def __init__(self, parents: t.Mapping[str, str]) -> None:
         self._parents = parents
-        self._known: dict[str, tuple[str, ...]] = {"": ()}
+        self._depths: dict[str, int] = {"": 0}
 
-    def chain(self, layer: str) -> tuple[str, ...]:
-        path: list[str] = []
-        while layer not in self._known and layer not in path:
-            path.append(layer)
+    def depth(self, layer: str) -> int:
+        """How many layers that are, the layer itself included."""
+        known = self._depths.get(layer)
+        if known is not None:
+            return known
+        path: dict[str, None] = {}
+        while layer not in self._depths and layer not in path:
+            path[layer] = None
             layer = self._parents.get(layer, "")
-        tail = self._known.get(layer, ())
-        for name in reversed(path):
-            tail = (name, *tail)
-            self._known[name] = tail
-        return tail
+        depth = self._depths.get(layer, 0)
+        for name in reversed(list(path)):
+            depth += 1
+            self._depths[name] = depth
+        return depth
+
+    def parent(self, layer: str) -> str:
+        """The layer right below; "" for the lowest."""
+        parent = self._parents.get(layer, "")
+        return parent if parent and self.depth(layer) == self.depth(parent) + 1 else ""
+
+    def chain(self, layer: str) -> t.Iterator[str]:
+        """The layer and all below it, lowest last."""
+        while layer:
+            yield layer
+            layer = self.parent(layer)
 
 
 def _tables(top: bolt.Bucket) -> dict[str, dict[str, str]]:
@@ -328,26 +369,26 @@ def _before_layers(storage: Storage, snapshot: Snapshot, found: Holdings) -> Non
     """One layer an image, under the image's id, and its record in ``graph``; writable layers under the containers' ids."""
     parents = {image.id: image.parent for image in snapshot.images}
     below = _Below(parents)
-    holders: dict[str, set[str]] = defaultdict(set)
+    holders: dict[str, list[str]] = defaultdict(list)
     for image in snapshot.images:
         for ident in below.chain(image.id):
-            holders[ident].add(IMAGE + image.id)
+            holders[ident].append(IMAGE + image.id)
     for container in snapshot.containers:
         for ident in below.chain(container.image_id):
-            holders[ident].add(CONTAINER + container.id)
+            holders[ident].append(CONTAINER + container.id)
         for more, ident in enumerate((f"{container.id}-init", container.id), 1):
             found.add(
-                f"writable layer of {container.id}", storage.layer_paths(ident), {CONTAINER + container.id},
-                depth=len(below.chain(container.image_id)) + more,
+                WRITABLE_LAYER, container.id, _layer_places(storage, ident), found.group(CONTAINER + container.id),
+                depth=below.depth(container.image_id) + more,
             )
     for full, who in holders.items():
-        ident = full.rpartition(":")[2]
-        found.add(f"layer {ident}", storage.layer_paths(ident), who, final=True, depth=len(below.chain(full)))
+        ident, group = full.rpartition(":")[2], found.group(*who)
+        number = found.add(LAYER, ident, _layer_places(storage, ident), group, final=True, depth=below.depth(full))
         if storage.old_records:
-            found.add(f"record of {ident}", [f"{storage.old_records}/{ident}"], who, "engine_metadata")
+            found.add("record of", ident, [(storage.old_records, ident)], group, "engine_metadata")
             size = _text(f"{storage.old_records}/{ident}/layersize", found)
             if size.isdigit() and len(size) <= 18:
-                found.logical[f"layer {ident}"] = int(size)
+                found.logical[number] = int(size)
 
 
 # -- containerd ----------------------------------------------------------------------------------
@@ -375,7 +416,7 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         if key in ours:
             continue
         words = f"layer of {_OTHERS}"
-        found.add(f"layer {number.ident}", storage.layer_paths(number.ident), (), "other_users", words=words)
+        found.add(LAYER, number.ident, _layer_places(storage, number.ident), NOBODY, "other_users", words=words)
     for name, full in graph.snapshots.items():
         if full not in numbers:
             continue
@@ -385,10 +426,9 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         container = name[: -len(_INIT)] if name.endswith(_INIT) else name
         # What was committed from a container stands on its init layer, and keeps that one alone.
         writable = not number.committed or (container != name and who == holders.get(("s", container)))
-        account = f"writable layer of {container}" if writable else f"layer {number.ident}"
-        found.add(
-            account, storage.layer_paths(number.ident), who,
-            "containers" if writable and any(holder.startswith(CONTAINER) for holder in who) else "",
+        account = found.add(
+            WRITABLE_LAYER if writable else LAYER, container if writable else number.ident, _layer_places(storage, number.ident),
+            found.group(*who), "containers" if writable and any(holder.startswith(CONTAINER) for holder in who) else "",
             # The init layer never changes, but the one that it shares the account with does.
             final=not writable, words="snapshot that nothing refers to", depth=depth,
         )
@@ -400,14 +440,14 @@ def _containerd(storage: Storage, snapshot: Snapshot, found: Holdings) -> None:
         kind, _colon, value = digest.partition(":")
         if _DIGEST.fullmatch(digest):
             who = holders.get(("c", digest), set())
-            found.add(f"content {digest}", [f"{blobs}/{kind}/{value}"], who, final=True, words="content that nothing refers to")
+            found.add("content", digest, [(f"{blobs}/{kind}", value)], found.group(*who), final=True, words="content that nothing refers to")
     for digest, namespace in graph.elsewhere.items():
         kind, _colon, value = digest.partition(":")
         if digest not in graph.content and _DIGEST.fullmatch(digest):
             # BuildKit writes down there what was built, how long it took and what was said.
             history = namespace == f"{storage.namespace}_history"
             found.add(
-                f"content {digest}", [f"{blobs}/{kind}/{value}"], {ENGINE} if history else (),
+                "content", digest, [(f"{blobs}/{kind}", value)], found.group(ENGINE) if history else NOBODY,
                 "engine_metadata" if history else "other_users", final=True, words=f"content of {_OTHERS}",
             )
 

@@ -11,30 +11,34 @@ and comes free with the last of them.
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass, replace
+from array import array
+from dataclasses import replace
+from itertools import accumulate
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
-from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import CACHE, CONTAINER, IMAGE, NOBODY, VOLUME, Account, Accounts
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Figures, Sizes
 
-IMAGE, CONTAINER, VOLUME, CACHE = "image:", "container:", "volume:", "build_cache:"
 #: What stands before the id of an object, by the kind that a plan calls it.
 PREFIXES = {"image": IMAGE, "container": CONTAINER, "volume": VOLUME, "build_cache": CACHE}
+#: So many holders have few groups in common.
+_MANY = 4
+#: An account by the two parts of its name.
+Name = t.Tuple[str, str]
 
 
-@slotted
-@dataclass(frozen=True)
-class Account:
-    """``category`` is where its bytes are reported. One without holders never goes by itself.
+class Going:
+    """Objects that go together: whether all holders of a group are among them is found out once for each group."""
 
-    ``final``: what is in it never changes again, as in a layer that is registered.
-    ``words``: what it is, for a person. ``disk``: the device of the filesystem that it lies on, "" for the data root's.
-    """
+    def __init__(self, accounts: Accounts, names: t.Iterable[str]) -> None:
+        self._accounts = accounts
+        self._holders = {accounts.find_holder(name) for name in names}
+        self._known: dict[int, bool] = {}
 
-    category: str
-    holders: frozenset[str] = frozenset()
-    final: bool = False
-    words: str = ""
-    disk: str = ""
+    def has_all(self, group: int) -> bool:
+        known = self._known.get(group)
+        if known is None:
+            known = self._known[group] = self._holders.issuperset(self._accounts.members(group))
+        return known
 
 
 class Ledger:
@@ -43,73 +47,106 @@ class Ledger:
     Thousands of images hold the same lower layers: accounts with the same holders are one group, and an object has its groups.
     """
 
-    def __init__(self, accounts: t.Mapping[str, Account], sizes: t.Mapping[str, Sizes]) -> None:
-        self._accounts = accounts
+    def __init__(self, accounts: Accounts, sizes: Figures) -> None:
+        self.accounts = accounts
         self._sizes = sizes
         self._sums: dict[str, Sizes] = {}
-        self._groups: dict[frozenset[str], list[str]] = {}
+        self._groups = _ByGroup(accounts)
+        for number in accounts:
+            self._sums.setdefault(accounts.category(number), Sizes()).add(self.of_number(number))
+        self._shared = _with_others(accounts, self._groups)
+        self._disks_of_many: dict[int, dict[str, Sizes]] = {}
+
+    @classmethod
+    def of_named(cls, accounts: t.Mapping[str, Account], sizes: t.Mapping[str, Sizes]) -> Ledger:
+        """A ledger of few accounts, by names of one part."""
+        made, figures = Accounts(), Figures()
         for name, account in accounts.items():
-            if account.holders:
-                self._groups.setdefault(account.holders, []).append(name)
-            self._sums.setdefault(account.category, Sizes()).add(self.size(name))
-        self._shared = _with_others(self._groups)
+            number = made.add(name, "", account.category, made.group_of_names(*account.holders), account.final, account.words)
+            made.set_disk(number, account.disk)
+            if name in sizes:
+                figures.add(number, sizes[name])
+        return cls(made, figures)
 
-    def reduced(self, accounts: t.Mapping[str, int]) -> Ledger:
+    def reduced(self, freed: t.Mapping[Name, int]) -> Ledger:
         """The same, after so many bytes of these accounts came free."""
-        if not accounts:
+        if not freed:
             return self
-        sizes = dict(self._sizes)
-        for name, freed in accounts.items():
-            known = self.size(name)
-            sizes[name] = replace(known, disk=max(0, known.disk - freed), frees=max(0, known.frees - freed))
-        return Ledger(self._accounts, sizes)
+        sizes = self._sizes.copy()
+        for name, size in freed.items():
+            number = self.accounts.find(*name)
+            known = None if number is None else sizes.get(number)
+            if number is not None and known:
+                sizes[number] = replace(known, disk=max(0, known.disk - size), frees=max(0, known.frees - size))
+        return Ledger(self.accounts, sizes)
 
-    def _groups_of(self, holder: str) -> t.Iterator[tuple[frozenset[str], list[str]]]:
-        """The groups of accounts that an object holds, with their holders."""
-        for holders in (frozenset((holder,)), *self._shared.get(holder, ())):
-            names = self._groups.get(holders)
-            if names:
-                yield holders, names
+    def _groups_of(self, holder: str) -> t.Iterator[int]:
+        """The groups of accounts that an object holds."""
+        number = self.accounts.find_holder(holder)
+        if number is not None:
+            own = self.accounts.group_of_one(number)
+            yield from (group for group in (own, *self._shared.get(number, ())) if self._groups.of(group))
 
-    def _names(self, holder: str) -> t.Iterator[str]:
-        for _holders, names in self._groups_of(holder):
-            yield from names
+    def _numbers(self, holder: str) -> t.Iterator[int]:
+        for group in self._groups_of(holder):
+            yield from self._groups.of(group)
 
     def of(self, holder: str) -> Sizes:
         """All that an object holds, also what others hold with it."""
         total = Sizes()
-        for name in self._names(holder):
-            total.add(self.size(name))
+        for number in self._numbers(holder):
+            total.add(self.of_number(number))
         return total
 
-    def disks(self, holder: str, going: t.Collection[str] | None = None, without: str = "") -> dict[str, Sizes]:
+    def going(self, names: t.Iterable[str]) -> Going:
+        """Objects for ``disks``."""
+        return Going(self.accounts, names)
+
+    def disks(self, holder: str, going: Going | None = None, without: str = "") -> dict[str, Sizes]:
         """What an object holds, on which filesystem.
 
         :param going: no more than what may come free with it, be it together with these other objects.
         :param without: leave out what objects of this kind hold as well.
         """
         found: dict[str, Sizes] = {}
-        for holders, names in self._groups_of(holder):
-            if without and any(other.startswith(without) for other in holders):
+        for group in self._groups_of(holder):
+            if without and without in self._groups.kinds(group):
                 continue
-            if going is not None and not holders.issubset(going):
+            if going is not None and not going.has_all(group):
                 continue
-            for name in names:
-                size = self.size(name)
-                if size.frees or size.inodes:
-                    found.setdefault(self._accounts[name].disk, Sizes()).add(size)
+            for disk, size in self._disks_of(group).items():
+                found.setdefault(disk, Sizes()).add(size)
+        return found
+
+    def _disks_of(self, group: int) -> dict[str, Sizes]:
+        """What the accounts of a group have on which filesystem; of a group of many, which is asked for by each of them, it is kept."""
+        found = self._disks_of_many.get(group)
+        if found is None:
+            found = {}
+            for number in self._groups.of(group):
+                size = self._sizes.get(number)
+                if size and (size.frees or size.inodes):
+                    found.setdefault(self.accounts.disk(number), Sizes()).add(size)
+            if self.accounts.size_of_group(group) > _MANY:
+                self._disks_of_many[group] = found
         return found
 
     def of_category(self, holder: str, category: str) -> Sizes:
         """What of an object's stands in one category."""
         total = Sizes()
-        for name in self._names(holder):
-            if self._accounts[name].category == category:
-                total.add(self.size(name))
+        for number in self._numbers(holder):
+            if self.accounts.category(number) == category:
+                total.add(self.of_number(number))
         return total
 
-    def size(self, account: str) -> Sizes:
-        return self._sizes.get(account) or Sizes()
+    def of_number(self, number: int) -> Sizes:
+        """The sizes of an account."""
+        return self._sizes.get(number) or Sizes()
+
+    def size(self, kind: str, object_id: str = "") -> Sizes:
+        """The sizes of an account, by the two parts of its name."""
+        number = self.accounts.find(kind, object_id)
+        return Sizes() if number is None else self.of_number(number)
 
     def in_category(self, category: str) -> Sizes:
         """The sum of a category; categories have no account in common."""
@@ -117,13 +154,14 @@ class Ledger:
 
     def alone(self, *holders: str) -> int:
         """Bytes that come free if these objects go and no others."""
-        going = frozenset(holders)
-        groups = {held_by: names for holder in going for held_by, names in self._groups_of(holder) if held_by <= going}
-        return sum(self.size(name).frees for names in groups.values() for name in names)
+        going = self.going(holders)
+        groups = {group for holder in holders for group in self._groups_of(holder) if going.has_all(group)}
+        return sum(self.of_number(number).frees for group in groups for number in self._groups.of(group))
 
     def freed(self, gone: t.Iterable[str]) -> int:
         """Bytes that the filesystem has more once these objects are gone."""
-        return sum(self.freed_in_turn(gone))
+        turns = self.turns()
+        return sum(sizes.frees for holder in gone for sizes in turns(holder).values())
 
     def freed_in_turn(self, gone: t.Iterable[str]) -> list[int]:
         """The same for one after the other: an account counts where its last holder goes."""
@@ -142,29 +180,65 @@ class Ledger:
 
     def turns(self) -> t.Callable[[str], dict[str, Sizes]]:
         """Return what says, of one object after the other, what comes free with it after those before, by filesystem."""
-        left: dict[frozenset[str], int] = {}
-        done: set[str] = set()
+        # How many holders of a group are gone; of objects that hold anything, whether they are.
+        gone = array("I", bytes(4 * self.accounts.group_count))
+        done = bytearray(self.accounts.holder_count)
 
         def go(holder: str) -> dict[str, Sizes]:
             freed: dict[str, Sizes] = {}
-            for holders, names in () if holder in done else self._groups_of(holder):
-                left[holders] = left.get(holders, len(holders)) - 1
-                if left[holders]:
+            number = self.accounts.find_holder(holder)
+            if number is None or done[number]:
+                return freed
+            done[number] = 1
+            for group in self._groups_of(holder):
+                gone[group] += 1
+                if gone[group] < self.accounts.size_of_group(group):
                     continue
-                for name in names:
-                    freed.setdefault(self._accounts[name].disk, Sizes()).add(self.size(name))
-            done.add(holder)
+                for account in self._groups.of(group):
+                    freed.setdefault(self.accounts.disk(account), Sizes()).add(self.of_number(account))
             return freed
 
         return go
 
 
-def _with_others(groups: t.Iterable[frozenset[str]]) -> dict[str, tuple[frozenset[str], ...]]:
-    """By object the holders of each group that it holds together with others. Most objects have these in common with others, too."""
-    found: dict[str, tuple[frozenset[str], ...]] = {}
-    same: dict[tuple[frozenset[str], ...], tuple[frozenset[str], ...]] = {}
-    for holders in groups:
-        for holder in holders if len(holders) > 1 else ():
-            its = (*found.get(holder, ()), holders)
-            found[holder] = same.setdefault(its, its)
+class _ByGroup:
+    """The accounts of each group of holders, one group's behind the other's."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        counts = array("I", bytes(4 * accounts.group_count))
+        held = [number for number in accounts if accounts.group_number(number) != NOBODY]
+        for number in held:
+            counts[accounts.group_number(number)] += 1
+        self._starts = array("I", [0, *accumulate(counts)])
+        self._numbers = array("I", bytes(4 * len(held)))
+        ends = self._starts[:]
+        for number in held:
+            group = accounts.group_number(number)
+            self._numbers[ends[group]] = number
+            ends[group] += 1
+        self._kinds: dict[int, frozenset[str]] = {}
+
+    def of(self, group: int) -> array[int]:
+        return self._numbers[self._starts[group]:self._starts[group + 1]]
+
+    def kinds(self, group: int) -> t.Container[str]:
+        """The kinds of the holders of a group; of one with many they are found out once."""
+        known = self._kinds.get(group)
+        if known is None:
+            known = frozenset(self._accounts.kinds_in(group))
+            if self._accounts.size_of_group(group) > 1:
+                self._kinds[group] = known
+        return known
+
+
+def _with_others(accounts: Accounts, by_group: _ByGroup) -> dict[int, tuple[int, ...]]:
+    """By object the groups of accounts that it holds together with others. Most objects have these in common with others, too."""
+    found: dict[int, tuple[int, ...]] = {}
+    same: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for group in range(accounts.group_count):
+        if accounts.size_of_group(group) > 1 and by_group.of(group):
+            for holder in accounts.members(group):
+                its = (*found.get(holder, ()), group)
+                found[holder] = same.setdefault(its, its)
     return found

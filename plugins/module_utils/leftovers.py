@@ -175,9 +175,15 @@ _REASONS = {
 }
 
 
-def children(folder: str) -> list[str]:
-    """The paths right below a folder; none if it cannot be read."""
-    return [entry.path for entry in _entries(folder, "")]
+def children(folder: str, keep: t.Callable[[str], bool] = lambda _name: True) -> list[str]:
+    """The paths right below a folder with such names; none if it cannot be read."""
+    found: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            found += (entry.path for entry in entries if keep(entry.name))
+    except OSError:
+        pass
+    return found
 
 
 def identity(*paths: str) -> str:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import re
 import typing as t
+from functools import lru_cache
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.names import has_label
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Container, Image
 
 #: Who looks after a host by itself, told by the labels of its objects (their beginning) and its containers' names.
@@ -77,6 +79,17 @@ class Managers:
         # Compose and commits write some of them into images, too; then the others are the container's own.
         made_by = {_prefix_of(key) for key, value in container.labels.items() if inherited.get(key) != value}
         return {key: value for key, value in container.labels.items() if not _prefix_of(key) or _prefix_of(key) in made_by}
+
+
+def looked_at(patterns: t.Sequence[str]) -> t.Callable[[str, str], bool]:
+    """Return what tells, of a label's key and value, whether anybody looks at it: managers are told by it, or one of these patterns may fit it."""
+    keys = [pattern.partition("=")[0] for pattern in patterns]
+
+    @lru_cache(maxsize=1 << 12)
+    def by_key(key: str) -> bool:
+        return bool(_prefix_of(key)) or any(has_label({key: ""}, pattern) for pattern in keys)
+
+    return lambda key, value: by_key(key) and (bool(_prefix_of(key)) or any(has_label({key: value}, pattern) for pattern in patterns))
 
 
 def _prefix_of(key: str) -> str:

@@ -295,6 +295,6 @@ def of_layers(looked: Snapshot, storage: Storage, strange: t.Iterable[LayerUse])
     holdings = layers.read(storage, looked)
     found = []
     for path, reason, via in strange:
-        account = holdings.accounts.get(holdings.paths.get(path, ""))
-        found += [Hold(holder, reason, via) for holder in sorted(account.holders if account else ())]
+        account = holdings.paths.get(path)
+        found += [Hold(holder, reason, via) for holder in sorted(holdings.accounts[account].holders if account is not None else ())]
     return found

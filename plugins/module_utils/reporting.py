@@ -9,8 +9,11 @@ allocated blocks. A figure that nobody has is None.
 
 from __future__ import annotations
 
+import heapq
 import typing as t
 from collections import Counter, defaultdict
+from dataclasses import dataclass
+from itertools import chain
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
@@ -18,6 +21,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     history,
     last_use,
     log_holders,
+    managers,
     measure,
     open_deleted,
     places,
@@ -25,13 +29,17 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     snapshot,
     words,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import (
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import (
     CACHE,
     CONTAINER,
     IMAGE,
-    PREFIXES,
+    LEFTOVER,
+    LOG,
     VOLUME,
+    VOLUME_DATA,
+    WRITABLE_LAYER,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import PREFIXES, Name
 from ansible_collections.fleetclean.docker.plugins.module_utils.plan import CacheWish, ContainerWish, ImageWish, VolumeWish, Wishes
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import decide
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, has_layers_elsewhere
@@ -88,7 +96,8 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         return
     exact = params["measure"] == "exact" and own is not None
     how = attribution.How(exact, params["gentle"], params["state_dir"] or "", site.engine_id)
-    survey = attribution.survey(site.engine, own, how, snapshot.Wanted(networks=True))
+    wanted = snapshot.Wanted(networks=True, labels=managers.looked_at(Wishes().keep_labels))
+    survey = attribution.survey(site.engine, own, how, wanted)
     _Report(survey, own, exact, params["top"], history.recall(how.state_dir, how.engine_id, survey.snapshot.now)).fill(result, include)
     if own:
         result["deleted_open"] = _deleted_open(result, own, params["top"], survey, exact)
@@ -104,6 +113,35 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
             f"{unread['count']} files and folders could not be read, so figures are too small; the first: {first['path']}: {first['error']}. "
             "Use become: true."
         )
+
+
+@dataclass
+class _Count:
+    """What is said of all items of a category, of which only the largest are shown."""
+
+    items: int = 0
+    active: int = 0
+    logical: int | None = None
+
+    def of(self, items: t.Iterable[Item]) -> t.Iterator[Item]:
+        """The same items, each counted as it is taken: of thousands there is no room for all."""
+        for item in items:
+            self.items += 1
+            self.active += bool(item["active"])
+            if item["logical_bytes"] is not None:
+                self.logical = (self.logical or 0) + item["logical_bytes"]
+            yield item
+
+
+def _largest(items: t.Iterable[Item], top: int) -> list[Item]:
+    """The ``top`` largest items; less than 0: all."""
+    def order(item: Item) -> tuple[int, str]:
+        return -item["size"], item["name"]
+
+    if top < 0:
+        return sorted(items, key=order)
+    # All have to come by, to be counted, also where none is shown.
+    return heapq.nsmallest(max(1, top), items, key=order)[:top]
 
 
 class _Report:
@@ -125,6 +163,7 @@ class _Report:
         self._exact = exact
         self._top = top
         self._ledger = survey.ledger
+        self._accounts = survey.ledger.accounts
         self._now = survey.snapshot.now
         self._used_by: dict[str, list[str]] = defaultdict(list)
         for container in survey.snapshot.containers:
@@ -144,17 +183,14 @@ class _Report:
                 continue
             if category in survey.snapshot.unreadable:
                 continue
-            if category == "other_users" and not any(a.category == category for a in survey.accounts.values()):
+            if category == "other_users" and not any(True for _account in self._accounts.of_category(category)):
                 continue
-            items = self._items(category)
-            result["usage"][category] = self._usage(category, items, ways)
+            count = _Count()
+            items = count.of(self._items(category))
             if category == "images":
-                items += self._held_by_the_engine()
-            if self._top:
-                items.sort(key=lambda item: (-item["size"], item["name"]))
-                result["items"][category] = items if self._top < 0 else items[: self._top]
-            else:
-                result["items"][category] = []
+                items = chain(items, self._held_by_the_engine())
+            result["items"][category] = _largest(items, self._top)
+            result["usage"][category] = self._usage(category, count, ways)
         result["reclaimable"] = ways
         result["totals"] = self._totals(ways)
         found = survey.found
@@ -177,29 +213,28 @@ class _Report:
 
     # -- sums ----------------------------------------------------------------------------------
 
-    def _usage(self, category: str, items: list[Item], ways: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    def _usage(self, category: str, count: _Count, ways: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         sizes = self._ledger.in_category(category)
         measured = category in self._survey.measured
         way = _WAY_OF.get(category)
         return {
-            "count": len(items),
-            "active": sum(1 for item in items if item["active"]),
-            "logical_bytes": self._logical(category, items),
+            "count": count.items,
+            "active": count.active,
+            "logical_bytes": self._logical(category, count),
             "disk_bytes": sizes.disk if measured else None,
             "apparent_bytes": sizes.apparent if measured else None,
             "shared_bytes": sizes.shared if measured else None,
             "reclaimable_bytes": ways[way]["bytes"] if way else 0,
         }
 
-    def _logical(self, category: str, items: list[Item]) -> int | None:
+    def _logical(self, category: str, count: _Count) -> int | None:
         if category == "images":
             snapshot = self._survey.snapshot
             if snapshot.layer_bytes:
                 held = {layer for image in snapshot.images for layer in image.layers}
                 return sum(snapshot.layer_bytes.get(layer, 0) for layer in held)
             return snapshot.layers_bytes
-        known = [item["logical_bytes"] for item in items if item["logical_bytes"] is not None]
-        return sum(known) if known else None
+        return count.logical
 
     def _totals(self, ways: t.Mapping[str, t.Any]) -> dict[str, int | None]:
         totals: dict[str, int | None] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes"))
@@ -221,16 +256,17 @@ class _Report:
         found: dict[str, dict[str, t.Any]] = {}
         for name, wishes, means in _WAYS:
             plan = decide(self._survey.snapshot, wishes, sharers=self._survey.sharers)
-            gone = [PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES]
-            found[name] = {"bytes": self._ledger.freed(gone), "count": len(gone), "means": means}
+            count = sum(1 for step in plan.steps if step.kind in PREFIXES)
+            gone = (PREFIXES[step.kind] + step.id for step in plan.steps if step.kind in PREFIXES)
+            found[name] = {"bytes": self._ledger.freed(gone), "count": count, "means": means}
             if name == "everything_unused":
-                self._gone_logs = sum(self._log_bytes(who[len(CONTAINER):]) for who in gone if who.startswith(CONTAINER))
-            del plan, gone  # there is no room for two of them
+                self._gone_logs = sum(self._log_bytes(step.id) for step in plan.steps if step.kind == "container")
+            del plan  # there is no room for two of them
         logs = [self._log_bytes(container.id) for container in self._survey.snapshot.containers]
         found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": "docker_log_truncate: keep: 0, rotated: remove"}
         found["tmp"] = {
             "bytes": self._ledger.in_category("tmp").frees,
-            "count": sum(1 for account in self._survey.accounts.values() if account.category == "tmp" and account.words),
+            "count": sum(1 for account in self._accounts.of_category("tmp") if self._accounts.words(account)),
             "means": "the engine's next start: what is half made and nobody goes on with goes then",
         }
         sizes = self._ledger.in_category("leftovers")
@@ -242,24 +278,27 @@ class _Report:
 
     def _log_bytes(self, ident: str) -> int:
         """What cutting a log and removing its rotated files gives back: their blocks."""
-        sizes = self._ledger.size(f"log of {ident}")
+        sizes = self._ledger.size(LOG, ident)
         return sizes.disk - sizes.shared
 
     # -- items ---------------------------------------------------------------------------------
 
-    def _items(self, category: str) -> list[Item]:
+    def _items(self, category: str) -> t.Iterator[Item]:
         return getattr(self, f"_{category}", self._accounts_of)(category)
 
     def _item(
-        self, category: str, ident: str, name: str, logical: int | None, account: str = "", holder: str = "",
+        self, category: str, ident: str, name: str, logical: int | None, account: Name | int | None = None, holder: str = "",
         moment: float | None = None, active: bool = False, used_by: t.Sequence[str] = (), along: t.Iterable[str] = (), **more: t.Any,
     ) -> Item:
         """One entry: by its own account, or by all accounts of its holder. ``along``: holders that go with it."""
-        sizes = self._ledger.of(holder) if holder and not account else self._ledger.size(account)
+        if account is None:
+            sizes = self._ledger.of(holder)
+        else:
+            sizes = self._ledger.of_number(account) if isinstance(account, int) else self._ledger.size(*account)
         measured = category in self._survey.measured and self._storage is not None
-        alone = self._ledger.alone(holder, *along) if holder and not account else sizes.frees
-        if holder and not account and category == "containers":
-            sizes = self._ledger.size(f"writable layer of {ident}")
+        alone = self._ledger.alone(holder, *along) if account is None else sizes.frees
+        if account is None and category == "containers":
+            sizes = self._ledger.size(WRITABLE_LAYER, ident)
         disk = sizes.disk if measured else None
         return {
             "id": words.printable(ident),
@@ -279,35 +318,32 @@ class _Report:
         """Whole seconds since ``moment``; 0 for one to come: the engine's clock may have gone backwards."""
         return max(0, int(self._now - moment)) if moment else None
 
-    def _images(self, category: str) -> list[Item]:
+    def _images(self, category: str) -> t.Iterator[Item]:
         by_id = {image.id: image for image in self._survey.snapshot.images}
         parents = Counter(image.parent for image in by_id.values())
-        found = []
         for image in self._survey.snapshot.images:
             if not image.tags and image.id in parents:
                 continue  # a step of a build, with its image's layers
             used_by = self._used_by.get(IMAGE + image.id, [])
             evidence = last_use.evidence_of(image, self._used_at, self._came, self._came_between, self._known_since)
             last_used = self._age(evidence.moment)
-            found.append(
-                self._item(
-                    category, image.id, ", ".join(image.tags) or (image.digests[0] if image.digests else "<none>"), image.bytes,
-                    holder=IMAGE + image.id, moment=image.created, active=bool(used_by), used_by=used_by,
-                    along=self._steps_below(image, by_id, parents),
-                    tags=[words.printable(tag) for tag in image.tags],
-                    digests=[words.printable(digest) for digest in image.digests],
-                    dangling=image.dangling, layers=len(image.layers),
-                    last_used=last_used if self._exact else None, evidence=evidence.words if self._exact else None,
-                )
+            yield self._item(
+                category, image.id, ", ".join(image.tags) or (image.digests[0] if image.digests else "<none>"), image.bytes,
+                holder=IMAGE + image.id, moment=image.created, active=bool(used_by), used_by=used_by,
+                along=self._steps_below(image, by_id, parents),
+                tags=[words.printable(tag) for tag in image.tags],
+                digests=[words.printable(digest) for digest in image.digests],
+                dangling=image.dangling, layers=len(image.layers),
+                last_used=last_used if self._exact else None, evidence=evidence.words if self._exact else None,
             )
-        return found
 
     def _held_by_the_engine(self) -> list[Item]:
         """What counts as images and no image has: layers in the making, of a pull that was killed, a driver's pool of all."""
+        accounts = self._accounts
         size = sum(
-            self._ledger.size(name).disk
-            for name, account in self._survey.accounts.items()
-            if account.category == "images" and not any(holder.startswith(IMAGE) for holder in account.holders)
+            self._ledger.of_number(account).disk
+            for account in accounts.of_category("images")
+            if IMAGE not in accounts.kinds_in(accounts.group_number(account))
         )
         if not size or "images" not in self._survey.measured:
             return []
@@ -326,36 +362,33 @@ class _Report:
             step = by_id.get(step.parent)
         return found
 
-    def _containers(self, category: str) -> list[Item]:
-        return [
+    def _containers(self, category: str) -> t.Iterator[Item]:
+        return (
             self._item(
                 category, container.id, container.name, container.bytes, holder=CONTAINER + container.id,
                 moment=container.created, active=container.live, used_by=[container.name] if container.live else [],
                 state=container.state, image=words.printable(container.image_name), virtual_bytes=container.virtual_bytes,
             )
             for container in self._survey.snapshot.containers
-        ]
+        )
 
-    def _volumes(self, category: str) -> list[Item]:
-        found = []
+    def _volumes(self, category: str) -> t.Iterator[Item]:
         for volume in self._survey.snapshot.volumes:
             used_by = self._used_by.get(VOLUME + volume.name, [])
-            account = f"volume {volume.name}"
+            account = (VOLUME_DATA, volume.name)
             # Of another driver's volume nobody here knows a size.
-            there = account in self._survey.accounts
+            there = self._accounts.find(*account) is not None
             logical = volume.bytes
             if logical is None and there and category in self._survey.measured and self._storage:
-                logical = self._ledger.size(account).apparent
+                logical = self._ledger.size(*account).apparent
             item = self._item(
                 category, volume.name, volume.name, logical, account=account, moment=volume.created, active=bool(used_by),
                 used_by=used_by, driver=volume.driver, anonymous=volume.anonymous, dangling=not used_by,
                 path=words.printable(f"{self._storage.root}/volumes/{volume.name}/_data") if self._storage and there else None,
             )
-            found.append(item if there else {**item, "size": 0, "disk_bytes": None, "shared_bytes": None})
-        return found
+            yield item if there else {**item, "size": 0, "disk_bytes": None, "shared_bytes": None}
 
-    def _build_cache(self, category: str) -> list[Item]:
-        found = []
+    def _build_cache(self, category: str) -> t.Iterator[Item]:
         for record in self._survey.snapshot.build_cache:
             holder = CACHE + record.id
             item = self._item(
@@ -366,48 +399,43 @@ class _Report:
             if item["disk_bytes"] is not None:
                 own = self._ledger.of_category(holder, category)
                 item.update(size=own.disk - own.shared, disk_bytes=own.disk, shared_bytes=own.shared)
-            found.append(item)
-        return found
+            yield item
 
-    def _logs(self, category: str) -> list[Item]:
-        found = []
-        paths: dict[str, list[str]] = defaultdict(list)
-        for path, owner in self._survey.log_files.items():
-            paths[owner].append(path)
+    def _logs(self, category: str) -> t.Iterator[Item]:
         for container in self._survey.snapshot.containers:
-            account = f"log of {container.id}"
-            if account not in paths:
+            forms = self._survey.log_files.get(container.id)
+            if not forms or not self._storage:
                 continue
-            sizes = self._ledger.size(account)
+            sizes = self._ledger.size(LOG, container.id)
+            names = [form.replace("{0}", container.id) for form in forms]
             item = self._item(
-                category, container.id, container.name, sizes.apparent, account=account, moment=container.created,
+                category, container.id, container.name, sizes.apparent, account=(LOG, container.id), moment=container.created,
                 active=container.live, used_by=[container.name],
-                path=words.printable(min(paths[account], key=len)), files=len(paths[account]),
+                path=words.printable(f"{self._storage.containers}/{container.id}/{min(names, key=len)}"), files=len(names),
             )
             # Also while its container runs: it is cut in place.
             item.update(
                 size=sizes.disk - sizes.shared, disk_bytes=sizes.disk, shared_bytes=sizes.shared,
                 reclaimable_bytes=self._log_bytes(container.id),
             )
-            found.append(item)
-        return found
+            yield item
 
-    def _leftovers(self, category: str) -> list[Item]:
-        return [
+    def _leftovers(self, category: str) -> t.Iterator[Item]:
+        return (
             self._item(
-                category, left.path, left.path, None, account=f"leftover {left.path}",
+                category, left.path, left.path, None, account=(LEFTOVER, left.path),
                 moment=left.changed or None, kind=left.kind, reason=left.reason, path=words.printable(left.path),
             )
             for left in self._survey.leftovers
-        ]
+        )
 
-    def _accounts_of(self, category: str) -> list[Item]:
+    def _accounts_of(self, category: str) -> t.Iterator[Item]:
         """Categories that no object of the engine stands for: by account."""
-        return [
-            self._item(category, name, account.words or name, None, account=name)
-            for name, account in self._survey.accounts.items()
-            if account.category == category and self._ledger.size(name).inodes
-        ]
+        return (
+            self._item(category, self._accounts.name(account), self._accounts.words(account) or self._accounts.name(account), None, account=account)
+            for account in self._accounts.of_category(category)
+            if self._ledger.of_number(account).inodes
+        )
 
 
 # -- deleted files ---------------------------------------------------------------------------------
@@ -473,8 +501,8 @@ def _attributed(survey: attribution.Survey, storage: Storage) -> dict[str, int]:
     """What was found to be in files, by filesystem. Blocks that files share count once."""
     root = measure.device(storage.root)
     sums: dict[str, Sizes] = defaultdict(Sizes)
-    for name, account in survey.accounts.items():
-        sums[account.disk or root].add(survey.ledger.size(name))
+    for account in survey.ledger.accounts:
+        sums[survey.ledger.accounts.disk(account) or root].add(survey.ledger.of_number(account))
     return {device: min(sizes.disk, sizes.frees) if sizes.shared else sizes.disk for device, sizes in sums.items()}
 
 

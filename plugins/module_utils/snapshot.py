@@ -243,7 +243,8 @@ class Wanted:
     such container, both the engine's past events; ``sizes`` lets the engine walk the
     containers' writable layers and, unless ``volume_sizes`` is off, the volumes, and unless ``image_sizes`` is off compute
     what images share (which on containerd's store takes it as long as its list of images). ``layers``: which layers images
-    have; without a record at hand that needs a call for each, too.
+    have; without a record at hand that needs a call for each, too. ``labels``: whether anybody looks at a label, by its key and value; the
+    others are left out, since images have many and their containers have them all.
     """
 
     images: bool = False
@@ -256,6 +257,7 @@ class Wanted:
     volume_sizes: bool = True
     image_sizes: bool = True
     layers: bool = True
+    labels: t.Callable[[str, str], bool] | None = None
     services: bool = True
     parallel: int = 4
 
@@ -586,7 +588,7 @@ def _containers(
         return replace(found, **{name: same.setdefault(value, value) for name in _IN_COMMON for value in (getattr(found, name),)})
 
     def first(summary: dict[str, t.Any]) -> Container:
-        return sharing(container_from({**sizes.get(str(summary["Id"]), {}), **summary}))
+        return sharing(container_from({**sizes.get(str(summary["Id"]), {}), **summary, "Labels": _labels(summary.get("Labels"), wanted)}))
 
     def read(listed: Container) -> Container | None:
         live = engine.speaks("1.23") and listed.state in LIVE_STATES
@@ -630,7 +632,6 @@ def _record(storage: Storage, container_id: str) -> dict[str, t.Any] | None:
 def _images(
     engine: Engine, wanted: Wanted, storage: Storage | None, pool: ThreadPoolExecutor
 ) -> tuple[Image, ...]:
-    listed = list(engine.images())
     graphdriver = from_info(engine.info).image_store == "graphdriver"
     layers = wanted.layers and (wanted.sizes or bool(storage and wanted.build_cache))
     records: dict[str, image_records.ImageRecord] = {}
@@ -638,14 +639,17 @@ def _images(
         platform = (str(engine.version.get("Os")), str(engine.version.get("Arch")))
         records = image_records.read(storage, platform, layers)
 
-    def read(raw: dict[str, t.Any]) -> Image:
+    def first(raw: dict[str, t.Any]) -> Image:
+        return image_from({**raw, "Labels": _labels(raw.get("Labels"), wanted)}, {}, None, graphdriver)
+
+    def read(listed: Image) -> Image:
         details: dict[str, t.Any] = {}
-        ident = str(raw["Id"])
+        ident = listed.id
         # What the image's record here says needs no call.
         record = records.get(ident)
         if record and (record.layers is not None or not layers):
             details = {"Parent": record.parent, "RootFS": {"Layers": record.layers}, "Metadata": {"LastTagTime": record.tagged}}
-            return image_from(raw, details, None, graphdriver)
+            return _with_image_details(listed, details, None)
         arrived = _arrival(storage, ident)
         digests = storage.image_layers(ident) if storage and layers else None
         if (wanted.ages and arrived is None) or (layers and digests is None):
@@ -653,14 +657,14 @@ def _images(
                 details = engine.image(ident)
             except EngineError:
                 # Gone, or broken. Without what was asked for it must not look older than it is.
-                return replace(image_from(raw, {}, None, graphdriver), created=None)
+                return replace(listed, created=None)
         elif wanted.ages and storage:
             details = {"Metadata": {"LastTagTime": storage.image_tagged(ident)}}
         if digests is not None:
             details = {**details, "RootFS": {"Layers": digests}}
-        return image_from(raw, details, arrived, graphdriver)
+        return _with_image_details(listed, details, arrived)
 
-    found = tuple(_in_turn(pool, read, listed))
+    found = tuple(_in_turn(pool, read, engine.images_as(first)))
     _chain_id.cache_clear()
     return found
 
@@ -697,19 +701,30 @@ def image_from(
 ) -> Image:
     """Read an image from its entry in the list, and from its inspection where there is one."""
     tags, digests = references(raw)
-    return Image(
+    found = Image(
         id=str(raw["Id"]),
-        parent=str(raw.get("ParentId") or details.get("Parent") or ""),
+        parent=str(raw.get("ParentId") or ""),
         tags=tags,
         digests=digests,
         created=parse_time(raw.get("Created")),
-        arrived=arrived,
-        tagged=parse_time((details.get("Metadata") or {}).get("LastTagTime")),
+        arrived=None,
+        tagged=None,
         # Before API 1.22 ``Size`` is that of the image's own layer alone.
         bytes=_size(raw.get("VirtualSize")) or _size(raw.get("Size")),
         labels=_labels(raw.get("Labels")),
-        layers=chain_ids((details.get("RootFS") or {}).get("Layers") or []),
         origin_known=origin_known,
+    )
+    return _with_image_details(found, details, arrived)
+
+
+def _with_image_details(found: Image, details: dict[str, t.Any], arrived: float | None) -> Image:
+    """Add what the inspection of an image says to what the list said."""
+    return replace(
+        found,
+        parent=found.parent or str(details.get("Parent") or ""),
+        arrived=arrived,
+        tagged=parse_time((details.get("Metadata") or {}).get("LastTagTime")),
+        layers=chain_ids((details.get("RootFS") or {}).get("Layers") or []),
     )
 
 
@@ -849,8 +864,15 @@ def _cache_record(raw: dict[str, t.Any]) -> CacheRecord:
     )
 
 
-def _labels(raw: object) -> dict[str, str]:
-    return {str(key): str(value) for key, value in raw.items()} if isinstance(raw, dict) else {}
+#: Most objects have none that anybody looks at.
+_NO_LABELS: dict[str, str] = {}
+
+
+def _labels(raw: object, wanted: Wanted | None = None) -> dict[str, str]:
+    labels = {str(key): str(value) for key, value in raw.items()} if isinstance(raw, dict) else {}
+    if wanted and wanted.labels:
+        labels = {key: value for key, value in labels.items() if wanted.labels(key, value)}
+    return labels or _NO_LABELS
 
 
 def _size(raw: object) -> int | None:

@@ -36,10 +36,10 @@ import struct
 import typing as t
 from array import array
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
 
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import Paths
 from ansible_collections.fleetclean.docker.plugins.module_utils.descent import FIRST_LIMIT, Descent, Folders, Level, shorten
 from ansible_collections.fleetclean.docker.plugins.module_utils.extents import (
     INLINE,
@@ -95,6 +95,157 @@ class Sizes:
         self.frees += other.frees
         self.inodes += other.inodes
 
+    def copy(self) -> Sizes:
+        return Sizes(self.disk, self.apparent, self.shared, self.frees, self.inodes)
+
+
+#: An account: its number, or the path of what is nobody's.
+Key = t.Union[int, str]
+#: So many accounts have an object each.
+_FEW = 500
+#: Numbers of an account's sizes.
+_CELLS = 5
+
+
+class Figures(t.MutableMapping[Key, Sizes]):
+    """Sizes by account. Those of thousands stand in columns, so what is read is a copy; ``add`` adds to one.
+
+    Accounts without a number, and figures that no 64 bits hold (files may be as long as they like, where nothing is in them), are objects.
+    """
+
+    def __init__(self, sizes: t.Mapping[Key, Sizes] | None = None) -> None:
+        self._few: dict[Key, Sizes] = {}
+        self._cells = array("q")
+        self._used = bytearray()
+        for account, its in (sizes or {}).items():
+            self.add(account, its)
+
+    def add(self, account: Key, its: Sizes) -> None:
+        """Add to the sizes of an account, which has some from then on."""
+        known = self._few.get(account)
+        if known is not None:
+            known.add(its)
+        elif isinstance(account, str) or (not self._used and len(self._few) < _FEW):
+            self._few[account] = its.copy()
+        else:
+            if not self._used:
+                self._to_columns()
+            self._add_to_columns(account, its)
+
+    def _to_columns(self) -> None:
+        few, self._few = self._few, {}
+        self._room(1)
+        for account, its in few.items():
+            if isinstance(account, str):
+                self._few[account] = its
+            else:
+                self._add_to_columns(account, its)
+
+    def _room(self, count: int) -> None:
+        more = count - len(self._used)
+        if more > 0:
+            more += len(self._used) // 8 + 1000
+            self._used.extend(bytes(more))
+            self._cells.frombytes(bytes(8 * _CELLS * more))
+
+    def _add_to_columns(self, account: int, its: Sizes) -> None:
+        self._room(account + 1)
+        cells, at = self._cells, account * _CELLS
+        try:
+            mine = array("q", (
+                cells[at] + its.disk, cells[at + 1] + its.apparent, cells[at + 2] + its.shared, cells[at + 3] + its.frees,
+                cells[at + 4] + its.inodes,
+            ))
+        except OverflowError:
+            known = self._in_columns(account)
+            known.add(its)
+            self._clear(account)
+            self._few[account] = known
+            return
+        cells[at:at + _CELLS] = mine
+        self._used[account] = 1
+
+    def _clear(self, account: int) -> None:
+        self._used[account] = 0
+        self._cells[account * _CELLS:(account + 1) * _CELLS] = array("q", bytes(8 * _CELLS))
+
+    def _in_columns(self, account: int) -> Sizes:
+        return Sizes(*self._cells[account * _CELLS:(account + 1) * _CELLS])
+
+    def get(self, account: Key, default: t.Any = None) -> t.Any:
+        found = self._few.get(account)
+        if found is None and isinstance(account, int) and account < len(self._used) and self._used[account]:
+            return self._in_columns(account)
+        return default if found is None else found.copy()
+
+    def __contains__(self, account: object) -> bool:
+        return account in self._few or (isinstance(account, int) and account < len(self._used) and bool(self._used[account]))
+
+    def __getitem__(self, account: Key) -> Sizes:
+        found = self.get(account)
+        if found is None:
+            raise KeyError(account)
+        return t.cast(Sizes, found)
+
+    def __setitem__(self, account: Key, its: Sizes) -> None:
+        if account in self:
+            del self[account]
+        self.add(account, its)
+
+    def __delitem__(self, account: Key) -> None:
+        if account in self._few:
+            del self._few[account]
+        elif isinstance(account, int) and account in self:
+            self._clear(account)
+        else:
+            raise KeyError(account)
+
+    def __iter__(self) -> t.Iterator[Key]:
+        yield from self._few
+        yield from (number for number, used in enumerate(self._used) if used)
+
+    def __len__(self) -> int:
+        return len(self._few) + sum(self._used)
+
+    def __bool__(self) -> bool:
+        return bool(self._few) or 1 in self._used
+
+    def total(self) -> Sizes:
+        """The sum of all."""
+        columns = (sum(self._cells[cell::_CELLS]) for cell in range(_CELLS)) if self._used else (0,) * _CELLS
+        found = Sizes(*columns)
+        for its in self._few.values():
+            found.add(its)
+        return found
+
+    def copy(self) -> Figures:
+        """The same figures, of which one may change without the other."""
+        made = Figures()
+        made._few = {account: its.copy() for account, its in self._few.items()}
+        made._cells, made._used = self._cells[:], self._used[:]
+        return made
+
+    def packed(self) -> array[int]:
+        """Take out what has numbers that fit; each account's number and its sizes."""
+        found = array("q")
+        for account, its in list(self._few.items()):
+            try:
+                found += array("q", (t.cast(int, account), its.disk, its.apparent, its.shared, its.frees, its.inodes))
+            except (TypeError, OverflowError):
+                continue
+            del self._few[account]
+        for number, used in enumerate(self._used):
+            if used:
+                found.append(number)
+                found += self._cells[number * _CELLS:(number + 1) * _CELLS]
+        self._cells, self._used = array("q"), bytearray()
+        return found
+
+    def unpack(self, packed: array[int]) -> None:
+        """Add what another one's ``packed`` returned."""
+        for at in range(0, len(packed), _FIGURES):
+            self.add(packed[at], Sizes(*packed[at + 1:at + _FIGURES]))
+
 
 @slotted
 @dataclass(frozen=True)
@@ -128,28 +279,22 @@ class Found:
     ``limits``: bounds that were met, in words.
     """
 
-    sizes: dict[str, Sizes] = field(default_factory=dict)
-    self_contained: set[str] = field(default_factory=set)
-    entangled: set[str] = field(default_factory=set)
+    sizes: Figures = field(default_factory=Figures)
+    self_contained: set[Key] = field(default_factory=set)
+    entangled: set[Key] = field(default_factory=set)
     mounts: list[Mount] = field(default_factory=list)
     subvolumes: dict[str, int] = field(default_factory=dict)
     unread: int = 0
     vanished: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
-    links: list[tuple[str, array[int]]] = field(default_factory=list)
-    extents: list[tuple[str, array[int]]] = field(default_factory=list)
-    together: dict[frozenset[str], int] = field(default_factory=dict)
+    links: list[tuple[Key, array[int]]] = field(default_factory=list)
+    extents: list[tuple[Key, array[int]]] = field(default_factory=list)
+    together: dict[frozenset[Key], int] = field(default_factory=dict)
     limits: set[str] = field(default_factory=set)
 
     @property
     def in_subvolumes(self) -> int:
         return sum(self.subvolumes.values())
-
-    def of(self, account: str) -> Sizes:
-        sizes = self.sizes.get(account)
-        if sizes is None:
-            sizes = self.sizes[account] = Sizes()
-        return sizes
 
     def fail(self, path: str, error: OSError) -> None:
         """Note what could not be read; what is gone meanwhile is no failure."""
@@ -160,21 +305,22 @@ class Found:
         if len(self.examples) < _EXAMPLES:
             self.examples.append((_shortened(path), error.strerror or str(error)))
 
-    def free_with(self, accounts: set[str], frees: int) -> None:
+    def free_with(self, accounts: set[Key], frees: int) -> None:
         """Note what comes free with the last of these accounts."""
         if len(accounts) == 1:
-            self.of(*accounts).frees += frees
+            (account,) = accounts
+            self.sizes.add(account, Sizes(frees=frees))
         else:
             together = frozenset(accounts)
             self.together[together] = self.together.get(together, 0) + frees
 
     def merge(self, other: Found) -> None:
         """Add what was found elsewhere, which is this one's from then on."""
-        for account, sizes in other.sizes.items():
-            if account in self.sizes:
-                self.sizes[account].add(sizes)
-            else:
-                self.sizes[account] = sizes
+        if self.sizes:
+            for account, sizes in other.sizes.items():
+                self.sizes.add(account, sizes)
+        else:
+            self.sizes = other.sizes
         self.entangled |= other.entangled
         self.self_contained |= other.self_contained - self.entangled
         self.self_contained -= other.entangled
@@ -198,46 +344,38 @@ class Found:
 
 
 class _Packed(t.NamedTuple):
-    """What a worker found, with a number in place of each account that all know: thousands wait in the module until the first is there.
+    """What a worker found, with the numbers of accounts in few bytes: thousands wait in the module until the first is there.
 
-    ``figures``: an account's number and its sizes, ``_FIGURES`` for each. ``rest``: all else.
+    ``rest``: all else, accounts without a number too; None if there is nothing else.
     """
 
     figures: array[int]
     self_contained: array[int]
     entangled: array[int]
-    rest: Found
+    rest: Found | None
 
     @classmethod
-    def of(cls, found: Found, numbers: t.Mapping[str, int]) -> _Packed:
-        figures = array("q")
-        for account, sizes in list(found.sizes.items()):
-            try:
-                figures += array("q", (numbers[account], sizes.disk, sizes.apparent, sizes.shared, sizes.frees, sizes.inodes))
-            except (KeyError, OverflowError):
-                continue  # files may be as long as they like, where nothing is in them
-            del found.sizes[account]
-        return cls(figures, _numbered(found.self_contained, numbers), _numbered(found.entangled, numbers), found)
+    def of(cls, found: Found) -> _Packed:
+        figures, self_contained, entangled = found.sizes.packed(), _numbered(found.self_contained), _numbered(found.entangled)
+        return cls(figures, self_contained, entangled, found if any(vars(found).values()) else None)
 
-    def unpacked(self, names: t.Sequence[str]) -> Found:
-        found = self.rest
-        for at in range(0, len(self.figures), _FIGURES):
-            number, disk, apparent, shared, frees, inodes = self.figures[at:at + _FIGURES]
-            # One number for both, since they are mostly the same.
-            found.sizes[names[number]] = Sizes(disk, apparent, shared, disk if frees == disk else frees, inodes)
-        found.self_contained.update(names[number] for number in self.self_contained)
-        found.entangled.update(names[number] for number in self.entangled)
-        return found
+    def add_to(self, found: Found) -> None:
+        """Merge it into what was found elsewhere."""
+        rest = self.rest or Found()
+        rest.self_contained.update(self.self_contained)
+        rest.entangled.update(self.entangled)
+        found.sizes.unpack(self.figures)
+        found.merge(rest)
 
 
-def _numbered(accounts: set[str], numbers: t.Mapping[str, int]) -> array[int]:
-    """Take out of a set what has a number; return those."""
-    known = [account for account in accounts if account in numbers]
+def _numbered(accounts: set[Key]) -> array[int]:
+    """Take out of a set what is a number; return those."""
+    known = [account for account in accounts if isinstance(account, int)]
     accounts.difference_update(known)
-    return array("q", [numbers[account] for account in known])
+    return array("q", known)
 
 
-def _length(numbers: t.Iterable[tuple[str, array[int]]]) -> int:
+def _length(numbers: t.Iterable[tuple[Key, array[int]]]) -> int:
     return sum(len(some) for _account, some in numbers)
 
 
@@ -397,7 +535,7 @@ def give_way() -> None:
 
 def walk(
     units: t.Sequence[Unit],
-    owners: t.Mapping[str, str],
+    owners: t.Mapping[str, Key],
     models: t.Mapping[int, Model],
     processes: int = 1,
     known: t.Collection[str] = (),
@@ -415,7 +553,10 @@ def walk(
     work = _Work(units, owners, models, known, places)
     found = Found()
     for part in work.all(processes):
-        found.merge(part)
+        if isinstance(part, _Packed):
+            part.add_to(found)
+        else:
+            found.merge(part)
     _count_links_once(found)
     _free_extents_with_the_last(found)
     return found
@@ -425,17 +566,17 @@ class _Several:
     """The accounts of keys that were met on more than one. Most have them in common: one set stands for all that are alike."""
 
     def __init__(self) -> None:
-        self._accounts: dict[int, frozenset[str]] = {}
-        self._alike: dict[frozenset[str], frozenset[str]] = {}
+        self._accounts: dict[int, frozenset[Key]] = {}
+        self._alike: dict[frozenset[Key], frozenset[Key]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._accounts)
 
-    def add(self, key: int, account: str) -> None:
+    def add(self, key: int, account: Key) -> None:
         accounts = self._accounts.get(key, frozenset()) | {account}
         self._accounts[key] = self._alike.setdefault(accounts, accounts)
 
-    def pop(self, key: int) -> frozenset[str]:
+    def pop(self, key: int) -> frozenset[Key]:
         return self._accounts.pop(key, frozenset())
 
 
@@ -443,22 +584,17 @@ def _count_links_once(found: Found) -> None:
     """A file with links in several units counts where the first of them was, and comes free with the last."""
     seen, again = Seen(), _Several()
     for account, numbers in found.links:
-        sizes = found.of(account)
         for at in range(0, len(numbers), _LINK):
             key, disk, apparent, shared, frees = numbers[at:at + _LINK]
             if not seen.add(key):
-                sizes.disk -= disk
-                sizes.apparent -= apparent
-                sizes.shared -= shared
-                sizes.frees -= frees
-                sizes.inodes -= 1
+                found.sizes.add(account, Sizes(-disk, -apparent, -shared, -frees, -1))
                 again.add(key, account)
     for account, numbers in found.links if again else ():
         for at in range(0, len(numbers), _LINK):
             # The first place at which it comes by is the one that counted.
             others = again.pop(numbers[at])
             if others:
-                found.of(account).frees -= numbers[at + _LINK - 1]
+                found.sizes.add(account, Sizes(frees=-numbers[at + _LINK - 1]))
                 found.free_with({account, *others}, numbers[at + _LINK - 1])
     found.links = []
 
@@ -487,7 +623,7 @@ def _walk_some(first: int, last: int) -> _Packed:
     found = Found()
     for number in range(first, last):
         found.merge(work.one(number))
-    return _Packed.of(found, work.numbers)
+    return _Packed.of(found)
 
 
 def _give_memory_back() -> None:
@@ -506,22 +642,21 @@ class _Work:
     def __init__(
         self,
         units: t.Sequence[Unit],
-        owners: t.Mapping[str, str],
+        owners: t.Mapping[str, Key],
         models: t.Mapping[int, Model],
         known: t.Collection[str],
         places: t.Mapping[str, str],
     ) -> None:
         self._units = units
-        self._names: list[str] = []
         # Those that are known are not noted twice: there may be tens of thousands.
         roots = {path for unit in units for path in unit.paths if path not in known}
         mounts = {mount.path: mount for mount in mounts_below(_tops(chain(roots, known))) if mount.path not in places}
-        parents = {_above(path) for path in chain(owners, roots, known)}
+        parents = {folder for paths in (owners, roots, known) for folder in _folders_of(paths)}
         self._plan = _Plan(
             owners=owners,
             apart=_Either(roots, known),
-            parents=parents,
-            above=_all_above(parents, mounts),
+            parents=_Folders(parents, owners.has_files) if isinstance(owners, Paths) else parents,
+            above=_Folders(_all_above(parents, mounts), owners.leads_to_files) if isinstance(owners, Paths) else _all_above(parents, mounts),
             models=models,
             mounts=mounts,
             disks={path: (os.stat(path).st_dev, list(places.values()).index(disk)) for path, disk in places.items()},
@@ -530,12 +665,7 @@ class _Work:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 65536), hard))
 
-    @cached_property
-    def numbers(self) -> dict[str, int]:
-        """The number of each account, in a worker."""
-        return {name: number for number, name in enumerate(self._names)}
-
-    def all(self, processes: int) -> t.Iterator[Found]:
+    def all(self, processes: int) -> t.Iterator[Found | _Packed]:
         """What the units came to."""
         done = 0
         if processes > 1 and len(self._units) > 1:
@@ -545,7 +675,7 @@ class _Work:
         for number in range(done, len(self._units)):
             yield self.one(number)
 
-    def _forked(self, processes: int) -> t.Iterator[tuple[Found, int]]:
+    def _forked(self, processes: int) -> t.Iterator[tuple[_Packed, int]]:
         """In several processes: what was found, and how many units are done with it; ends early, without a word, where that cannot be."""
         global _WORK  # pylint: disable=global-statement
         try:
@@ -554,7 +684,6 @@ class _Work:
             from concurrent.futures.process import BrokenProcessPool
 
             _WORK = self
-            self._names = list(dict.fromkeys(self._plan.owners.values()))
             _give_memory_back()
             count = len(self._units)
             at_once = max(1, min(16, count // (processes * 8)))
@@ -565,12 +694,11 @@ class _Work:
         try:
             with pool:
                 for last, packed in zip(lasts, pool.map(_walk_some, firsts, lasts)):
-                    yield packed.unpacked(self._names), last
+                    yield packed, last
         except (BrokenProcessPool, OSError):
             return  # one was killed, as the largest are when memory is short
         finally:
             _WORK = None
-            self._names = []
 
     def one(self, number: int) -> Found:
         """Walk one unit."""
@@ -595,6 +723,21 @@ class _Either:
 
     def __contains__(self, path: object) -> bool:
         return path in self._one or path in self._other
+
+
+class _Folders:
+    """Folders that are in a set, or of which something else says so."""
+
+    def __init__(self, known: t.Container[str], also: t.Callable[[str], bool]) -> None:
+        self._known, self._also = known, also
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._known or (isinstance(path, str) and self._also(path))
+
+
+def _folders_of(paths: t.Iterable[str]) -> t.Iterable[str]:
+    """The folders right above paths."""
+    return paths.folders() if isinstance(paths, Paths) else map(_above, paths)
 
 
 def _tops(paths: t.Iterable[str]) -> set[str]:
@@ -631,10 +774,10 @@ class _Plan:
     ``disks``: by place the device number there, and a small number that tells its filesystem from others.
     """
 
-    owners: t.Mapping[str, str]
+    owners: t.Mapping[str, Key]
     apart: t.Container[str]
-    parents: t.Collection[str]
-    above: t.Collection[str]
+    parents: t.Container[str | None]
+    above: t.Container[str | None]
     models: t.Mapping[int, Model]
     mounts: t.Mapping[str, Mount]
     disks: t.Mapping[str, tuple[int, int]]
@@ -671,10 +814,10 @@ class _Walk:
     def __init__(self, plan: _Plan, sharing: str, seen: Seen, links: SeenInodes | None, found: Found) -> None:
         self._plan, self._sharing, self._seen, self._found = plan, sharing, seen, found
         self._links = links or SeenInodes()
-        self._linked: dict[str, array[int]] = {}
-        self._extents: dict[str, array[int]] = {}
+        self._linked: dict[Key, array[int]] = {}
+        self._extents: dict[Key, array[int]] = {}
         self._numbers = {"links": _length(found.links), "extents": _length(found.extents)}
-        self._parts: dict[str, float] = {}
+        self._parts: dict[Key, float] = {}
         self._open_links = 0
         self._shares = False
         self._top = ""
@@ -752,9 +895,9 @@ class _Walk:
             return None
         return Level(descriptor, own, level.depth + 1, account, path if path in plan.above else None, folders)
 
-    def _finish(self, account: str) -> None:
-        for name, inodes in self._parts.items():
-            self._found.of(name).inodes += round(inodes)
+    def _finish(self, account: Key) -> None:
+        for its, inodes in self._parts.items():
+            self._found.sizes.add(its, Sizes(inodes=round(inodes)))
         self._found.extents += self._extents.items()
         if self._open_links and self._sharing != LINKS:
             self._found.links += self._linked.items()
@@ -783,22 +926,20 @@ class _Walk:
         self._found.mounts.append(Mount(path or _shortened(self._path(descriptor)), "", False))
         return True
 
-    def _folder(self, path: str | None, name: str, descriptor: int, own: os.stat_result, account: str) -> Folders | None:
+    def _folder(self, path: str | None, name: str, descriptor: int, own: os.stat_result, account: Key) -> Folders | None:
         """Count a folder and its files; return the folders in it, None if there are none."""
         model = self._plan.model(own.st_dev, self._place)
-        sizes = self._found.of(account)
         inherited = self._sharing == SNAPSHOTS and not self._seen.add(_identity(name, own))
         blocks = own.st_blocks * 512
-        sizes.disk += blocks
-        sizes.inodes += 1
+        shared = frees = 0
         if inherited:
-            sizes.shared += blocks
+            shared = blocks
         elif model.copies:
-            sizes.frees += model.metadata(24, 0, 0)
+            frees = model.metadata(24, 0, 0)
             if own.st_ino == _SUBVOLUME_INODE:
-                sizes.frees += model.copies * NODE  # a tree of its own, be it ever so small
+                frees += model.copies * NODE  # a tree of its own, be it ever so small
         else:
-            sizes.frees += blocks + model.inode_bytes
+            frees = blocks + model.inode_bytes
         waiting: list[tuple[int, str]] = []
         limit, more = FIRST_LIMIT, False
         claimed = path in self._plan.parents
@@ -824,27 +965,25 @@ class _Walk:
                         apparent += found.st_size
                         inodes += 1
                         continue
-                    its = account
+                    whose = account
                     if claimed:
                         below = f"{path}/{entry.name}"
                         if below in self._plan.apart:
                             continue
-                        its = self._plan.owners.get(below, account)
-                    self._file(descriptor, entry.name, found, its, model)
+                        whose = self._plan.owners.get(below, account)
+                    self._file(descriptor, entry.name, found, whose, model)
         except OSError as error:
             self._found.fail(self._path(descriptor), error)
-        sizes.disk += disk * 512
         if own.st_dev not in self._plan.models:
             self._in_subvolume(blocks + disk * 512)
-        sizes.apparent += apparent
-        sizes.inodes += inodes
-        sizes.frees += disk * 512 + inodes * model.inode_bytes
+        its = Sizes(blocks + disk * 512, apparent, shared, frees + disk * 512 + inodes * model.inode_bytes, 1 + inodes)
+        self._found.sizes.add(account, its)
         return Folders(waiting, more) if waiting else None
 
     def _in_subvolume(self, size: int) -> None:
         self._found.subvolumes[self._place] = self._found.subvolumes.get(self._place, 0) + size
 
-    def _file(self, folder: int | None, name: str, found: os.stat_result, account: str, model: Model) -> None:
+    def _file(self, folder: int | None, name: str, found: os.stat_result, account: Key, model: Model) -> None:
         """Count a file.
 
         :param folder: the descriptor of the folder in which it has that name; None if the name is a whole path.
@@ -883,14 +1022,14 @@ class _Walk:
             self._numbers["links"] += _LINK
             self._linked.setdefault(account, array("Q")).extend((key, blocks, found.st_size, shared, frees))
 
-    def _add(self, its: Sizes, account: str, part: int) -> None:
+    def _add(self, its: Sizes, account: Key, part: int) -> None:
         """Put a file on an account, or a name's part of it."""
         if part > 1:
             self._parts[account] = self._parts.get(account, 0.0) + 1 / part
             its = Sizes(its.disk // part, its.apparent // part, its.shared // part, its.frees // part, 0)
-        self._found.of(account).add(its)
+        self._found.sizes.add(account, its)
 
-    def _shared(self, folder: int | None, name: str, blocks: int, account: str) -> int:
+    def _shared(self, folder: int | None, name: str, blocks: int, account: Key) -> int:
         """How many bytes of a file's blocks others have as well. Of copies and snapshots in the unit, the first one's are its own."""
         try:
             descriptor = open_regular(name, dir_fd=folder)

@@ -33,8 +33,12 @@ def ident(*words: object) -> str:
 
 
 def _write(path: str, content: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as stream:
+    try:
+        stream = open(path, "w", encoding="utf-8")
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path))
+        stream = open(path, "w", encoding="utf-8")
+    with stream:
         stream.write(content)
     os.utime(path, (_OLD, _OLD))
 
@@ -62,10 +66,8 @@ class Multitude:
         for number, layer in enumerate(self._layers):
             self._layer(layer, self._layers[number - 1] if number else "")
         for number in range(self.images):
-            diffs = self._diffs(number)
-            top = chain(diffs)[-1]
-            self._layer(top, self._layers[-1])
-            config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diffs}, "config": {"Env": ["A=b"] * 20}}
+            self._layer(self._top(number), self._layers[-1])
+            config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": self._diffs(number)}, "config": {"Env": ["A=b"] * 20}}
             _write(f"{store}/imagedb/content/sha256/{ident('image', number)}", json.dumps(config))
         for number in range(self.containers):
             name = ident("container", number)
@@ -85,7 +87,7 @@ class Multitude:
         return [*self._base, f"sha256:{ident('own diff', number)}"]
 
     def _top(self, container: int) -> str:
-        return chain(self._diffs(container % self.images))[-1]
+        return chain([self._layers[-1], self._diffs(container % self.images)[-1]])[-1]
 
     def _layer(self, name: str, parent: str) -> None:
         record = f"{self.root}/image/overlay2/layerdb/sha256/{name[7:]}"

@@ -275,6 +275,9 @@ class Model:
                 "NetworkSettings": {"Networks": self._ends(box)},
             }
 
+    def images_as(self, make: t.Callable[[dict[str, t.Any]], t.Any]) -> list[t.Any]:
+        return [make(raw) for raw in self.images()]
+
     def images(self) -> list[dict[str, t.Any]]:
         with self._call("images", ""):
             return [self._picture(picture) for picture in self.pictures.values()]

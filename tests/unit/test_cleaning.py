@@ -71,7 +71,7 @@ class World:
         sizes = {
             image.id: Sizes(frees=int(IMAGES[image.tags[0][0]] * MB * self.promise), inodes=10) for image in looked.images if image.tags
         }
-        return attribution.Survey(looked, Ledger(accounts, sizes))
+        return attribution.Survey(looked, Ledger.of_named(accounts, sizes))
 
     def run(self, check: bool = False, diff: bool = False, **wishes: t.Any) -> dict[str, t.Any]:
         validated = ArgumentSpecValidator({**options.shared_spec(), **options.clean_spec()}).validate({"state_dir": self.state_dir, **wishes})
@@ -303,10 +303,11 @@ class TwoDisks(World):
 
     def _survey(self, engine: t.Any, storage: object, how: object, wanted: t.Any) -> attribution.Survey:
         survey = super()._survey(engine, storage, how, wanted)
-        for account in survey.ledger._accounts.values():
-            (holder,) = account.holders
+        accounts = survey.ledger.accounts
+        for number in accounts:
+            (holder,) = accounts[number].holders
             image = next(image for image in survey.snapshot.images if f"image:{image.id}" == holder)
-            object.__setattr__(account, "disk", "dev b" if "a:1" in image.tags else "")
+            accounts.set_disk(number, "dev b" if "a:1" in image.tags else "")
         return survey
 
 
@@ -348,7 +349,7 @@ def test_nothing_goes_for_the_sake_of_a_filesystem_that_has_its_records_alone(ma
     accounts = {"layer": Account("images", frozenset({"image:i"}), disk="layers"), "record": Account("images", frozenset({"image:i"}), disk="root")}
     marks = options.Watermarks(**{**NO_MARKS, mark: parse_amount("1%", mark)})
     step = Step("image", "i", "i:1", None, "why")
-    step = cleaning._sizer(Ledger(accounts, {"layer": layers, "record": records}), "root", marks, Plan((step,)))(step)
+    step = cleaning._sizer(Ledger.of_named(accounts, {"layer": layers, "record": records}), "root", marks, Plan((step,)))(step)
     assert {device for device in ("layers", "root") if step.helps({device})} == goes_for
     assert (step.bytes, cleaning._on(Plan((step,)), "root")) == (layers.frees + records.frees, (records.frees, records.inodes)), "they come free all the same"
     short, _rest = Plan((step,)).until_each({"root": (1, 1)})
@@ -370,7 +371,7 @@ def test_what_shares_all_with_something_that_stays_goes_for_no_filesystem() -> N
     sizes = {name: Sizes(frees=size, inodes=1) for name, size in {"base": 50 * MB, "both": 9 * MB, "tag": 9_000, "same": 9 * MB, "writable": 9_000, "log": MB}.items()}
     marks = options.Watermarks(**{**NO_MARKS, "free_target": parse_amount("1%", "free_target")})
     steps = tuple(Step(kind, ident, ident, None, "why") for kind, ident in (("container", "c"), ("image", "a"), ("image", "b"), ("image", "b2")))
-    sized = cleaning._sizer(Ledger(accounts, sizes), "root", marks, Plan(steps))
+    sized = cleaning._sizer(Ledger.of_named(accounts, sizes), "root", marks, Plan(steps))
     found = {step.id: {device for device in ("layers", "root") if step.helps({device})} for step in map(sized, steps)}
     assert found == {"c": {"root"}, "a": {"layers"}, "b": {"layers"}, "b2": set()}
 

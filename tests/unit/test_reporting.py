@@ -75,6 +75,9 @@ class FakeEngine:
         moments = {"StartedAt": "2024-02-27T02:13:21Z", "FinishedAt": "2024-02-28T00:00:00Z" if status == "exited" else "0001-01-01T00:00:00Z"}
         return {"Created": "2024-02-27T02:13:20Z", "State": {"Status": status, **moments}}
 
+    def images_as(self, make: t.Callable[[dict[str, t.Any]], t.Any]) -> list[t.Any]:
+        return [make(raw) for raw in self.images()]
+
     def images(self) -> list[dict[str, t.Any]]:
         return [
             {"Id": sha("one"), "RepoTags": ["app:1"], "RepoDigests": [], "Created": 1709000000, "Size": 400_000},

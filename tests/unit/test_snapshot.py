@@ -9,13 +9,17 @@ import hashlib
 import json
 import os
 import typing as t
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import fields, snapshot
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, managers, policy, snapshot
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Wanted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
+from worlds import random_wishes, random_world
+
+from tests.fuzz.dice import SeededDice
 
 CONTAINER = "8dfafdbc3a40" + "0" * 52
 IMAGE = "sha256:" + "5f" * 32
@@ -98,6 +102,9 @@ class FakeEngine:
     def containers_as(self, make: t.Callable[[dict[str, t.Any]], t.Any], size: bool = False) -> list[t.Any]:
         return [make(raw) for raw in self.containers(size=size)]
 
+    def images_as(self, make: t.Callable[[dict[str, t.Any]], t.Any]) -> list[t.Any]:
+        return [make(raw) for raw in self.images()]
+
     def __getattr__(self, name: str) -> t.Any:
         def answer(*arguments: t.Any, **_named: t.Any) -> t.Any:
             self.asked.append(name)
@@ -140,6 +147,36 @@ def test_a_container_of_todays_list() -> None:
     assert {"front", "f" * 64} <= set(found.networks)
     assert found.created == NOON - 3600
     assert found.finished is None
+
+
+def test_labels_that_nobody_looks_at_are_left_out() -> None:
+    labels = {"com.docker.compose.project": "shop", "org.opencontainers.image.revision": "1", "team": "b", "stay": "", "io.kubernetes.pod": "x"}
+    engine = FakeEngine(containers=[{**NEW_CONTAINER, "Labels": labels}], images=[{**OLD_IMAGE, "Labels": labels}])
+    kept = {"com.docker.compose.project": "shop", "stay": "", "io.kubernetes.pod": "x"}
+    for patterns, team in ((("sta?", "team=a"), {}), (("stay", "t*m=b"), {"team": "b"})):
+        found = take(engine, images=True, labels=managers.looked_at(patterns))
+        assert [found.containers[0].labels, found.images[0].labels] == [{**kept, **team}] * 2
+    assert take(engine, images=True).images[0].labels == labels
+    assert take(engine, images=True, labels=managers.looked_at(())).images[0].labels.keys() == kept.keys() - {"stay"}
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_plan_is_the_same_without_the_labels_that_nobody_looks_at(seed: int) -> None:
+    dice = SeededDice(seed)
+    keys = ("other", "fleetclean.keep", "com.docker.compose.project", "com.docker.compose.oneoff", "com.docker.swarm.task", "io.kubernetes.pod", "team")
+    wishes = replace(random_wishes(dice), keep_labels=dice.choice((("fleetclean.keep",), ("team=a",), (), ("*.keep", "oth*=?"))))
+
+    def labelled(each: t.Any) -> t.Any:
+        return replace(each, labels={**each.labels, **{key: dice.choice(("a", "b", "")) for key in keys if dice.chance(0.3)}})
+
+    def without(each: t.Any) -> t.Any:
+        return replace(each, labels={key: value for key, value in each.labels.items() if looked_at(key, value)})
+
+    looked_at = managers.looked_at(wishes.keep_labels)
+    here = random_world(dice)
+    whole = replace(here, containers=tuple(map(labelled, here.containers)), images=tuple(map(labelled, here.images)))
+    less = replace(whole, containers=tuple(map(without, whole.containers)), images=tuple(map(without, whole.images)))
+    assert policy.decide(less, wishes) == policy.decide(whole, wishes)
 
 
 def test_a_container_of_a_list_of_api_1_21() -> None:
