@@ -283,11 +283,11 @@ class Paths(t.MutableMapping[str, _Value]):
         above, own, forms, inner = self._in_own(path)
         return self._files[above][own] if any(form.replace("{0}", own) == inner for form in forms) else None
 
-    def get(self, path: str, default: t.Any = None) -> t.Any:
-        folder, _slash, name = path.rpartition("/")
+    def get(self, key: str, default: t.Any = None) -> t.Any:
+        folder, _slash, name = key.rpartition("/")
         found: t.Any = self._folders.get(folder, _NOTHING).get(name)
         if found is None and self._files:
-            found = self._of_file(path)
+            found = self._of_file(key)
         return default if found is None else found
 
     def __getitem__(self, path: str) -> _Value:

@@ -46,8 +46,7 @@ class SshStream:
         :raises FleetcleanError: what it needs is not installed on this host; the package is named.
         """
         self._process, self._stderr = _start(target)
-        assert self._process.stdin and self._process.stdout
-        self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._stdin, self._stdout = (t.cast("t.IO[bytes]", pipe).fileno() for pipe in (self._process.stdin, self._process.stdout))
         self._owner = os.getpid()
         self._timeout = 0.0
         os.set_blocking(self._stdin, False)

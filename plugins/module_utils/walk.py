@@ -172,10 +172,10 @@ class Figures(t.MutableMapping[Key, Sizes]):
     def _in_columns(self, account: int) -> Sizes:
         return Sizes(*self._cells[account * _CELLS:(account + 1) * _CELLS])
 
-    def get(self, account: Key, default: t.Any = None) -> t.Any:
-        found = self._few.get(account)
-        if found is None and isinstance(account, int) and account < len(self._used) and self._used[account]:
-            return self._in_columns(account)
+    def get(self, key: Key, default: t.Any = None) -> t.Any:
+        found = self._few.get(key)
+        if found is None and isinstance(key, int) and key < len(self._used) and self._used[key]:
+            return self._in_columns(key)
         return default if found is None else found.copy()
 
     def __contains__(self, account: object) -> bool:
