@@ -20,7 +20,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import log_cuts
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_cuts import Writer
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_records import FRAMED, GRAIN, JSON_LINES
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from localdriver import JSON_FILE, LOCAL
 
 FORMATS = {"json-file": (JSON_FILE, JSON_LINES), "local": (LOCAL, FRAMED)}
@@ -91,9 +91,11 @@ class LogMachine(RuleBasedStateMachine):
             self.wanted.append(self.number)
             self.number += 1
 
-    @precondition(lambda self: not self.rest)
+    # No precondition: whether a record is unfinished is a matter of moments once somebody wrote during a cut, and what is drawn must not be.
     @rule(width=st.integers(0, 70_000), part=st.integers(1, 99))
     def is_writing(self, width: int, part: int) -> None:
+        if self.rest:
+            return
         whole = self.record(width)
         written = max(1, len(whole) * part // 100)
         self.append(whole[:written])

@@ -424,8 +424,10 @@ class Others:
     def makes_anew(self) -> None:
         """A volume goes, and another one gets its name: nobody decided on that one."""
         used = {name for box in self.engine.boxes.values() for name in box.volumes}
-        # Of one without a time of its making (other drivers) nobody could tell.
-        name = self.any_of(data.name for data in self.engine.data.values() if data.created and not data.anonymous and data.name not in used)
+        # Of one without a time of its making (other drivers), or of the same second, nobody could tell.
+        name = self.any_of(
+            data.name for data in self.engine.data.values() if (data.created or NOW) < NOW - 1 and not data.anonymous and data.name not in used
+        )
         if name:
             self.engine.add_volume(name, NOW, labels=dict(self.engine.data[name].labels))
             self.wanted.add(("volume", name))
