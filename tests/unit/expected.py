@@ -313,7 +313,7 @@ class Expected:
         wish = self.wishes.build_cache
         if wish is None:
             return True
-        shared = any(("image", image) not in self.goes for image in record.images)
+        shared = any(image in self.engine.pictures and ("image", image) not in self.goes for image in record.images)
         return (
             record.in_use
             or (wish.scope == "unused" and (shared or record.type in ("internal", "frontend")))
