@@ -114,7 +114,10 @@ class EngineError(FleetcleanError):
 
     @property
     def changing(self) -> bool:
-        """Somebody else changed the image's names while the engine looked for it, and nothing was done (moby, daemon/containerd/image.go)."""
+        """Somebody else changed the image's names while the engine looked for it, and nothing was done (moby, daemon/containerd/image.go).
+
+        Whoever wants to remove it has to look again: the name may be another image's now.
+        """
         return self.status >= 500 and "data changed during operation" in self.answer
 
     @property
@@ -305,7 +308,7 @@ class Engine:
 
     def remove_image(self, reference: str, force: bool = False) -> None:
         """Remove a tag, a digest, or an image by id. Untagged parents stay: the plan names them itself."""
-        self._again(lambda: self._do("DELETE", "/images/{0}", {"force": int(force), "noprune": 1}, path=(reference,)), None)
+        self._do("DELETE", "/images/{0}", {"force": int(force), "noprune": 1}, path=(reference,))
 
     def remove_volume(self, name: str) -> None:
         self._do("DELETE", "/volumes/{0}", path=(name,))
@@ -328,17 +331,16 @@ class Engine:
         return frozenset(str(ident) for ident in answer.get("CachesDeleted") or ()).intersection(idents)
 
     @staticmethod
-    def _again(ask: t.Callable[[], _Answer], sign: str | None = "") -> _Answer:
+    def _again(ask: t.Callable[[], _Answer], sign: str = "") -> _Answer:
         """Ask about images, once more where another image was in the way: containerd's store says "not found" if any goes while it looks.
 
-        :param sign: how its answer tells that it was another image, where the one that was asked for can be gone as well; None if
-            nothing tells it.
+        :param sign: how its answer tells that it was another image, where the one that was asked for can be gone as well.
         """
         for _attempt in range(20):
             try:
                 return ask()
             except EngineError as error:
-                if not error.changing and not (error.gone and sign is not None and sign in error.answer):
+                if not error.changing and not (error.gone and sign in error.answer):
                     raise
             time.sleep(0.1)
         return ask()

@@ -29,7 +29,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import
 _ID = re.compile(r"[0-9a-f]{64}")
 #: What a rotated file's name has behind the log's: the engine's .1 and .2.gz, and logrotate's, which has dates (dateext, dateformat) and
 #: other packers (compresscmd, compressext) as well. Names that people give, such as .bak, are none.
-_ROTATED = re.compile(r"(\.[0-9]+|[.-][0-9]{4}-?[0-9]{2}-?[0-9]{2}([-_.T]?[0-9]+)*)(\.(gz|bz2|xz|zst|lzma|lz4|Z))?")
+_ROTATED = re.compile(r"(\.[0-9]+|[.-][0-9]{4}-?[0-9]{2}-?[0-9]{2}[0-9]*([-_.T][0-9]+)*)(\.(gz|bz2|xz|zst|lzma|lz4|Z))?")
 #: Seconds; between the old log's new name and the new log the engine does nothing else.
 _ROTATES_WITHIN = 0.5
 #: Engines from 18.09 on pass over rotated files that are not there any more.

@@ -65,6 +65,8 @@ _ENDS_WITHIN = 20.0
 _MOMENT = 0.5
 #: Seconds for another cleaner to be done with an image.
 _VANISHES_WITHIN = 5.0
+#: So long an image whose names others change at this moment is looked at again, and with all that is looked at before it goes.
+_CHANGES_WITHIN = 2.0
 _IN_USE = "it came into use"
 _WAS_USED = "it was used meanwhile"
 _TAGGED = "it has got another tag"
@@ -300,10 +302,14 @@ class _Actor:
         if any(child not in self._went for child in step.children):
             # containerd's store would take its names and leave it there without any.
             return [Result(step, _KEPT, PARENT_STAYS, later=True)]
-        try:
-            return [getattr(self, f"_{step.kind}")(step)]
-        except EngineError as error:
-            return [self._refused(step, error)]
+        end = time.monotonic() + _CHANGES_WITHIN
+        while True:
+            try:
+                return [getattr(self, f"_{step.kind}")(step)]
+            except EngineError as error:
+                if not error.changing or time.monotonic() > end:
+                    return [self._refused(step, error)]
+            time.sleep(0.1)
 
     def _refused(self, step: Step, error: EngineError) -> Result:
         if error.ending:

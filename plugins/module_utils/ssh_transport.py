@@ -25,7 +25,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
 
 #: Seconds for the exit status of a process whose output has ended.
 _EXIT_TIMEOUT_S = 5.0
-_MAX_STDERR_BYTES = 4096
+_MAX_STDERR_BYTES = 2048
+#: Pieces of what it said that are read once it has ended.
+_PIECES = 32
 #: Descriptor 2 is the process's, not the thread's.
 _STDERR_LOCK = threading.Lock()
 
@@ -47,10 +49,12 @@ class SshStream:
         """
         self._process, self._stderr = _start(target)
         self._stdin, self._stdout = (t.cast("t.IO[bytes]", pipe).fileno() for pipe in (self._process.stdin, self._process.stdout))
-        self._owner = os.getpid()
         self._timeout = 0.0
+        #: The end of what ``ssh`` said, and whether it may say more.
+        self._told, self._speaks = b"", True
         os.set_blocking(self._stdin, False)
         os.set_blocking(self._stderr, False)
+        self._owner = os.getpid()
 
     def fileno(self) -> int:
         return self._stdout
@@ -62,14 +66,14 @@ class SshStream:
         end = time.monotonic() + self._timeout
         try:
             while content:
-                _wait(self._stdin, select.POLLOUT, end - time.monotonic())
+                self._wait(self._stdin, select.POLLOUT, end - time.monotonic())
                 content = content[os.write(self._stdin, content):]
         except BrokenPipeError:
             self._refuse_failure()
             raise
 
     def recv_into(self, buffer: t.Any) -> int:
-        _wait(self._stdout, select.POLLIN, self._timeout)
+        self._wait(self._stdout, select.POLLIN, self._timeout)
         count = os.readv(self._stdout, [buffer])
         if not count:
             self._refuse_failure()
@@ -87,6 +91,40 @@ class SshStream:
             self._process.kill()
             self._process.wait()
 
+    def __del__(self) -> None:
+        """Each thread has a stream of its own, and ends without closing it; an ``ssh`` that nobody waits for keeps its pipes open."""
+        if hasattr(self, "_owner"):
+            self.close()
+
+    def _wait(self, descriptor: int, event: int, seconds: float) -> None:
+        """Wait for a pipe, and read meanwhile what ``ssh`` says: it stands still while nobody does.
+
+        :raises TimeoutError: within these seconds nothing came, or could go.
+        """
+        end = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if self._speaks:
+            poll.register(self._stderr, select.POLLIN)
+        while True:
+            ready = [found for found, _events in poll.poll(max(0.0, end - time.monotonic()) * 1000)]
+            if self._stderr in ready and self._listen() and not self._speaks:
+                poll.unregister(self._stderr)
+            if descriptor in ready:
+                return
+            if time.monotonic() >= end:
+                raise socket.timeout("timed out")
+
+    def _listen(self) -> bool:
+        """Read what ``ssh`` says at this moment; return whether that was anything, or its end."""
+        try:
+            piece = os.read(self._stderr, 65536)
+        except BlockingIOError:
+            return False
+        self._told = (self._told + piece)[-_MAX_STDERR_BYTES:]
+        self._speaks = bool(piece)
+        return True
+
     def _refuse_failure(self) -> None:
         """Tell an ``ssh`` that failed from an engine that hung up."""
         try:
@@ -94,18 +132,12 @@ class SshStream:
         except subprocess.TimeoutExpired:
             return
         if status:
-            try:
-                text = os.read(self._stderr, _MAX_STDERR_BYTES).decode("utf-8", "replace").strip().rstrip(".")
-            except BlockingIOError:
-                text = ""
+            # What a pipe can hold; a program that it started may go on writing into it.
+            for _piece in range(_PIECES):
+                if not self._speaks or not self._listen():
+                    break
+            text = self._told.decode("utf-8", "replace").strip().rstrip(".")
             raise SshFailed(text or f"ssh ended with status {status}")
-
-
-def _wait(descriptor: int, event: int, seconds: float) -> None:
-    poll = select.poll()
-    poll.register(descriptor, event)
-    if not poll.poll(max(0.0, seconds) * 1000):
-        raise socket.timeout("timed out")
 
 
 def _start(target: str) -> tuple[subprocess.Popen[bytes], int]:

@@ -372,6 +372,15 @@ def test_what_logrotate_makes_of_a_log_goes_with_the_engines_own_and_the_report_
     assert sorted(path.name for path in log.path.parent.iterdir()) == [log.path.name, f"{log.path.name}.bak"]
 
 
+def test_no_name_takes_long_to_be_told_from_a_rotated_ones(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for ending in ("." + "2018" * 20 + ".bak", "-20180912" + "-1" * 40 + "x", "-20180912" + "1" * 90 + ".gz.gz"):
+        Path(f"{log.path}{ending}").touch()
+    began = time.process_time()
+    assert logs.rotated(str(tmp_path / "containers"), IDENT, JSON_FILE) == []
+    assert time.process_time() - began < 1
+
+
 @every_kind
 def test_rotated_files_are_removed_and_nothing_else(tmp_path: Path, kind: Kind) -> None:
     log = Log(tmp_path, kind=kind)

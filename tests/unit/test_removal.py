@@ -56,6 +56,10 @@ def full(name: str) -> EngineError:
     return EngineError(f"DELETE {name}", 500, "write repositories.json: no space left on device")
 
 
+def changing(name: str) -> EngineError:
+    return EngineError(f"DELETE {name}", 500, "consistency error: data changed during operation, retry")
+
+
 def conflict(name: str) -> EngineError:
     return EngineError(f"DELETE {name}", 409, f"conflict: {name} has dependent child images")
 
@@ -102,6 +106,44 @@ def test_what_is_in_use_stays_and_the_engines_words_are_kept() -> None:
     outcome = carry_out(engine, step("a"), step("b"))
     assert names(outcome.removed) == ["b"]
     assert [kept.reason for kept in outcome.kept] == ['the engine says "conflict: a has dependent child images"']
+
+
+def test_an_image_whose_names_change_at_this_moment_is_looked_at_again_and_goes() -> None:
+    engine = FakeEngine(a=[changing("a"), changing("a")])
+    outcome = carry_out(engine, step("a"))
+    assert engine.asked == ["a", "a", "a"]
+    assert (names(outcome.removed), outcome.failed) == (["a"], [])
+
+
+def test_names_that_change_without_end_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "_CHANGES_WITHIN", 0.2)
+    outcome = carry_out(FakeEngine(a=[changing("a")] * 99), step("a"))
+    assert "data changed during operation" in outcome.failed[0].words
+
+
+def test_a_tag_that_moves_to_another_image_while_it_is_removed_stays() -> None:
+    """That is what the engine says then: the name is not asked for once more, but looked at."""
+
+    class Tags(FakeEngine):
+        """Its tag is given to another image the first time that it is to go."""
+
+        def __init__(self) -> None:
+            super().__init__(**{"app:1": [changing("app:1")]})
+            self.tags = {"app:1": "old", "app:2": "old"}
+
+        def image(self, ident: str) -> dict[str, t.Any]:
+            found = self.tags.get(ident, ident)
+            return {"Id": found, "RepoTags": [tag for tag, image in self.tags.items() if image == found], "RepoDigests": []}
+
+        def remove_image(self, reference: str, force: bool = False) -> None:
+            if not self.asked:
+                self.tags["app:1"] = "new"
+            super().remove_image(reference, force)
+
+    engine = Tags()
+    outcome = carry_out(engine, Step("tag", "old", "app:1", 1, "why", expects=("app:1", "app:2"), beside=("app:2",)))
+    assert engine.asked == ["app:1"]
+    assert [kept.reason for kept in outcome.kept] == ["the tag names another image now"]
 
 
 def test_what_is_gone_counts_as_done() -> None:

@@ -9,10 +9,12 @@ this, an empty module.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import typing as t
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ import json, os, select, socket, sys
 
 with open(os.environ["SSH_CALLS"], "a") as stream:
     stream.write(json.dumps([os.getpid(), sys.argv[1:]]) + "\\n")
+if "SSH_BANNER" in os.environ:
+    sys.stderr.write(os.environ["SSH_BANNER"] * 100_000)
 if "SSH_SAYS" in os.environ:
     sys.stderr.write(os.environ["SSH_SAYS"])
     sys.exit(255)
@@ -104,6 +108,31 @@ def test_what_ssh_or_a_shell_would_take_for_more_than_a_name_is_refused_without_
     assert (error.code, way.calls()) == ("bad_input", [])
     assert "secret@" not in str(error)
     assert "is not ssh://USER@HOST:PORT" in str(error)
+
+
+def test_whatever_ssh_says_does_not_stop_it(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_BANNER", "hello ")
+    way.place.serve(lambda method, path: [http([])])
+    assert way.place.connect("ssh://web1").containers() == []
+    monkeypatch.setenv("SSH_SAYS", "Permission denied (publickey).")
+    text = str(fails(way))
+    assert "hello Permission denied (publickey)" in text
+
+
+def test_a_threads_ssh_ends_with_it(way: Way) -> None:
+    way.place.serve(lambda method, path: [http([])])
+    engine = way.place.connect("ssh://web1")
+    engine.containers()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        thread = threading.Thread(target=engine.containers)
+        thread.start()
+        thread.join()
+    gc.collect()
+    first, *others = [pid for pid, _arguments in way.calls()]
+    assert len(others) == 3
+    assert [os.path.exists(f"/proc/{pid}") for pid in (first, *others)] == [True, False, False, False]
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_ssh_says_is_the_error(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
