@@ -27,4 +27,5 @@ class ActionModule(ActionBase):
             options = preflight.check(task_vars or {}, self._templar.template, self._task.args.get("report") is True)
         except FleetcleanError as error:
             return {**result, "failed": True, "msg": str(error)}
-        return {**result, "changed": False, **options}
+        # With -v Ansible would print what somebody may have put into a vault.
+        return {**result, "changed": False, "_ansible_verbose_override": True, **options}

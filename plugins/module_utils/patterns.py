@@ -162,7 +162,7 @@ def _type_name(value: object) -> str:
 
 
 def _refused(option: str, problem: str, choices: t.Sequence[str] | None) -> FleetcleanError:
-    kind = _KINDS.get(option)
+    kind = _KINDS.get(option) or _BY_VARIABLE.get(option)
     takes = kind.takes if kind else ", ".join(choices or ()) or "texts"
     return FleetcleanError(f"{option}: {problem}. Use {takes}; commas or lines stand between entries.", "bad_input")
 
@@ -217,6 +217,9 @@ _KINDS = {
     "networks.keep": _Kind("network", f"names or IDs of networks ({_GLOBS.format('front-*')})", _network),
     "keep_labels": _LABELS,
 }
+#: The same by the names of the role's variables.
+_BY_VARIABLE = {f"cleanup_{name.replace('.', '_')}": kind for name, kind in _KINDS.items() if name != "containers"}
+_BY_VARIABLE["cleanup_logs_containers"] = _CONTAINERS
 
 
 def _can_match(pattern: str, grammar: _Grammar) -> bool:

@@ -19,7 +19,6 @@ import os
 import re
 import typing as t
 
-from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.yaml import yaml_load
 from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns
@@ -29,20 +28,23 @@ from ansible_collections.fleetclean.docker.plugins.plugin_utils.fleet import ask
 _ROLE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "roles", "cleanup")
 
 
-def _read_variables() -> dict[str, dict[str, t.Any]]:
-    with open(os.path.join(_ROLE, "meta", "argument_specs.yml"), encoding="utf-8") as stream:
-        specs = yaml_load(stream)["argument_specs"]["main"]["options"]
-    return t.cast("dict[str, dict[str, t.Any]]", specs)
+def _read(*path: str) -> dict[str, t.Any]:
+    with open(os.path.join(_ROLE, *path), encoding="utf-8") as stream:
+        return t.cast("dict[str, t.Any]", yaml_load(stream))
 
 
 #: All variables of the role, as its argument specs have them.
-VARIABLES = _read_variables()
+VARIABLES: dict[str, dict[str, t.Any]] = _read("meta", "argument_specs.yml")["argument_specs"]["main"]["options"]
+#: What those have that nobody set.
+_DEFAULTS = _read("defaults", "main.yml")
 _VALIDATOR = ArgumentSpecValidator(VARIABLES)
 _CONNECTION = {name: f"cleanup_{name}" for name in options.shared_spec() if f"cleanup_{name}" in VARIABLES}
 _CLEAN = {name: about.get("options") for name, about in options.clean_spec().items() if name != "assume_reclaimed"}
 _LOGS = {name: "cleanup_keep_labels" if name == "keep_labels" else f"cleanup_logs_{name}" for name in options.truncate_spec()}
 #: How defaults/main.yml refers to a value of the profile.
 _OF_PROFILE = re.compile(r"\{\{ _cleanup_chosen\.([a-z_]+) \}\}")
+
+_NOTHING = object()
 
 Template = t.Callable[[t.Any], t.Any]
 
@@ -81,27 +83,44 @@ def check(variables: t.Mapping[str, t.Any], template: Template, is_report: bool)
 def _values(variables: t.Mapping[str, t.Any], template: Template) -> dict[str, t.Any]:
     """The values of the role's variables that have one, in containers of Python's own."""
     given = {name: variables[name] for name in VARIABLES if name in variables}
-    # Most have the profile's value, which needs no template.
+    # Templated once: what is confirmed and what is done have to be of one profile.
+    chosen = _templated({"cleanup_profile": given.pop("cleanup_profile", _DEFAULTS["cleanup_profile"])}, template)
     profiles = variables["_cleanup_profiles"]
-    name = _templated({"cleanup_profile": given["cleanup_profile"]}, template).get("cleanup_profile")
-    profile = profiles[name] if isinstance(name, str) and name in profiles else profiles["careful"]
-    of_profile = {name: match[1] for name, value in given.items() if isinstance(value, str) and (match := _OF_PROFILE.fullmatch(value))}
-    values = _templated({name: value for name, value in given.items() if name not in of_profile}, template)
-    omitted = variables.get("omit")
-    return {
-        **{name: _plain(value) for name, value in values.items() if value is not omitted and value != omitted},
-        **{name: _plain(profile[key]) for name, key in of_profile.items()},
-    }
+    name = chosen.get("cleanup_profile")
+    profile = profiles[name] if isinstance(name, str) and name in profiles else profiles[_DEFAULTS["cleanup_profile"]]
+    # Most have the profile's value, which needs no template.
+    of_profile = {name: value for name, value in given.items() if isinstance(value, str) and _OF_PROFILE.fullmatch(value)}
+    templated = {**chosen, **_templated({name: value for name, value in given.items() if name not in of_profile}, template)}
+    # Up to 2.18 what is left out has a mark of its own; since 2.19 templating leaves it out.
+    omitted = variables.get("omit", _NOTHING)
+    values = {name: _plain(value) for name, value in templated.items() if value is not omitted and value != omitted}
+    # What is left out has the role's default: the module's may be another one, such as any age.
+    defaults = {name: _plain(_of_profile(value, profile)) for name, value in {**_DEFAULTS, **of_profile}.items()}
+    for name, value in values.items():
+        if value is None and name in defaults:
+            raise FleetcleanError(f"{name}: has no value; give one, such as {_said(defaults[name])}, or leave the variable out.", "bad_input")
+    return {**defaults, **values}
+
+
+def _of_profile(value: t.Any, profile: t.Mapping[str, t.Any]) -> t.Any:
+    match = _OF_PROFILE.fullmatch(value) if isinstance(value, str) else None
+    return profile[match[1]] if match else value
+
+
+def _said(value: t.Any) -> str:
+    """A value as it is written in YAML."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _templated(values: dict[str, t.Any], template: Template) -> dict[str, t.Any]:
     try:
         return dict(template(values))
-    except AnsibleError:
+    # Some versions of Ansible let everything through that a template can raise.
+    except Exception:  # pylint: disable=broad-except
         for name, value in values.items():
             try:
                 template({name: value})
-            except AnsibleError as error:
+            except Exception as error:  # pylint: disable=broad-except
                 raise FleetcleanError(f"{name}: {error}", "bad_input") from error
         raise
 

@@ -30,7 +30,8 @@ class Templates:
         self.seen: list[t.Any] = []
 
     def __call__(self, values: dict[str, t.Any]) -> dict[str, t.Any]:
-        return {name: self._one(value) for name, value in values.items()}
+        # As ansible-core does it since 2.19.
+        return {name: self._one(value) for name, value in values.items() if value != "{{ omit }}"}
 
     def _one(self, value: t.Any) -> t.Any:
         if not isinstance(value, str) or not value.startswith("{{"):
@@ -100,9 +101,56 @@ def test_the_profile_may_be_a_template() -> None:
 
 
 @pytest.mark.parametrize("value", [None, OMITTED])
-def test_what_is_left_out_has_the_modules_default(value: t.Any) -> None:
-    found = check(cleanup_timeout=value, cleanup_docker_host=value, cleanup_report_top=OMITTED)
-    assert not {"timeout", "docker_host", "top"} & {option for module in found.values() for option in module}
+def test_what_has_no_default_here_may_be_left_out(value: t.Any) -> None:
+    found = check(cleanup_timeout=value, cleanup_docker_host=value)
+    assert not {"timeout", "docker_host"} & {option for module in found.values() for option in module}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_is_left_out_has_the_roles_default_and_never_the_modules(profile: str) -> None:
+    """The module's is any age, and containers that are not ours."""
+    chosen = {"cleanup_profile": profile, "cleanup_full_confirmed": True}
+    wanted = check(**chosen)
+    for name in DEFAULTS:
+        if name not in chosen:
+            assert check(**chosen, **{name: OMITTED}) == wanted, name
+            assert check(Templates(), **chosen, **{name: "{{ omit }}"}) == wanted, f"{name}, since 2.19"
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS))
+@pytest.mark.parametrize("omit", [{}, {"omit": OMITTED}], ids=["since 2.19", "before"])
+def test_an_empty_line_is_no_value_for_what_has_a_default(name: str, omit: dict[str, str]) -> None:
+    with pytest.raises(FleetcleanError, match=f"^{name}: has no value; give one, such as "):
+        preflight.check({**DEFAULTS, "_cleanup_profiles": PROFILES, **omit, name: None}, Templates(), False)
+
+
+def test_a_profile_that_changes_is_one_of_them() -> None:
+    """Else one's wishes went with the other's confirmation."""
+    names = iter(("careful", "full"))
+
+    class Random(Templates):
+        def _one(self, value: t.Any) -> t.Any:
+            return next(names) if value == "{{ random }}" else super()._one(value)
+
+    assert check(Random(), cleanup_profile="{{ random }}") == check(cleanup_profile="careful")
+
+
+def test_whatever_a_template_raises_names_its_variable() -> None:
+    class Divides(Templates):
+        def _one(self, value: t.Any) -> t.Any:
+            return 1 / 0 if value == "{{ 1 / 0 }}" else super()._one(value)
+
+    with pytest.raises(FleetcleanError, match="^cleanup_timeout: division by zero"):
+        check(Divides(), cleanup_timeout="{{ 1 / 0 }}")
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [("images_keep", "repository:tag, "), ("volumes_drivers", "names of volume drivers"), ("keep_labels", "key or key=value"), ("logs_containers", "names or IDs of containers")],
+)
+def test_a_list_that_is_refused_says_what_it_takes(name: str, takes: str) -> None:
+    words = refusal(**{f"cleanup_{name}": ["a", ""]})
+    assert words.startswith(f"cleanup_{name}: an entry is empty. Use {takes}")
 
 
 def test_an_empty_state_dir_is_a_value() -> None:
@@ -174,6 +222,8 @@ def test_a_run_asks_a_host_four_times_at_most_and_makes_no_detours(entry: str) -
     # Besides: the preflight, and the verdict.
     assert len(for_each_host) - len(asking) == 2
     for task in asking:
+        # A play's defaults for all our modules are not meant for the role, which has variables: another engine would be cleaned.
+        assert task["module_defaults"]["group/fleetclean.docker.docker"] == {}
         # A worker that meets a filter or a test loads all that Ansible has.
         assert not any("|" in condition or " is " in condition for condition in task.get("when", [])[:1]), task["name"]
 
