@@ -146,6 +146,8 @@ class Module:
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            # Whoever runs the tests may ignore hangups (nohup), which is inherited; a module does not.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         until((folder / "started").exists)
 
