@@ -203,8 +203,10 @@ class _JsonLines(Format):
         return piece.rfind(b"\n") + 1
 
     def seam(self, descriptor: int, boundary: int, start: int) -> tuple[int, bytes] | None:
-        if self.border(descriptor, boundary, start) == boundary:
+        if start == boundary:
             return boundary, b""
+        if self.border(descriptor, boundary, start) == boundary:
+            return boundary, b" " * (start - boundary - 1) + b"\n"  # no line has to be ended; those up to the start go as well
         # The whole line, not only what is left of it: half a line would end every reader's way.
         # But not in a hole, which would take space, and where readers end anyway.
         hole = os.pread(descriptor, 1, boundary - 1) == b"\0"
