@@ -98,16 +98,7 @@ class Controller:
     def __init__(self, fleet: Fleet, folder: Path, peer: Path) -> None:
         self._inventory = str(fleet.inventory)
         self._folder = folder
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_"))}
-        self._environment.update(
-            ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"),
-            ANSIBLE_COLLECTIONS_PATH=f"{REPOSITORY / 'playbooks/collections'}:{peer}",
-            ANSIBLE_HOME=str(folder / "home"),
-            ANSIBLE_NOCOLOR="1",
-            # The connection stays open while objects are made.
-            ANSIBLE_SSH_ARGS="-C -o ControlMaster=auto -o ControlPersist=1800s",
-            PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        )
+        self._environment = common.ansible_environment(folder, peer)
 
     def ad_hoc(self, module: str, arguments: dict[str, Any]) -> None:
         self._run(["ansible", "-i", self._inventory, "all", "-m", module, "-a", json.dumps(arguments)])

@@ -17,6 +17,8 @@ from typing import Any
 
 from tests.fleet import FleetError
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
 
 @dataclass
 class Series:
@@ -35,6 +37,21 @@ class Series:
 
     def to_json(self) -> dict[str, Any]:
         return {"seconds": [round(value, 4) for value in self.seconds], "median": round(self.middle, 4), "cpu_median": round(median(self.cpu), 4)}
+
+
+def ansible_environment(folder: Path, peers: Path) -> dict[str, str]:
+    """The environment of an Ansible that has nothing of its user's: it finds this collection and those in ``peers``, and keeps its things in ``folder``."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_"))}
+    return {
+        **environment,
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_COLLECTIONS_PATH": f"{REPOSITORY / 'playbooks/collections'}:{peers}",
+        "ANSIBLE_HOME": str(folder / "home"),
+        "ANSIBLE_NOCOLOR": "1",
+        # The connection stays open while objects are made.
+        "ANSIBLE_SSH_ARGS": "-C -o ControlMaster=auto -o ControlPersist=1800s",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+    }
 
 
 def cpu_of_children() -> float:

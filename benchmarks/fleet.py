@@ -118,15 +118,7 @@ class Controller:
     def __init__(self, fleet: Fleet, host: Host, folder: Path, peer: bool) -> None:
         self.host, self._folder = host, folder
         self._record = next(group["hosts"][host.name] for group in json.loads(fleet.inventory.read_text()).values())
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_"))}
-        self._environment.update(
-            ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"),
-            ANSIBLE_COLLECTIONS_PATH=f"{REPOSITORY / 'playbooks/collections'}:{folder}",
-            ANSIBLE_HOME=str(folder / "home"),
-            ANSIBLE_NOCOLOR="1",
-            ANSIBLE_SSH_ARGS="-C -o ControlMaster=auto -o ControlPersist=1800s",
-            PATH=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        )
+        self._environment = common.ansible_environment(folder, folder)
         plays = {PING: [{"name": "Ping", "ansible.builtin.ping": {}}], **({THEIRS: PEER_TASKS} if peer else {})}
         self.playbooks = {OURS: str(REPOSITORY / "playbooks/clean.yml")}
         for name, tasks in plays.items():

@@ -77,9 +77,6 @@ class Accounts:
         kind, colon, object_id = name.partition(":")
         return self._holders.get(kind + colon, {}).get(object_id)
 
-    def holder_kind(self, holder: int) -> str:
-        return self._holder_kinds[holder]
-
     def holder_name(self, holder: int) -> str:
         return self._holder_kinds[holder] + self._holder_ids[holder]
 
@@ -154,15 +151,6 @@ class Accounts:
     def find(self, kind: str, object_id: str = "") -> int | None:
         """The number of an account; None if there is none of that name."""
         return self._numbers.get(kind, {}).get(object_id)
-
-    def find_name(self, name: str) -> int | None:
-        """The same of a whole name."""
-        for kind in self._numbers:
-            if name == kind or name.startswith(f"{kind} "):
-                number = self.find(kind, name[len(kind) + 1:])
-                if number is not None:
-                    return number
-        return None
 
     def drop(self, number: int) -> None:
         """Take an account away; its number is no other's."""

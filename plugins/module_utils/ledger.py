@@ -15,7 +15,7 @@ from array import array
 from dataclasses import replace
 from itertools import accumulate
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import CACHE, CONTAINER, IMAGE, NOBODY, VOLUME, Account, Accounts
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import CACHE, CONTAINER, IMAGE, NOBODY, VOLUME, Accounts
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Figures, Sizes
 
 #: What stands before the id of an object, by the kind that a plan calls it.
@@ -56,17 +56,6 @@ class Ledger:
             self._sums.setdefault(accounts.category(number), Sizes()).add(self.of_number(number))
         self._shared = _with_others(accounts, self._groups)
         self._disks_of_many: dict[int, dict[str, Sizes]] = {}
-
-    @classmethod
-    def of_named(cls, accounts: t.Mapping[str, Account], sizes: t.Mapping[str, Sizes]) -> Ledger:
-        """A ledger of few accounts, by names of one part."""
-        made, figures = Accounts(), Figures()
-        for name, account in accounts.items():
-            number = made.add(name, "", account.category, made.group_of_names(*account.holders), account.final, account.words)
-            made.set_disk(number, account.disk)
-            if name in sizes:
-                figures.add(number, sizes[name])
-        return cls(made, figures)
 
     def reduced(self, freed: t.Mapping[Name, int]) -> Ledger:
         """The same, after so many bytes of these accounts came free."""

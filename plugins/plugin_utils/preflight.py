@@ -93,7 +93,7 @@ def _values(variables: t.Mapping[str, t.Any], template: Template) -> dict[str, t
     templated = {**chosen, **_templated({name: value for name, value in given.items() if name not in of_profile}, template)}
     # Up to 2.18 what is left out has a mark of its own; since 2.19 templating leaves it out.
     omitted = variables.get("omit", _NOTHING)
-    values = {name: _plain(value) for name, value in templated.items() if value is not omitted and value != omitted}
+    values = {name: _plain(value) for name, value in templated.items() if value != omitted}
     # What is left out has the role's default: the module's may be another one, such as any age.
     defaults = {name: _plain(_of_profile(value, profile)) for name, value in {**_DEFAULTS, **of_profile}.items()}
     for name, value in values.items():

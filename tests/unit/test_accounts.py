@@ -42,10 +42,9 @@ def test_accounts_are_what_was_noted_last_under_each_name(seed: int) -> None:
     assert len(accounts) == len(expected) == len(list(accounts.values()))
     for category in ("images", "logs"):
         assert {accounts.name(number) for number in accounts.of_category(category)} == {n for n, a in expected.items() if a.category == category}
-    for name in expected:
-        number = accounts.find_name(name)
-        assert number is not None and accounts.name(number) == name and accounts.find(*accounts.parts(number)) == number
-    assert accounts.find("layer", "three") is None and accounts.find_name("layer three") is None
+    for number in accounts:
+        assert accounts.find(*accounts.parts(number)) == number
+    assert accounts.find("layer", "three") is None
 
 
 def test_the_same_holders_are_one_group_in_any_order() -> None:

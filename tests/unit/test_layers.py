@@ -18,6 +18,7 @@ from pathlib import Path
 import boltfile
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import image_records, layers
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import WRITABLE_LAYER
 from ansible_collections.fleetclean.docker.plugins.module_utils.layers import ENGINE, Holdings
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import CACHE, CONTAINER, IMAGE
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot, chain_ids
@@ -459,7 +460,7 @@ def test_a_containers_snapshot_is_its_writable_layer(store: ContainerdRoot) -> N
     mine = store.snapshot(run.id, f"{run.id}-init", kind=2)
     found = store.read(run)
     assert holders(found, mine) == holders(found, init) == holders(found, base) == {CONTAINER + run.id}
-    assert found.paths[mine] == found.paths[init] == found.accounts.find_name(f"writable layer of {run.id}")
+    assert found.paths[mine] == found.paths[init] == found.accounts.find(WRITABLE_LAYER, run.id)
     assert category(found, mine) == category(found, base) == "containers"
     assert not found.accounts[found.paths[mine]].final, "what is in it changes, though its init layer never does"
     assert found.accounts[found.paths[base]].final

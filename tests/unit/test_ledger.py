@@ -10,12 +10,23 @@ import random
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import Account
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import Account, Accounts
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Ledger
 from ansible_collections.fleetclean.docker.plugins.module_utils.leftovers import Entry
-from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Figures, Sizes
 
 CATEGORIES = ("images", "containers", "build_cache", "leftovers")
+
+
+def ledger_of(accounts: dict[str, Account], sizes: dict[str, Sizes]) -> Ledger:
+    """A ledger of few accounts, by names of one part."""
+    made, figures = Accounts(), Figures()
+    for name, account in accounts.items():
+        number = made.add(name, "", account.category, made.group_of_names(*account.holders), account.final, account.words)
+        made.set_disk(number, account.disk)
+        if name in sizes:
+            figures.add(number, sizes[name])
+    return Ledger(made, figures)
 
 
 def random_ledger(dice: random.Random) -> tuple[Ledger, dict[str, Account], dict[str, Sizes], list[str]]:
@@ -28,7 +39,7 @@ def random_ledger(dice: random.Random) -> tuple[Ledger, dict[str, Account], dict
         if dice.random() < 0.9:  # of some nobody knows a size
             disk = dice.randrange(1000)
             sizes[name] = Sizes(disk, dice.randrange(1000), dice.randrange(disk + 1), dice.randrange(1000), dice.randrange(9))
-    return Ledger.of_named(accounts, sizes), accounts, sizes, holders
+    return ledger_of(accounts, sizes), accounts, sizes, holders
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -106,7 +117,7 @@ SIZES = {name: Sizes(disk=10 * figure, frees=figure) for name, figure in zip(ACC
 
 
 def test_a_layer_of_two_images_goes_with_the_second() -> None:
-    ledger = Ledger.of_named(ACCOUNTS, SIZES)
+    ledger = ledger_of(ACCOUNTS, SIZES)
     assert ledger.freed_in_turn(["image:a", "container:c", "image:b"]) == [2, 8, 1 + 4]
     assert ledger.freed_in_turn(["image:b", "image:a"]) == [0, 1 + 2]
     assert [ledger.alone(who) for who in ("image:a", "image:b", "container:c")] == [2, 0, 8]
@@ -114,24 +125,24 @@ def test_a_layer_of_two_images_goes_with_the_second() -> None:
 
 
 def test_what_nobody_holds_never_goes() -> None:
-    ledger = Ledger.of_named(ACCOUNTS, SIZES)
+    ledger = ledger_of(ACCOUNTS, SIZES)
     assert ledger.freed(["image:a", "image:b", "container:c", "database", ""]) == 15
 
 
 def test_an_object_that_nobody_knows_holds_and_frees_nothing() -> None:
-    ledger = Ledger.of_named(ACCOUNTS, SIZES)
+    ledger = ledger_of(ACCOUNTS, SIZES)
     assert ledger.freed_in_turn(["image:never", "image:a"]) == [0, 2]
     assert (ledger.alone("image:never"), ledger.of("image:never"), ledger.of_category("image:never", "images")) == (0, Sizes(), Sizes())
 
 
 def test_an_account_without_a_size_is_empty_and_a_size_without_an_account_is_nobodys() -> None:
-    ledger = Ledger.of_named(ACCOUNTS, {"stranger": Sizes(disk=7, frees=7)})
+    ledger = ledger_of(ACCOUNTS, {"stranger": Sizes(disk=7, frees=7)})
     assert ledger.freed(["image:a", "image:b", "container:c"]) == 0
     assert sum(ledger.in_category(category).disk for category in ("images", "containers", "engine_metadata")) == 0
 
 
 def test_sums_are_new_and_change_no_account() -> None:
-    ledger = Ledger.of_named(ACCOUNTS, SIZES)
+    ledger = ledger_of(ACCOUNTS, SIZES)
     ledger.of("image:a").add(Sizes(disk=1000))
     ledger.in_category("images").disk += 1000
     assert ledger.of("image:a").disk == 30
@@ -145,7 +156,7 @@ def test_what_comes_free_is_told_by_filesystem() -> None:
         "log": Account("logs", frozenset({"container:c"}), disk="data"),
         "empty": Account("containers", frozenset({"container:c"}), disk="elsewhere"),
     }
-    ledger = Ledger.of_named(accounts, {"layer": Sizes(frees=1, inodes=1), "top": Sizes(frees=2), "log": Sizes(frees=4)})
+    ledger = ledger_of(accounts, {"layer": Sizes(frees=1, inodes=1), "top": Sizes(frees=2), "log": Sizes(frees=4)})
     assert [set(ledger.disks(holder)) for holder in ("container:c", "image:a", "image:never")] == [{"images", "data"}, {"images"}, set()]
     go = ledger.turns()
     assert {disk: sizes.frees for disk, sizes in go("image:a").items()} == {"images": 2}
@@ -154,9 +165,9 @@ def test_what_comes_free_is_told_by_filesystem() -> None:
 
 
 def test_what_came_free_already_does_not_come_free_again() -> None:
-    ledger = Ledger.of_named(ACCOUNTS, SIZES).reduced({("writable", ""): 5, ("top of a", ""): 99, ("stranger", ""): 7})
+    ledger = ledger_of(ACCOUNTS, SIZES).reduced({("writable", ""): 5, ("top of a", ""): 99, ("stranger", ""): 7})
     assert ledger.freed_in_turn(["image:a", "container:c"]) == [0, 3]
-    assert Ledger.of_named(ACCOUNTS, SIZES).freed_in_turn(["image:a", "container:c"]) == [2, 8]
+    assert ledger_of(ACCOUNTS, SIZES).freed_in_turn(["image:a", "container:c"]) == [2, 8]
 
 
 # -- small objects ---------------------------------------------------------------------------------------------
