@@ -20,13 +20,14 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     removal,
     session,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import Account
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Account, Ledger
 from ansible_collections.fleetclean.docker.plugins.module_utils.plan import Plan, Step
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Proof, Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_amount
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
+from ledgers import ledger_of
 from model import NOW, Model
 from worlds import DAY
 
@@ -71,7 +72,7 @@ class World:
         sizes = {
             image.id: Sizes(frees=int(IMAGES[image.tags[0][0]] * MB * self.promise), inodes=10) for image in looked.images if image.tags
         }
-        return attribution.Survey(looked, Ledger.of_named(accounts, sizes))
+        return attribution.Survey(looked, ledger_of(accounts, sizes))
 
     def run(self, check: bool = False, diff: bool = False, **wishes: t.Any) -> dict[str, t.Any]:
         validated = ArgumentSpecValidator({**options.shared_spec(), **options.clean_spec()}).validate({"state_dir": self.state_dir, **wishes})
@@ -349,7 +350,7 @@ def test_nothing_goes_for_the_sake_of_a_filesystem_that_has_its_records_alone(ma
     accounts = {"layer": Account("images", frozenset({"image:i"}), disk="layers"), "record": Account("images", frozenset({"image:i"}), disk="root")}
     marks = options.Watermarks(**{**NO_MARKS, mark: parse_amount("1%", mark)})
     step = Step("image", "i", "i:1", None, "why")
-    step = cleaning._sizer(Ledger.of_named(accounts, {"layer": layers, "record": records}), "root", marks, Plan((step,)))(step)
+    step = cleaning._sizer(ledger_of(accounts, {"layer": layers, "record": records}), "root", marks, Plan((step,)))(step)
     assert {device for device in ("layers", "root") if step.helps({device})} == goes_for
     assert (step.bytes, cleaning._on(Plan((step,)), "root")) == (layers.frees + records.frees, (records.frees, records.inodes)), "they come free all the same"
     short, _rest = Plan((step,)).until_each({"root": (1, 1)})
@@ -371,7 +372,7 @@ def test_what_shares_all_with_something_that_stays_goes_for_no_filesystem() -> N
     sizes = {name: Sizes(frees=size, inodes=1) for name, size in {"base": 50 * MB, "both": 9 * MB, "tag": 9_000, "same": 9 * MB, "writable": 9_000, "log": MB}.items()}
     marks = options.Watermarks(**{**NO_MARKS, "free_target": parse_amount("1%", "free_target")})
     steps = tuple(Step(kind, ident, ident, None, "why") for kind, ident in (("container", "c"), ("image", "a"), ("image", "b"), ("image", "b2")))
-    sized = cleaning._sizer(Ledger.of_named(accounts, sizes), "root", marks, Plan(steps))
+    sized = cleaning._sizer(ledger_of(accounts, sizes), "root", marks, Plan(steps))
     found = {step.id: {device for device in ("layers", "root") if step.helps({device})} for step in map(sized, steps)}
     assert found == {"c": {"root"}, "a": {"layers"}, "b": {"layers"}, "b2": set()}
 

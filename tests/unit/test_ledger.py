@@ -10,23 +10,13 @@ import random
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import Account, Accounts
+from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import Account
 from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Ledger
 from ansible_collections.fleetclean.docker.plugins.module_utils.leftovers import Entry
-from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Figures, Sizes
+from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Sizes
+from ledgers import ledger_of
 
 CATEGORIES = ("images", "containers", "build_cache", "leftovers")
-
-
-def ledger_of(accounts: dict[str, Account], sizes: dict[str, Sizes]) -> Ledger:
-    """A ledger of few accounts, by names of one part."""
-    made, figures = Accounts(), Figures()
-    for name, account in accounts.items():
-        number = made.add(name, "", account.category, made.group_of_names(*account.holders), account.final, account.words)
-        made.set_disk(number, account.disk)
-        if name in sizes:
-            figures.add(number, sizes[name])
-    return Ledger(made, figures)
 
 
 def random_ledger(dice: random.Random) -> tuple[Ledger, dict[str, Account], dict[str, Sizes], list[str]]:
