@@ -419,15 +419,14 @@ failure:
   sample: engine
 """
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import (
-    cleaning,
-    options,
-    session,
-)
+from ansible_collections.fleetclean.docker.plugins.module_utils import start
 
 
 def main() -> None:
     """Run the module."""
+    start.compile_once()
+    from ansible_collections.fleetclean.docker.plugins.module_utils import cleaning, options, session
+
     session.main(options.clean_spec(), cleaning.clean)
 
 

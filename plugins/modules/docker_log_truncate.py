@@ -184,15 +184,14 @@ failure:
   sample: foreign_root
 """
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import (
-    options,
-    session,
-    truncating,
-)
+from ansible_collections.fleetclean.docker.plugins.module_utils import start
 
 
 def main() -> None:
     """Run the module."""
+    start.compile_once()
+    from ansible_collections.fleetclean.docker.plugins.module_utils import options, session, truncating
+
     session.main(options.truncate_spec(), truncating.truncate)
 
 
