@@ -10,7 +10,6 @@ controller, before the first host is asked. The documentation fragment ``options
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
 
 from ansible.module_utils.basic import env_fallback
 from ansible_collections.fleetclean.docker.plugins.module_utils import patterns, plan
@@ -154,8 +153,7 @@ def _section(**options: dict[str, t.Any]) -> dict[str, t.Any]:
     return {"type": "dict", "options": dict(options)}
 
 
-@dataclass(frozen=True)
-class Watermarks:
+class Watermarks(t.NamedTuple):
     """When to start and when to stop, by what is free on the engine's filesystems."""
 
     only_below: Amount | None
@@ -165,15 +163,14 @@ class Watermarks:
 
     @property
     def any(self) -> bool:
-        return any(mark is not None for mark in vars(self).values())
+        return any(mark is not None for mark in self)
 
     @property
     def target(self) -> bool:
         return self.free_target is not None or self.free_target_inodes is not None
 
 
-@dataclass(frozen=True)
-class LogWish:
+class LogWish(t.NamedTuple):
     """Which logs to shorten, and to how much (bytes)."""
 
     containers: tuple[str, ...]

@@ -15,7 +15,6 @@ import ast
 import math
 import re
 import typing as t
-from dataclasses import dataclass
 from functools import lru_cache
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
@@ -41,8 +40,7 @@ _NO_LABEL_KEY = re.compile(r"[\s\x00-\x1f\x7f^$|()\\\"'`]")
 _NO_DRIVER = re.compile(r"[\s\x00-\x1f\x7f^$|()\\\"'`{}]")
 
 
-@dataclass(frozen=True)
-class _Grammar:
+class _Grammar(t.NamedTuple):
     """The characters of names, which of them begin and end one, and which never follow each other."""
 
     characters: str
@@ -63,8 +61,7 @@ _IMAGE = _Grammar(
 )
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(t.NamedTuple):
     """What a list is made of: ``takes`` for people, ``fits`` whether an entry can ever match something."""
 
     what: str

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import re
 import typing as t
-from dataclasses import dataclass, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import measure, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
@@ -45,8 +44,7 @@ class Objects(t.Protocol):
         """The engine's list of images."""
 
 
-@dataclass(frozen=True)
-class Disk:
+class Disk(t.NamedTuple):
     """A filesystem that holds what the engine owns. ``device`` tells it from others, wherever it is mounted.
 
     ``places``: the folders from which on it is the engine's, ``holds``: what of the engine's lies there, by the names that reports have for it.
@@ -156,7 +154,7 @@ def locate(storage: Storage, engine: Objects, user: int | None = None) -> tuple[
     :param user: who runs the engine, None if that is not known. An engine without root has nothing in folders of root's: a link of its
         user's to them leads to another engine's, whose containers he may name as his.
     """
-    found = replace(storage, root=os.path.realpath(storage.root))
+    found = storage._replace(root=os.path.realpath(storage.root))
     refused: list[str] = []
     found = _Witness(found, engine, user).follow(_links(found.root), refused)
     base = found.containerd
@@ -171,7 +169,7 @@ def locate(storage: Storage, engine: Objects, user: int | None = None) -> tuple[
     elif not base.startswith(tuple(f"{root}/" for root in found.roots)):
         base = os.path.realpath(base)
     if os.path.realpath(base) == base:
-        found = replace(found, containerd_root=base)
+        found = found._replace(containerd_root=base)
         found = _Witness(found, engine, user).follow(_links(base), refused)
     return found, refused
 
@@ -195,7 +193,7 @@ class _Witness:
             if target and not why:
                 why = self._doubt(link, target, known.get(link))
             if target and not why:
-                self._storage = replace(self._storage, moved={**self._storage.moved, link: target})
+                self._storage = self._storage._replace(moved={**self._storage.moved, link: target})
             else:
                 refused.append(f"{link} leads elsewhere by a link; what is there is not counted: {why}")
         return self._storage

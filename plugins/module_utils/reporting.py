@@ -86,7 +86,7 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     result["filesystems"] = []
     result["warnings"] = [words.printable(line) for line in site.refused] if own else [f"{site.proof.words}; figures are the engine's own."]
     if own and "filesystem" in include:
-        result["filesystems"] = [{**vars(measure.filesystem(disk.path)), "holds": list(disk.holds)} for disk in places.disks(own)]
+        result["filesystems"] = [{**measure.filesystem(disk.path)._asdict(), "holds": list(disk.holds)} for disk in places.disks(own)]
     result.update(usage={}, items={}, reclaimable={}, roots=[], mounts=[], unread=_unread(None))
     result["totals"] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes", "reclaimable_bytes"))
     result["deleted_open"] = {}

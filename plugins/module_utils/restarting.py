@@ -23,7 +23,6 @@ import struct
 import subprocess
 import time
 import typing as t
-from dataclasses import dataclass
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import processes, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
@@ -41,8 +40,7 @@ _UNIT = re.compile(rf"^[^:\n]*:[^:\n]*:{_ABOVE}(?:/user@([0-9]+)\.service{_ABOVE
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True)
-class _Process:
+class _Process(t.NamedTuple):
     """An engine's process, and all that is needed to start it as it was."""
 
     pid: int

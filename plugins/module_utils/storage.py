@@ -21,8 +21,8 @@ import stat
 import struct
 import subprocess
 import typing as t
-from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import processes, record_files, safe_open, trust
 
@@ -31,8 +31,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import processes
 LINKS, SNAPSHOTS, COPIES = "links", "snapshots", "copies"
 
 
-@dataclass(frozen=True)
-class _Driver:
+class _Driver(t.NamedTuple):
     """Where a driver keeps layers, relative to its root.
 
     ``layers`` hold one entry for each layer, by the layer's id, the first of them its files; ``own`` are entries
@@ -124,8 +123,7 @@ def is_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(t.NamedTuple):
     """An engine's storage as ``GET /info`` describes it.
 
     ``image_store`` is ``graphdriver`` or ``containerd``; ``driver_status`` what the driver says of
@@ -141,7 +139,7 @@ class Storage:
     driver_status: dict[str, str]
     namespace: str = "moby"
     containerd_address: str = ""
-    moved: t.Mapping[str, str] = field(default_factory=dict)
+    moved: t.Mapping[str, str] = MappingProxyType({})
     containerd_root: str = ""
 
     def at(self, part: str) -> str:
@@ -459,8 +457,7 @@ def _ends(config: dict[str, t.Any]) -> dict[str, t.Any]:
     return {name: end for name, end in ends.items() if isinstance(end, dict)}
 
 
-@dataclass(frozen=True)
-class Proof:
+class Proof(t.NamedTuple):
     """Whether the data root here is the engine's. ``words`` says by what, or why not."""
 
     proven: bool
@@ -683,15 +680,14 @@ def _key_id(path: str) -> str | None:
 # -- outside plain folders -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(t.NamedTuple):
     """Layers that no folder shows: ZFS datasets, thin pools on block devices.
 
     ``layers``: bytes by the id that the driver knows a layer by; one entry for all if only the sum is known.
     ``with_root``: the sum has the data root's own files in it.
     """
 
-    layers: dict[str, int] = field(default_factory=dict)
+    layers: t.Mapping[str, int] = MappingProxyType({})
     by_layer: bool = False
     with_root: bool = False
 

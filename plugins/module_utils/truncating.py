@@ -15,7 +15,6 @@ import re
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import lru_cache
 
 from ansible.module_utils.basic import AnsibleModule
@@ -72,7 +71,7 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         work.cut()
         work.restart()
     finally:
-        result["logs"] = [{key: value for key, value in vars(cut).items() if key not in ("failed", "disk_full")} for cut in work.cuts]
+        result["logs"] = [{key: value for key, value in cut._asdict().items() if key not in ("failed", "disk_full")} for cut in work.cuts]
         result["reclaimed_bytes"] = sum(cut.reclaimed_bytes for cut in work.cuts)
         result["restarted"] = work.restarted
         result["changed"] = bool(work.restarted) or any(cut.changed for cut in work.cuts)
@@ -182,12 +181,12 @@ class _Work:
         except logs.LogRefused as refusal:
             if self._is_small_behind_link(path):
                 return None
-            return replace(found, words=str(refusal), failed=True)
+            return found._replace(words=str(refusal), failed=True)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             # What no way exists for is no failure: it is said, and stays.
             failed = error.errno != errno.EOPNOTSUPP
-            return replace(found, words=f"{path}: {error.strerror or error}", failed=failed, disk_full=full)
+            return found._replace(words=f"{path}: {error.strerror or error}", failed=failed, disk_full=full)
 
     def _is_small_behind_link(self, path: str) -> bool:
         """Whether a log that is not reached, since the folder of all containers is a link that was not verified, is too small to be cut anyway."""
@@ -214,8 +213,8 @@ class _Work:
             except logs.Rotated:
                 continue
             except pausing.NotPaused as refusal:
-                return replace(found, words=f"the engine rotates it, and its container cannot be paused for a moment: {refusal}")
-        return replace(found, words="the engine rotated it again and again")
+                return found._replace(words=f"the engine rotates it, and its container cannot be paused for a moment: {refusal}")
+        return found._replace(words="the engine rotated it again and again")
 
     def _do(self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, ask: _Ask) -> Cut:
         # What somebody left who was killed in the middle.
@@ -223,7 +222,7 @@ class _Work:
         nuls = 0 if self._writer(descriptor, container.id, ask).writes else log_cuts.drop_nuls(descriptor, kind.format)
         decided, plans, writer = self._decided(descriptor, container, kind, found, ask)
         if not plans and nuls:
-            return replace(decided or found, method="rewrite", words=f"{nuls} NULs at its end were taken out")
+            return (decided or found)._replace(method="rewrite", words=f"{nuls} NULs at its end were taken out")
         if not plans:
             return decided or found
 
@@ -253,14 +252,14 @@ class _Work:
         writer = self._writer(descriptor, container.id, ask)
         size = os.fstat(descriptor).st_size
         front = kind.format.front(descriptor, size)
-        found = replace(found, bytes_before=size - front.text, bytes_after=size - front.text)
+        found = found._replace(bytes_before=size - front.text, bytes_after=size - front.text)
         try:
             plans, why = log_cuts.decide(descriptor, kind.format, writer, self._major, self._wish.larger_than, self._wish.keep)
         except log_records.Unreadable as error:
             plans, why = [], f"{found.path}: {error}; it stays as it is"
         if plans:
             return log_cuts.outcome(found, plans[0], writer, self._major), plans, writer
-        return (replace(found, words=why) if why else None), plans, writer
+        return (found._replace(words=why) if why else None), plans, writer
 
     def _writer(self, descriptor: int, ident: str, ask: _Ask) -> log_cuts.Writer:
         """Who writes this log at this moment: the list of containers is as old as all the cuts before this one."""
@@ -289,16 +288,16 @@ class _Work:
         if not there:
             return None
         size = sum(about.st_size for about in there)
-        found = replace(self._found(container, kind), path=f"{path}.*", bytes_before=size, bytes_after=size)
+        found = self._found(container, kind)._replace(path=f"{path}.*", bytes_before=size, bytes_after=size)
         if container.live and self._version < logs.MISSES_NO_ROTATED:
-            return replace(found, words="this engine would miss rotated files of a container that runs; they stay")
+            return found._replace(words="this engine would miss rotated files of a container that runs; they stay")
         freed = sum(about.st_blocks * 512 for about in there if about.st_nlink == 1)
         try:
             if not self._dry:
                 freed = apart.do(lambda: self._remove_now(container, kind))
         except (OSError, pausing.NotPaused) as error:
-            return replace(found, words=f"{path}.*: {error}", failed=True)
-        return replace(found, bytes_after=0, reclaimed_bytes=freed, method="rotated")
+            return found._replace(words=f"{path}.*: {error}", failed=True)
+        return found._replace(bytes_after=0, reclaimed_bytes=freed, method="rotated")
 
     def _remove_now(self, container: snapshot.Container, kind: logs.Kind) -> int:
         held = {log.inode for log in self._holders.logs()}
@@ -328,12 +327,12 @@ class _Work:
         found = Cut(log.container, name, driver or "json-file", log.path, log.bytes, log.bytes, 0, readers="stale")
         if not self._wish.deleted or not log.bytes:
             lost = "its log was deleted while the engine held it open: docker logs shows nothing new until it is started again"
-            return replace(found, words=lost) if container and self._wish.restart != "never" else None
+            return found._replace(words=lost) if container and self._wish.restart != "never" else None
         try:
             freed = log.bytes if self._dry else log_holders.give_back_deleted(log)
         except OSError as error:
-            return replace(found, words=f"{log.path}: {error.strerror}", failed=True)
-        return replace(found, bytes_after=0, reclaimed_bytes=freed, method="deleted") if freed else None
+            return found._replace(words=f"{log.path}: {error.strerror}", failed=True)
+        return found._replace(bytes_after=0, reclaimed_bytes=freed, method="deleted") if freed else None
 
     # -- restarts ----------------------------------------------------------------------------
 
@@ -384,7 +383,7 @@ class _Work:
             kinds = logs.kinds(self._folder, container.id)
             if kinds and not well:
                 why = "docker logs --tail showed nothing, though there is something to show"
-                self._add(replace(self._found(container, kinds[0]), readers="stale", words=why))
+                self._add(self._found(container, kinds[0])._replace(readers="stale", words=why))
 
     def _reads_well(self, ident: str, patience: float = 4) -> bool:
         """Whether the log is written where it is read, and its last line is shown within some seconds, if it has one.
@@ -410,7 +409,7 @@ class _Work:
 
 
 def _after_restart(cut: Cut, why: str) -> Cut:
-    return replace(cut, words="; ".join(filter(None, (cut.words, why))), failed=True) if why else replace(cut, readers="ok")
+    return cut._replace(words="; ".join(filter(None, (cut.words, why))), failed=True) if why else cut._replace(readers="ok")
 
 
 def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:

@@ -164,7 +164,7 @@ def test_a_cut_and_a_removal_return_what_is_documented_for_their_entries() -> No
     assert set(entry) == set(yaml.safe_load(docker_clean.RETURN)["removed"]["contains"])
     documented = set(yaml.safe_load(module("docker_log_truncate").RETURN)["logs"]["contains"])
     inner = {"failed", "disk_full"}
-    assert set(log_cuts.Cut.__dataclass_fields__) - inner == documented
+    assert set(log_cuts.Cut._fields) - inner == documented
 
 
 # -- the role --------------------------------------------------------------------------------------

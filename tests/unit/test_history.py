@@ -13,7 +13,6 @@ import tempfile
 import types
 import typing as t
 from contextlib import closing
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -370,7 +369,7 @@ def test_a_figure_that_was_spoilt_says_nothing_of_what_was_seen(folder: str) -> 
 
 def test_only_a_run_that_asked_for_networks_notes_what_events_it_saw(folder: str) -> None:
     here = world(network("n"), container("c", state="running", networks=("n",)), events_since=NOW - 60)
-    assert history.note(folder, ENGINE, replace(here, networks=()), volumes=False)
+    assert history.note(folder, ENGINE, here._replace(networks=()), volumes=False)
     assert history.recall(folder, ENGINE, NOW) == ({}, {}, None)
     assert history.note(folder, ENGINE, here, volumes=False, networks=True)
     assert history.recall(folder, ENGINE, NOW) == ({f"network:{network('n').id}": NOW}, {}, (NOW - 60, NOW))

@@ -18,7 +18,6 @@ import time
 import typing as t
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,7 +255,7 @@ def test_a_number_that_is_another_processs_by_now_is_sent_nothing(fake: Fake, mo
     """Of an engine that ended after it was looked at; the number was given away."""
     process = fake.start()
     (was,) = fake.found.processes
-    for old in (replace(was, started=was.started - 1), replace(was, program=(1, 2))):
+    for old in (was._replace(started=was.started - 1), was._replace(program=(1, 2))):
         for kernel in (processes._PIDFD_OPEN, 100_000):
             monkeypatch.setattr(processes, "_PIDFD_OPEN", kernel)
             with pytest.raises(ProcessLookupError):
@@ -362,7 +361,7 @@ def test_a_users_service_is_restarted_by_the_systemd_of_that_user(fake: Fake, mo
 def test_what_a_user_runs_in_a_service_of_the_systems_is_not_that_service(fake: Fake, monkeypatch: pytest.MonkeyPatch, said: bytes, restarted: bool) -> None:
     """His jobs of cron's are in cron's control group, and an engine without root may be one."""
     process = fake.start()
-    found = replace(fake.found, user_id=12345)
+    found = fake.found._replace(user_id=12345)
     systemctl = Systemctl(monkeypatch, said=said)
     monkeypatch.setattr(processes, "user_ids", lambda _pid: (12345,) * 4)
     if restarted:
