@@ -21,7 +21,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     snapshot,
     words,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import LOG
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -126,9 +125,8 @@ def _with_more(found: measure.Filesystem, freed: int) -> measure.Filesystem:
     )
 
 
-def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
+def clean(module: AnsibleModule, result: dict[str, t.Any], wishes: Wishes, marks: options.Watermarks) -> None:
     """Fill ``result`` with what was removed, or in check mode would be."""
-    wishes, marks = options.read_clean(module.params)
     result["policy"] = words.policy_lines(wishes, marks)
     site = session.open_site(module.params)
     own = site.own_storage
@@ -254,6 +252,8 @@ class _Run:
         if not survey:
             return looked, plan
         main = self._space.disks[0].device
+        from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import LOG
+
         # What came free with a log does not come free once more with its container.
         ledger = survey.ledger.reduced({(LOG, ident): size for ident, size in self._assumed.items()})
         if self._marks.target:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import typing as t
 
 from ansible.module_utils.basic import env_fallback
-from ansible_collections.fleetclean.docker.plugins.module_utils import patterns, plan
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
     not_yet,
@@ -24,6 +23,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
     parse_duration,
     parse_size,
 )
+
+if t.TYPE_CHECKING:
+    from ansible_collections.fleetclean.docker.plugins.module_utils import plan
 
 SECTIONS = ("containers", "images", "volumes", "networks", "build_cache", "leftovers")
 STATES = ("created", "exited", "dead", "running", "paused", "restarting")
@@ -196,6 +198,8 @@ def read_clean(params: dict[str, t.Any]) -> tuple[plan.Wishes, Watermarks]:
         )
     if "leftovers" in asked:
         raise not_yet("leftovers", "leave the section out")
+    from ansible_collections.fleetclean.docker.plugins.module_utils import patterns, plan
+
     if not 1 <= params["parallel"] <= 32:
         raise FleetcleanError(f"parallel: {params['parallel']} is out of range; use 1 to 32.", "bad_input")
     sections: dict[str, t.Any] = {}
@@ -239,6 +243,8 @@ def read_assumed(params: dict[str, t.Any]) -> dict[str, int]:
 
 def read_truncate(params: dict[str, t.Any]) -> LogWish:
     """Read docker_log_truncate's options; raises FleetcleanError naming the option."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import patterns
+
     keep = parse_size(params["keep"], "keep")
     larger_than = params.get("larger_than")
     return LogWish(
@@ -254,6 +260,8 @@ def read_truncate(params: dict[str, t.Any]) -> LogWish:
 
 def _values(section: str, given: dict[str, t.Any]) -> dict[str, t.Any]:
     """A section's values in the policy's types: seconds, bytes, tuples."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import patterns
+
     values: dict[str, t.Any] = {}
     for name, value in given.items():
         option = f"{section}.{name}"

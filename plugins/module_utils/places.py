@@ -18,7 +18,7 @@ import os
 import re
 import typing as t
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import measure, trust
+from ansible_collections.fleetclean.docker.plugins.module_utils import trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.record_files import read_line
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name, open_files
@@ -65,6 +65,8 @@ class Disk(t.NamedTuple):
 
 def find(storage: Storage) -> dict[str, str]:
     """The engine's places, the data root first, and the device of each: what is below one, and below no other, is on that filesystem."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import measure
+
     roots = storage.roots
     found = {root: measure.device(root) for root in roots}
     structure = storage.structure()
@@ -79,6 +81,8 @@ def find(storage: Storage) -> dict[str, str]:
 
 def beyond(storage: Storage) -> list[str]:
     """Folders of the engine's that lie in none of its places: behind links that were not followed, or on what another machine has."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import measure
+
     found = [link for root in storage.roots for link in _links(root) if link not in storage.moved]
     base = storage.containerd
     found += [base] if base and os.path.realpath(base) != base else []
@@ -87,6 +91,8 @@ def beyond(storage: Storage) -> list[str]:
 
 
 def _lies_in(path: str, place: str) -> bool:
+    from ansible_collections.fleetclean.docker.plugins.module_utils import measure
+
     inner, outer = measure.within(path), measure.within(place)
     return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
 

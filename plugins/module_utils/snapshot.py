@@ -263,22 +263,24 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         arrival of images and the sizes of their layers are read there.
     """
     unreadable: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel) + 1) as pool:
+    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel) + 2) as pool:
         # The engine walks its disk for it. Meanwhile all else is asked, but the containers: who uses what comes last.
         walking = pool.submit(_usage, engine, wanted, storage, unreadable)
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
         layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
         networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
         with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
-        past = past_uses(engine) if with_events else PastUses({}, {})
-        if wanted.networks and not past.lost:
-            # It forgets them all when it ends, so none is older than its start.
-            first = [moment for moment in (past.since, _started(engine.info, networks)) if moment is not None]
-            past = past._replace(since=min(first, default=None), lost=True)
+        # The engine takes its time for them, until the moment that was given as their end.
+        telling = pool.submit(past_uses, engine) if with_events else None
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
         containers = _containers(engine, wanted, pool, usage, storage, unreadable, (image.id for image in images))
+        past = telling.result() if telling else PastUses({}, {})
+    if wanted.networks and not past.lost:
+        # It forgets them all when it ends, so none is older than its start.
+        first = [moment for moment in (past.since, _started(engine.info, networks)) if moment is not None]
+        past = past._replace(since=min(first, default=None), lost=True)
     if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
     return Snapshot(

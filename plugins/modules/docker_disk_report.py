@@ -416,7 +416,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import start
 
 def main() -> None:
     """Run the module."""
-    start.compile_once()
+    start.prepare()
     from ansible_collections.fleetclean.docker.plugins.module_utils import options, reporting, session
 
     session.main(options.report_spec(), reporting.report)

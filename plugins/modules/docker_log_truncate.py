@@ -189,7 +189,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import start
 
 def main() -> None:
     """Run the module."""
-    start.compile_once()
+    start.prepare()
     from ansible_collections.fleetclean.docker.plugins.module_utils import options, session, truncating
 
     session.main(options.truncate_spec(), truncating.truncate)

@@ -14,7 +14,7 @@ import re
 import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists, options
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_size
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import COLUMNS, printable, wrapped
@@ -116,7 +116,7 @@ def asks_for_something(clean: dict[str, t.Any]) -> bool:
 
 
 def _validated(spec: dict[str, t.Any], values: dict[str, t.Any]) -> dict[str, t.Any]:
-    given = patterns.split_lists({name: _plain(value) for name, value in values.items() if value is not None}, spec)
+    given = lists.split_lists({name: _plain(value) for name, value in values.items() if value is not None}, spec)
     result = ArgumentSpecValidator(spec).validate(given)
     if result.error_messages:
         raise FleetcleanError("; ".join(result.error_messages), "bad_input")
