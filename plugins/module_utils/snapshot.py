@@ -264,14 +264,14 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
     """
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=max(1, wanted.parallel) + 2) as pool:
-        # The engine walks its disk for it. Meanwhile all else is asked, but the containers: who uses what comes last.
+        # The engine takes its time for its events, until the moment that was given as their end, and walks its disk for sizes. Meanwhile all else is
+        # asked, but the containers: who uses what comes last. What was used and gone between events and containers is seen right before a removal.
+        with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
+        telling = pool.submit(past_uses, engine) if with_events else None
         walking = pool.submit(_usage, engine, wanted, storage, unreadable)
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
         layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
         networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
-        with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
-        # The engine takes its time for them, until the moment that was given as their end.
-        telling = pool.submit(past_uses, engine) if with_events else None
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
