@@ -23,7 +23,7 @@ import time
 import typing as t
 from urllib.parse import quote, urlencode
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import fields
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, names
 from ansible_collections.fleetclean.docker.plugins.module_utils.connection import (
     Broken,
     Connection,
@@ -143,6 +143,8 @@ class Engine:
         """:param api_version: of the API that is spoken; auto: the engine's newest."""
         self._connection = connection
         self._timeout = timeout
+        #: Names of the containers that were listed, by their ids.
+        self._names: dict[str, str] = {}
         self.host = host
         self.api_version = "" if api_version == "auto" else api_version
         self.version: dict[str, t.Any] = self._ask("GET", "/version", fields.VERSION) or {}
@@ -172,6 +174,10 @@ class Engine:
         """The user whose process listens at the engine's socket; None over TCP."""
         return self._connection.listener
 
+    def with_names(self, text: str) -> str:
+        """The text with the containers that were listed called by their names; the engine's own words have ids of 64 digits."""
+        return _clean(names.with_names(text, self._names))
+
     def speaks(self, api_version: str) -> bool:
         """Whether the negotiated API is ``api_version`` or newer."""
         return _numbers(self.api_version) >= _numbers(api_version)
@@ -184,7 +190,14 @@ class Engine:
 
     def containers_as(self, make: t.Callable[[dict[str, t.Any]], _Made], size: bool = False) -> list[_Made]:
         """The same, each entry as what ``make`` makes of it; the entry itself is dropped at once, since there may be thousands."""
-        listed = self._list("/containers/json", fields.Each(fields.CONTAINER, make), {"all": 1, "size": int(size)}, patient=size)
+        def named(raw: dict[str, t.Any]) -> _Made:
+            # A container that is linked to has names like /other/alias besides its own.
+            own = next((name for name in map(str, raw.get("Names") or ()) if name.lstrip("/") and "/" not in name.lstrip("/")), "")
+            if own:
+                self._names[str(raw["Id"])] = own.lstrip("/")
+            return make(raw)
+
+        listed = self._list("/containers/json", fields.Each(fields.CONTAINER, named), {"all": 1, "size": int(size)}, patient=size)
         return t.cast(t.List[_Made], listed)
 
     def container(self, ident: str) -> dict[str, t.Any]:
@@ -387,7 +400,7 @@ class Engine:
         :param patient: the engine has to walk for it.
         :param timeout: seconds, the connection's own if not given.
         """
-        call = f"{method} {_clean(url.format(*path))}"
+        call = self.with_names(f"{method} {url.format(*path)}")
         target = url.format(*(_quoted(part, url) for part in path))
         if self.api_version:
             target = f"/v{self.api_version}{target}"
@@ -419,7 +432,7 @@ class Engine:
             return FleetcleanError(f"engine does not answer: {_where(self.host)}: {text[:200]}. Look at the engine's own log.", "engine_down")
         if message is None:
             message = content.decode("utf-8", "replace").strip() or http.client.responses.get(response.status, "nothing")
-        return EngineError(call, response.status, _clean(message)[:_MAX_WORDS])
+        return EngineError(call, response.status, self.with_names(message[:_MAX_WORDS]))
 
     def _read(self, call: str, read: t.Callable[[], _Answer]) -> _Answer:
         """Do what reads from the connection, and call its trouble by name: the one place where answers are refused."""

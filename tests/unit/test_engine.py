@@ -149,6 +149,31 @@ def engine_that(
     return answer
 
 
+# -- containers by their names -------------------------------------------------------------------
+
+
+def test_errors_call_containers_by_their_names(site: Site) -> None:
+    web, unknown, volume = "ab" * 32, "cd" * 32, "ef" * 32
+
+    def answer(method: str, path: str) -> Answer:
+        if "/containers/json" in path:
+            return http([{"Id": web, "Names": ["/proxy/upstream", "/web"]}, {"Id": unknown, "Names": []}])
+        said = f"remove {volume}: volume is in use - [{web}, {unknown}]; container {web[:12]} uses /data/{web}/x and sha256:{web}"
+        return http({"message": said}, "409 Conflict")
+
+    site.serve(engine_that(answer))
+    engine = site.connect()
+    engine.containers()
+    with pytest.raises(EngineError) as caught:
+        engine.remove_container(web)
+    assert str(caught.value) == (
+        f'DELETE /containers/web: the engine says "remove {volume}: volume is in use - [web, {unknown}]; container web uses /data/{web}/x and sha256:{web}" '
+        "(HTTP 409)."
+    )
+    with pytest.raises(EngineError, match="^POST /containers/web/pause: "):
+        engine.pause(web)
+
+
 # -- nobody there --------------------------------------------------------------------------------
 
 
