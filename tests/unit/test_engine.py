@@ -218,6 +218,18 @@ def test_a_socket_that_nobody_listens_on_refuses(site: Site) -> None:
     )
 
 
+def test_an_address_of_the_environment_is_called_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = f"unix://{site.path}"
+    assert "DOCKER_HOST" not in str(site.trouble())
+    monkeypatch.setenv("DOCKER_HOST", named)
+    assert str(site.trouble()).endswith("or name its socket in docker_host. The address is that of DOCKER_HOST in the host's environment; docker_host wins over it.")
+    Path(site.path).write_text("hello")
+    assert str(site.trouble()) == f"DOCKER_HOST in the host's environment: {site.path} is not a socket; name the engine's socket."
+    monkeypatch.setenv("DOCKER_HOST", "")
+    with pytest.raises(FleetcleanError, match="^DOCKER_HOST in the host's environment: \"\" is not an engine's address"):
+        engines.connect({"docker_host": "", "api_version": "auto", "timeout": 5})
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not")
 @pytest.mark.parametrize("closed", ["folder", "socket"])
 def test_a_user_who_may_not_use_the_socket_is_told_to_become_one_who_may(site: Site, closed: str) -> None:
