@@ -186,6 +186,16 @@ def test_a_socket_that_is_not_there(ansible: Ansible) -> None:
     assert result["msg"].startswith("docker_clean: engine does not answer: /run/nowhere.sock: no such file. Start the engine")
 
 
+def test_the_engines_own_words_call_a_container_by_its_name(fleet: Fleet) -> None:
+    host = fleet["one"]
+    engine = engines.connect({"docker_host": f"unix://{host.path('/run/docker.sock')}", "api_version": "auto", "timeout": 30})
+    running = next(entry for entry in engine.containers() if entry["State"] == "running")
+    with pytest.raises(engines.EngineError) as caught:
+        engine.remove_container(running["Id"])
+    name = running["Names"][0].lstrip("/")
+    assert str(caught.value).startswith(f'DELETE /containers/{name}: the engine says "') and running["Id"][:12] not in str(caught.value)
+
+
 def test_a_socket_without_permission(ansible: Ansible) -> None:
     result = fails(ansible, "docker_clean", {"images": {}}, ansible_user="ops")
     assert result["failure"] == "denied"
