@@ -19,6 +19,7 @@ import posixpath
 import typing as t
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import mounts
+from ansible_collections.fleetclean.docker.plugins.module_utils.names import with_names
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Container, Hold, Snapshot, Volume
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
@@ -279,11 +280,17 @@ def complete(looked: Snapshot, storage: Storage | None, root: str) -> Snapshot:
     uses = PathUses(storage, root)
     containers = tuple(map(uses.container, looked.containers))
     volumes = tuple(map(uses.volume, looked.volumes))
-    holds = uses.holds(volumes, {container.id for container in containers})
+    holds = by_name(uses.holds(volumes, {container.id for container in containers}), containers)
     holds += [Hold(owner, "used by a swarm service", "swarm") for path in looked.service_binds for owner in uses.owners(path)]
     looked = looked._replace(containers=containers, volumes=volumes, holds=tuple(holds))
     strange = uses.in_layers(containers)
     return looked._replace(holds=looked.holds + tuple(of_layers(looked, storage, strange))) if storage and strange else looked
+
+
+def by_name(holds: t.Iterable[Hold], containers: t.Iterable[Container]) -> list[Hold]:
+    """The same, with reasons that call the containers by their names."""
+    known = {container.id: container.name for container in containers}
+    return [hold._replace(reason=with_names(hold.reason, known)) for hold in holds]
 
 
 def of_layers(looked: Snapshot, storage: Storage, strange: t.Iterable[LayerUse]) -> list[Hold]:
@@ -296,4 +303,4 @@ def of_layers(looked: Snapshot, storage: Storage, strange: t.Iterable[LayerUse])
     for path, reason, via in strange:
         account = holdings.paths.get(path)
         found += [Hold(holder, reason, via) for holder in sorted(holdings.accounts[account].holders if account is not None else ())]
-    return found
+    return by_name(found, looked.containers)

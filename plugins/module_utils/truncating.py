@@ -213,7 +213,7 @@ class _Work:
             except logs.Rotated:
                 continue
             except pausing.NotPaused as refusal:
-                return found._replace(words=f"the engine rotates it, and its container cannot be paused for a moment: {refusal}")
+                return found._replace(words=f"the engine rotates it, and its container cannot be paused for a moment: {_by_name(refusal, container)}")
         return found._replace(words="the engine rotated it again and again")
 
     def _do(self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, ask: _Ask) -> Cut:
@@ -232,7 +232,7 @@ class _Work:
                 with pausing.paused(self._connect, container.id, descriptor):
                     yield
             except pausing.NotPaused as refusal:
-                raise OSError(errno.EOPNOTSUPP, f"its container cannot be paused for a moment: {refusal}") from None
+                raise OSError(errno.EOPNOTSUPP, f"its container cannot be paused for a moment: {_by_name(refusal, container)}") from None
 
         # An engine that packs a file would not notice that lines move in it, so it must have no reason to rotate now.
         rotates = writer.writes and self._rotates(container, kind)
@@ -406,6 +406,10 @@ class _Work:
             except engine.EngineError:
                 return True
         return bool(found) or not any(log.container == ident for log in self._holders.logs())
+
+
+def _by_name(refusal: pausing.NotPaused, container: snapshot.Container) -> str:
+    return names.with_names(str(refusal), {container.id: container.name})
 
 
 def _after_restart(cut: Cut, why: str) -> Cut:

@@ -203,7 +203,8 @@ def _fleet(view: _View, records: t.Sequence[HostRecord], hosts: t.Sequence[_Host
     others = [(status, words) for status, words in (("no_docker", "without Docker"), ("not_asked", "not asked")) if _having(records, status)]
     aside = ", ".join(f"{_having(records, status)} {words}" for status, words in others)
     used_words = f"of {say_size(size)}, {100 * used // size} %" if size else "no disk was seen"
-    kinds = [(status, words) for status, words in (("unreachable", "unreachable"), ("trouble", "in trouble")) if _having(look, status)]
+    bad = (("unreachable", "unreachable"), ("trouble", "in trouble"), ("refused", "with refused variables"))
+    kinds = [(status, words) for status, words in bad if _having(look, status)]
     tiles = [
         ("", "used now" if view.done else "used", say_size(used) if size else "-", used_words),
         ("had", f'<i class="gain"></i>{view.gain}', say_size(gain) if hosts else "-", f"{100 * gain // size} % of the disks" if size else ""),
