@@ -227,7 +227,7 @@ def by_logrotate(folder: Path, log: Log) -> None:
 
 
 def by_module(bare: Bare, log: Log) -> None:
-    bare.run(containers=[NAME], keep=str(KEEP))
+    bare.run(containers=[NAME], keep=str(KEEP), stale_readers="allow")
 
 
 def by_parts(major: int, log: Log) -> tuple[float, float]:

@@ -81,7 +81,8 @@ class Writer(t.NamedTuple):
 class Cut(t.NamedTuple):
     """What was done, or would be done, to one log. Sizes in bytes; fillers do not count as log.
 
-    ``readers`` is what `docker logs` does afterwards: ok, slow (it reads through fillers for ``slow_seconds``), or stale.
+    ``readers`` is what `docker logs` does afterwards: ok, slow (it reads through fillers for ``slow_seconds``), stale, or spared: the log
+    stays, since they would be stale.
     ``repeats``: who follows the file by a position of its own reads what stayed once more. ``unbounded``: the engine does
     not rotate this log, so it will grow again. ``words`` say why nothing was done where something was wished.
     """
@@ -539,6 +540,9 @@ def outcome(found: Cut, plan: Plan, writer: Writer, major: int) -> Cut:
     if plan.method == "clone":
         seconds = plan.boundary / FILLER_BYTES_PER_SECOND
         return done._replace(readers="slow" if seconds >= 1 else "ok", slow_seconds=round(seconds, 1))
-    if writer.writes and major >= REMEMBERS:
-        return done._replace(readers="stale")
-    return done
+    return done._replace(readers="stale") if leaves_stale(plan, writer, major) else done
+
+
+def leaves_stale(plan: Plan, writer: Writer, major: int) -> bool:
+    """Whether readers go by a position behind the log's end afterwards: `docker logs --tail` and `-f` stay silent or hang."""
+    return plan.method != "clone" and writer.writes and major >= REMEMBERS

@@ -147,7 +147,9 @@ def truncate_spec() -> dict[str, t.Any]:
         "keep": {"type": "str", "default": "1MiB"},
         "rotated": {"type": "str", "choices": ["keep", "remove"], "default": "keep"},
         "deleted": {"type": "bool", "default": True},
+        "stale_readers": {"type": "str", "choices": ["avoid", "when_full", "allow"], "default": "when_full"},
         "restart": {"type": "str", "choices": ["never", "engine", "containers"], "default": "never"},
+        "live_restore": {"type": "str", "choices": ["keep", "enable"], "default": "keep"},
     }
 
 
@@ -182,6 +184,8 @@ class LogWish(t.NamedTuple):
     deleted: bool
     rotated: str = "keep"
     restart: str = "never"
+    stale_readers: str = "when_full"
+    live_restore: str = "keep"
 
 
 def read_clean(params: dict[str, t.Any]) -> tuple[plan.Wishes, Watermarks]:
@@ -255,6 +259,8 @@ def read_truncate(params: dict[str, t.Any]) -> LogWish:
         deleted=params["deleted"],
         rotated=params["rotated"],
         restart=params["restart"],
+        stale_readers=params["stale_readers"],
+        live_restore=params["live_restore"],
     )
 
 

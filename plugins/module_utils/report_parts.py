@@ -220,7 +220,8 @@ class Report:
                 self._gone_logs = sum(self._log_bytes(step.id) for step in plan.steps if step.kind == "container")
             del plan  # there is no room for two of them
         logs = [self._log_bytes(container.id) for container in self._survey.snapshot.containers]
-        found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": "docker_log_truncate: keep: 0, rotated: remove"}
+        means = "docker_log_truncate: keep: 0, rotated: remove, stale_readers: allow"
+        found["logs"] = {"bytes": sum(logs), "count": sum(1 for size in logs if size), "means": means}
         found["tmp"] = {
             "bytes": self._ledger.in_category("tmp").frees,
             "count": sum(1 for account in self._accounts.of_category("tmp") if self._accounts.words(account)),

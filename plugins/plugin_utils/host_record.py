@@ -243,6 +243,7 @@ class Logs(Outcome):
     logs: t.List[Log]
     reclaimed_bytes: t.Optional[int]
     restarted: Names
+    live_restore_file: t.Optional[str]
 
 
 class Removed(t.TypedDict):
@@ -452,6 +453,7 @@ def _both(first: Logs, again: Logs) -> Logs:
         "logs": [log for log in first["logs"] if log["method"] != "none"] + again["logs"],
         "reclaimed_bytes": (first["reclaimed_bytes"] or 0) + (again["reclaimed_bytes"] or 0),
         "restarted": [*first["restarted"], *again["restarted"]],
+        "live_restore_file": first["live_restore_file"] or again["live_restore_file"],
     }
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import processes, restarting
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from ansible_collections.fleetclean.docker.plugins.module_utils.restarting import cured, restart_engine
+from ansible_collections.fleetclean.docker.plugins.module_utils.restarting import check, cured, restart_engine
 
 #: Listens on a socket, writes down how it was started, and ends when it is told to, or only says so.
 FAKE_ENGINE = """
@@ -135,6 +135,19 @@ def test_an_engine_that_nobody_looks_after_is_started_as_it_was(fake: Fake) -> N
     assert set(after["descriptors"]) == set(before["descriptors"]), "nothing of the module is left open in it"
     assert (fake.folder / "out").read_text() == "started\n" * 2
     assert (fake.folder / "err").read_text() == "trouble\n" * 2
+
+
+def test_a_look_beforehand_says_what_a_restart_would_say_and_does_nothing(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = fake.start()
+    assert check(t.cast(t.Any, fake), fake.found).pid == process.pid
+    with pytest.raises(FleetcleanError, match="its process cannot be found from here"):
+        check(t.cast(t.Any, fake), processes.Engine(why="nothing is proven"))
+    with pytest.raises(FleetcleanError, match="cannot be started again as it was: it runs as user"):
+        check(t.cast(t.Any, fake), fake.found._replace(user_id=os.geteuid() + 1))
+    # Whom systemd starts again needs nothing of that.
+    monkeypatch.setattr(restarting, "service_command", lambda _process: ["systemctl", "restart", "docker.service"])
+    assert check(t.cast(t.Any, fake), fake.found._replace(user_id=os.geteuid() + 1)).pid == process.pid
+    assert process.poll() is None and len(fake.starts) == 1
 
 
 def test_a_folder_that_is_gone_is_no_obstacle(fake: Fake) -> None:
