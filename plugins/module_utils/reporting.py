@@ -87,7 +87,7 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     result["warnings"] = [words.printable(line) for line in site.refused] if own else [f"{site.proof.words}; figures are the engine's own."]
     if own and "filesystem" in include:
         result["filesystems"] = [{**vars(measure.filesystem(disk.path)), "holds": list(disk.holds)} for disk in places.disks(own)]
-    result.update(usage={}, items={}, reclaimable={}, roots=[], mounts=[], unread=_unread(None))
+    result.update(usage={}, largest={}, reclaimable={}, roots=[], mounts=[], unread=_unread(None))
     result["totals"] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes", "reclaimable_bytes"))
     result["deleted_open"] = {}
     if not set(include) - {"filesystem"}:
@@ -189,7 +189,7 @@ class _Report:
             items = count.of(self._items(category))
             if category == "images":
                 items = chain(items, self._held_by_the_engine())
-            result["items"][category] = _largest(items, self._top)
+            result["largest"][category] = _largest(items, self._top)
             result["usage"][category] = self._usage(category, count, ways)
         result["reclaimable"] = ways
         result["totals"] = self._totals(ways)

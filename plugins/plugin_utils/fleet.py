@@ -358,7 +358,7 @@ def could_be_had(record: HostRecord) -> int | None:
 
 def largest_items(record: HostRecord, count: int) -> list[tuple[str, Item]]:
     """The largest items of all categories of a host, each with its category."""
-    found = [(category, item) for category, items in record["items"].items() for item in items if item["size"]]
+    found = [(category, item) for category, items in record["largest"].items() for item in items if item["size"]]
     return sorted(found, key=lambda entry: (-entry[1]["size"], entry[0], entry[1]["name"]))[:count]
 
 

@@ -203,7 +203,7 @@ class Report(t.TypedDict):
     filesystems: t.List[Filesystem]
     deleted_open: DeletedOpen
     usage: t.Dict[str, Usage]
-    items: t.Dict[str, t.List[Item]]
+    largest: t.Dict[str, t.List[Item]]
     reclaimable: t.Dict[str, Way]
     totals: Totals
     roots: t.List[Root]

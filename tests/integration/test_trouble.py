@@ -243,9 +243,9 @@ def test_an_image_of_two_hundred_layers_is_measured_and_goes(host: Host) -> None
     container(host, "deep", "app/deep:1", ["/x"])
     said = by_itself(host, "docker_disk_report", measure="exact", state_dir="")
     assert not said["failed"], said
-    (item,) = (entry for entry in said["items"]["images"] if entry["name"] == "app/deep:1")
+    (item,) = (entry for entry in said["largest"]["images"] if entry["name"] == "app/deep:1")
     assert item["disk_bytes"] >= 200 * 4096
-    assert (said["totals"]["unattributed_bytes"], said["items"]["leftovers"]) == (0, [])
+    assert (said["totals"]["unattributed_bytes"], said["largest"]["leftovers"]) == (0, [])
     free = host.free_bytes()
     result = clean(host)
     assert not result["failed"], result
