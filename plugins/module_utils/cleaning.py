@@ -400,7 +400,7 @@ def _wanted(module: AnsibleModule, wishes: Wishes, marks: options.Watermarks) ->
         # A plain run does not pay for sizes that decide nothing.
         sizes=module.check_mode or module._diff or marks.target,
         image_sizes=False,
-        labels=managers.looked_at(wishes.keep_labels),
+        labels=managers.looked_at(wishes.label_patterns),
         services=wishes.orchestrated == "keep",
         parallel=module.params["parallel"],
     )

@@ -88,6 +88,9 @@ def report_spec() -> dict[str, t.Any]:
 def clean_spec() -> dict[str, t.Any]:
     age = {"type": "str"}
     keep = {"type": "list", "elements": "str", "default": []}
+    # Without a default: an empty list selects nothing, and is not the same as none.
+    only = {"type": "list", "elements": "str"}
+    selected = {"only": only, "only_labels": only}
     return {
         "containers": _section(
             states={
@@ -96,6 +99,7 @@ def clean_spec() -> dict[str, t.Any]:
                 "choices": list(STATES),
                 "default": ["created", "exited", "dead"],
             },
+            **selected,
             older_than=age,
             keep=keep,
             volumes={"type": "bool", "default": False},
@@ -103,6 +107,7 @@ def clean_spec() -> dict[str, t.Any]:
         ),
         "images": _section(
             scope={"type": "str", "choices": ["dangling", "unused", "all"], "default": "dangling"},
+            **selected,
             older_than=age,
             dangling_older_than=age,
             keep=keep,
@@ -111,11 +116,12 @@ def clean_spec() -> dict[str, t.Any]:
         ),
         "volumes": _section(
             scope={"type": "str", "choices": ["anonymous", "unused"], "default": "anonymous"},
+            **selected,
             older_than=age,
             keep=keep,
             drivers={"type": "list", "elements": "str", "default": ["local"]},
         ),
-        "networks": _section(older_than=age, keep=keep),
+        "networks": _section(**selected, older_than=age, keep=keep),
         "build_cache": _section(
             scope={"type": "str", "choices": ["unused", "all"], "default": "unused"},
             older_than=age,
@@ -269,7 +275,7 @@ def _values(section: str, given: dict[str, t.Any]) -> dict[str, t.Any]:
                 raise FleetcleanError(f"{option}: {value} is less than nothing; use 0 or more.", "bad_input")
             values[name] = value
         elif isinstance(value, list):
-            drivers = given.get("drivers") if option == "volumes.keep" else None
+            drivers = given.get("drivers") if option in ("volumes.keep", "volumes.only") else None
             values[name] = patterns.read_list(option, value, drivers)
         else:
             values[name] = value

@@ -20,11 +20,15 @@ PARENT_STAYS = "parent of an image that stays"
 
 @dataclass(frozen=True)
 class ContainerWish:
+    """``only`` and ``only_labels``: None means all, an empty list none; so in the other sections."""
+
     states: tuple[str, ...] = ("created", "exited", "dead")
     older_than: int | None = None
     keep: tuple[str, ...] = ()
     volumes: bool = False
     compose: bool = False
+    only: tuple[str, ...] | None = None
+    only_labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class ImageWish:
     keep: tuple[str, ...] = ()
     keep_latest: int = 0
     keep_local: bool = False
+    only: tuple[str, ...] | None = None
+    only_labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,16 @@ class VolumeWish:
     older_than: int | None = None
     keep: tuple[str, ...] = ()
     drivers: tuple[str, ...] = ("local",)
+    only: tuple[str, ...] | None = None
+    only_labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class NetworkWish:
     older_than: int | None = None
     keep: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    only_labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,12 @@ class Wishes:
     orchestrated: str = "keep"
     #: Order for a run that stops as soon as enough is free: the cheapest loss first.
     cheapest_first: bool = False
+
+    @property
+    def label_patterns(self) -> tuple[str, ...]:
+        """All patterns that objects' labels are compared with."""
+        sections = (self.containers, self.images, self.volumes, self.networks)
+        return self.keep_labels + tuple(pattern for section in sections if section for pattern in section.only_labels or ())
 
 
 @slotted

@@ -86,7 +86,7 @@ def policy_lines(wishes: Wishes, marks: Watermarks) -> list[str]:
 
 def _containers(wish: ContainerWish) -> list[str]:
     states = f"{', '.join(wish.states[:-1])} or {wish.states[-1]}" if len(wish.states) > 1 else "".join(wish.states) or "in no state"
-    parts = [states + _for(wish.older_than), *_named(wish.keep)]
+    parts = [states + _for(wish.older_than), *_only(wish), *_named(wish.keep)]
     parts += ["their anonymous volumes as well"] if wish.volumes else []
     return parts + (["also services of running compose projects"] if wish.compose else [])
 
@@ -105,18 +105,18 @@ def _images(wish: ImageWish) -> list[str]:
         parts.append(f"keep the newest {wish.keep_latest} of each repository")
     if wish.keep_local:
         parts.append("keep what was never pushed or pulled")
-    return parts + _named(wish.keep)
+    return parts + _only(wish) + _named(wish.keep)
 
 
 def _volumes(wish: VolumeWish) -> list[str]:
     parts = [("anonymous, unused" if wish.scope == "anonymous" else "unused") + _for(wish.older_than)]
     if tuple(wish.drivers) != ("local",):
         parts.append(f"of the drivers {', '.join(map(printable, wish.drivers)) or 'none'}")
-    return parts + _named(wish.keep)
+    return parts + _only(wish) + _named(wish.keep)
 
 
 def _networks(wish: NetworkWish) -> list[str]:
-    return [f"used by no container{_for(wish.older_than)}", *_named(wish.keep)]
+    return [f"used by no container{_for(wish.older_than)}", *_only(wish), *_named(wish.keep)]
 
 
 def _cache(wish: CacheWish) -> list[str]:
@@ -151,6 +151,11 @@ def _free(mark: t.Any, inodes: bool) -> str:
 
 def _for(seconds: int | None) -> str:
     return f" for {say_span(seconds)}" if seconds else ""
+
+
+def _only(wish: ContainerWish | ImageWish | VolumeWish | NetworkWish) -> list[str]:
+    limits = (("named", wish.only), ("labelled", wish.only_labels))
+    return [f"only those {how} {', '.join(map(printable, limit)) or 'in an empty list: none'}" for how, limit in limits if limit is not None]
 
 
 def _named(keep: t.Sequence[str]) -> list[str]:

@@ -74,6 +74,8 @@ BAD_INPUT: Tuple[Tuple[str, Dict[str, Any], str], ...] = (
     ("docker_clean", {"images": {"keep": "postgres:16, redis:.*"}}, 'docker_clean: images.keep: "redis:.*" cannot match any image. Use repository:tag, repository, digests or IDs'),
     ("docker_clean", {"images": {"keep": {"app": 1}}}, "docker_clean: images.keep: an entry is a mapping and not a text. Use repository:tag"),
     ("docker_clean", {"images": {}, "keep_labels": ["team=a", ""]}, "docker_clean: keep_labels: an entry is empty. Use key or key=value"),
+    ("docker_clean", {"images": {"only": None}}, "docker_clean: images.only: has no value; leave it out if all are meant. Use repository:tag"),
+    ("docker_clean", {"containers": {"only": ["app:1"]}}, 'docker_clean: containers.only: "app:1" cannot match any container. Use names or IDs'),
     ("docker_log_truncate", {"containers": "web db"}, 'docker_log_truncate: containers: "web db" cannot match any container. Use names or IDs of containers'),
     ("docker_log_truncate", {"keep": "some"}, 'docker_log_truncate: keep: "some" is not a size'),
     ("docker_disk_report", {"include": ["everything"]}, "value of include must be one or more of"),
