@@ -295,7 +295,33 @@ class _Run:
                 device = places.disk_of(next(iter(self._own.layer_folders()), self._own.root), self._space.disks).device
                 more = replace(more, steps=tuple(replace(step, frees=(Freed(device, step.bytes or 0, 0),)) for step in more.steps))
             worker.carry_out(more)
-        worker.complain()
+        if worker.failed:
+            worker.complain(*self._next_run(worker))
+
+    def _next_run(self, worker: _Worker) -> tuple[int, str]:
+        """What the next run makes of what could not be removed: how much of it is tried again, and why the first that is not is left.
+
+        The plan of the next run is made for it: whoever lost its name, or its container, may not be asked for any more.
+        """
+        try:
+            looked = _look(self._site, replace(self._wanted, sizes=False))
+        except FleetcleanError:
+            return 0, "What the next run makes of it cannot be told: the engine does not answer."
+        there = {
+            "container": {found.id for found in looked.containers}, "volume": {found.name for found in looked.volumes},
+            "image": {found.id for found in looked.images}, "network": {found.id for found in looked.networks},
+        }
+        worker.count_as_removed(lambda step: step.id not in there.get(_object_kind(step), {step.id}))
+        memory = history.recall(self._module.params["state_dir"] or "", self._site.engine_id, looked.now)
+        plan = decide(looked, self._wishes, memory.used, _sharers(self._own, looked, self._wishes), memory.came, memory.watched)
+        planned = {(_object_kind(step), step.id) for step in plan.steps}
+        left = [step for step in worker.failed if (_object_kind(step), step.id) not in planned]
+        if not left:
+            return len(worker.failed), ""
+        kept = {(_object_kind(entry), entry.id): entry.reason for entry in plan.kept}
+        reason = kept.get((_object_kind(left[0]), left[0].id), "it is not asked for any more")
+        name, reason = words.printable(left[0].name), words.printable(reason)
+        return len(worker.failed) - len(left), f"It leaves {left[0].kind} {name}: {reason}. Remove that by hand, or ask for it."
 
     def _cache_may_be_had(self, looked: snapshot.Snapshot) -> bool:
         """Whether there may be more of the cache now: what images shared is nobody's, and what wanted for space can be listed."""
@@ -421,6 +447,7 @@ class _Worker:
         self._parallel = parallel
         self._space = space
         self._target = marks.target
+        self._is_watching = marks.any
         self._result = result
         self._outcome = removal.Outcome()
         self._kept: tuple[Kept, ...] = ()
@@ -451,23 +478,43 @@ class _Worker:
         self._kept = tuple(kept for kept in self._kept if kept.kind != kind)
         self._outcome.kept = [kept for kept in self._outcome.kept if kept.kind != kind]
 
-    def complain(self) -> None:
-        """Let the module fail if an object could not be removed."""
+    @property
+    def failed(self) -> list[Step]:
+        """What could not be removed."""
+        return [entry.step for entry in self._outcome.failed]
+
+    def count_as_removed(self, is_gone: t.Callable[[Step], bool]) -> None:
+        """What is gone in the end was removed, whatever the engine answered."""
+        for entry in list(self._outcome.failed):
+            if is_gone(entry.step):
+                self._outcome.failed.remove(entry)
+                self._outcome.removed.append(entry.step)
+        self._tell()
+
+    def complain(self, again: int, rest: str) -> None:
+        """Let the module fail if an object could not be removed.
+
+        :param again: how many of them the next run tries to remove.
+        :param rest: what becomes of the others.
+        """
         failed = self._outcome.failed
         if failed:
             step = failed[0].step
             self._result["failure"] = "engine"
+            which = "" if again == len(failed) else f" {again} of them"
+            when = "The next run that needs the space" if self._is_watching else "The next run"
+            tried = f" {when} tries{which} again." if again else ""
             self._result["msg"] = (
                 f"{len(failed)} object{'' if len(failed) == 1 else 's'} could not be removed, all else was done. "
-                f"The first: {step.kind} {words.printable(step.name)}: {failed[0].words} The next run tries again."
+                f"The first: {step.kind} {words.printable(step.name)}: {failed[0].words.strip()}{tried} {rest}".strip()
             )
 
     def _tell(self) -> None:
         result, outcome = self._result, self._outcome
         result["removed"] = [_entry(step) for step in outcome.removed + outcome.gone]
-        result["failures"] = [{**_entry(entry.step), "error": entry.words} for entry in outcome.failed]
+        result["failures"] = [{**_entry(entry.step), "error": entry.words.strip()} for entry in outcome.failed]
         result["kept"] = Plan(kept=(*self._kept, *outcome.kept)).kept_by_reason()
-        result["changed"] = bool(outcome.removed)
+        result["changed"] = outcome.is_changed
         result["reclaimed_by_kind"] = outcome.by_kind
         after = self._space.now()
         for device, entry in zip(after, result["filesystems"]):
@@ -480,6 +527,11 @@ class _Worker:
             )
         if self._target:
             result["target_met"] = self._space.enough()
+
+
+def _object_kind(entry: Step | Kept) -> str:
+    """The kind of the object: a tag is a name of an image."""
+    return "image" if entry.kind == "tag" else entry.kind
 
 
 def _entry(step: Step) -> dict[str, t.Any]:

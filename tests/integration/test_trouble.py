@@ -292,6 +292,29 @@ def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead
     until(lambda: not clean(host, check=True)["changed"], 1)
 
 
+def test_a_container_whose_layer_cannot_be_removed_is_half_gone_and_goes_next_time(host: Host) -> None:
+    """The engine's list calls it "removing" until the engine starts again (moby 22260, 27381), though nobody is removing it any more."""
+    ident = container(host, "stuck", "base/app:1", ["/bin/sh", "-c", "echo x > /held"], run="done")
+    file = host.path(host.must("GET", f"/containers/{ident}/json")["GraphDriver"]["Data"]["UpperDir"]) / "held"
+    attribute(file, FS_IMMUTABLE_FL)
+    try:
+        wishes = {"images": None, "volumes": None, "networks": None}
+        result = clean(host, **wishes)
+        assert set(errors(result)) == {"stuck"}
+        assert result["changed"], "it cannot be started any more"
+        assert result["msg"].endswith("The next run tries again."), result["msg"]
+        assert [entry["State"] for entry in host.must("GET", "/containers/json?all=1")] == ["removing"]
+        again = clean(host, **wishes)
+        assert set(errors(again)) == {"stuck"}, "and that is so"
+    finally:
+        attribute(file, FS_IMMUTABLE_FL, False)
+    said = clean(host, check=True, **wishes)
+    assert removed(said)["stuck"].startswith("dead")
+    result = clean(host, **wishes)
+    assert not result["failed"], result
+    assert (set(removed(result)), state(host)["containers"]) == ({"stuck"}, {})
+
+
 # -- what began at the start ---------------------------------------------------------------------
 
 
