@@ -281,6 +281,92 @@ def test_an_engine_that_is_lost_for_the_second_look_is_told_beside_what_failed(m
     assert not {"msg", "failure"} & world.result.keys(), "these are the error's, and are given once"
 
 
+# -- what failed ---------------------------------------------------------------------------------------------
+
+
+def failing(world: World, removal: str, act: t.Callable[[str], None] = lambda _name: None) -> None:
+    """Let each such removal fail, after ``act`` did a part of it."""
+
+    def fake_trouble(call: str, name: str) -> None:
+        if call == removal:
+            act(name)
+            raise EngineError(f"DELETE /{name}", 500, "operation not permitted")
+
+    world.engine.before = fake_trouble
+
+
+def test_what_failed_and_is_in_the_next_plan_is_tried_again_and_nothing_else_is_promised(make: t.Callable[..., World]) -> None:
+    world = make()
+    failing(world, "remove_image")
+    result = world.run(**WISHES)
+    assert result["msg"].startswith("3 objects could not be removed, all else was done. The first: image a:1: ")
+    assert result["msg"].endswith('the engine says "operation not permitted" (HTTP 500). The next run tries again.')
+    assert (result["changed"], names(result)) == (True, ["one"])
+    result = world.run(images={"scope": "unused"})
+    assert (result["changed"], len(result["failures"])) == (False, 3), "nothing was changed"
+
+
+def test_an_image_that_lost_its_name_half_way_is_said_to_have_and_is_not_promised_to_a_run_that_goes_by_names(make: t.Callable[..., World]) -> None:
+    world = make()
+    failing(world, "remove_image", lambda ident: world.engine.pictures[ident].references.clear())
+    result = world.run(images={"scope": "unused", "only": ["a", "b"], "keep_latest": 0})
+    assert result["changed"]
+    assert result["failures"][0]["error"].endswith("It has lost its name a:1.")
+    assert "tries again" not in result["msg"]
+    assert result["msg"].endswith("It leaves image a:1: not named in images.only. Remove that by hand, or ask for it.")
+    world.engine.add_image("d", "d:1", created=NOW - DAY)
+    failing(world, "remove_image", lambda ident: world.engine.pictures[ident].references.clear() if world.engine.pictures[ident].tags == ["c:1"] else None)
+    result = world.run(images={"scope": "unused", "only": ["c", "d"]})
+    assert "The next run tries 1 of them again. It leaves image c:1: not named" in result["msg"]
+
+
+def test_an_anonymous_volume_whose_container_is_gone_is_not_tried_again_where_volumes_are_not_asked_for(make: t.Callable[..., World]) -> None:
+    world = make()
+    world.engine.add_volume("d" * 64, created=NOW - DAY)
+    world.engine.add_box("box", next(iter(world.engine.pictures)), finished=NOW - DAY, volumes=["d" * 64])
+    failing(world, "remove_volume")
+    result = world.run(containers={"volumes": True})
+    assert names(result) == ["box"]
+    assert result["msg"].endswith(f"It leaves volume {'d' * 64}: it is not asked for any more. Remove that by hand, or ask for it.")
+    assert world.run(volumes={})["msg"].endswith("The next run tries again.")
+
+
+def test_what_is_gone_in_the_end_was_removed_whatever_the_engine_answered(make: t.Callable[..., World]) -> None:
+    world = make()
+    failing(world, "remove_network", lambda ident: world.engine.nets.pop(ident) and None)
+    result = world.run(networks={})
+    assert (result["failures"], names(result), result["changed"], "msg" in result) == ([], ["one"], True, False)
+
+
+def test_with_a_watermark_the_next_run_tries_when_it_needs_the_space(make: t.Callable[..., World]) -> None:
+    world = make()
+    failing(world, "remove_image")
+    assert world.run(images={"scope": "unused"}, only_below="50%")["msg"].endswith("The next run that needs the space tries again.")
+
+
+def test_a_stopped_container_that_became_dead_was_changed(make: t.Callable[..., World]) -> None:
+    world = make()
+    box = world.engine.add_box("box", next(iter(world.engine.pictures)), finished=NOW - DAY)
+    failing(world, "remove_container", lambda _ident: setattr(box, "state", "dead"))
+    result = world.run(containers={})
+    assert result["changed"]
+    assert result["failures"][0]["error"].endswith("It is dead now, and cannot start again.")
+    assert result["msg"].endswith("The next run tries again.")
+    box.state = "exited"
+    failing(world, "remove_container")
+    assert not world.run(containers={})["changed"]
+
+
+def test_records_that_went_before_the_builder_failed_were_removed(make: t.Callable[..., World]) -> None:
+    world = make()
+    world.engine.add_record("r1", created=NOW - DAY)
+    world.engine.add_record("r2", created=NOW - DAY)
+    failing(world, "remove_cache_records", lambda _ids: world.engine.records.pop("r1", None) and None)
+    result = world.run(build_cache={})
+    assert (names(result), result["changed"]) == (["r1"], True)
+    assert [entry["name"] for entry in result["failures"]] == ["r2"]
+
+
 # -- several filesystems -----------------------------------------------------------------------------------
 
 
