@@ -126,7 +126,7 @@ class Step:
     ``of``: the container right behind which a volume goes, as a part of it.
     ``bytes``, ``inodes``: what comes free with it at its place in the plan. ``frees``: the same on each filesystem that has anything of it, so
     that its going can help to meet a target there, be it together with others; None if that was not measured.
-    ``after``: containers that have to be gone before this can go.
+    ``after``: containers that have to be gone before this can go. ``logical_bytes``: the engine's figure, where ``bytes`` is not it.
     """
 
     kind: str
@@ -145,6 +145,7 @@ class Step:
     inodes: int = 0
     frees: tuple[Freed, ...] | None = None
     after: tuple[str, ...] = ()
+    logical_bytes: int | None = None
 
     def helps(self, devices: t.Collection[str]) -> bool:
         """Whether its going can free something on one of these filesystems."""
@@ -152,7 +153,7 @@ class Step:
 
     def kept(self, reason: str) -> Kept:
         """What it is if it is not done."""
-        return Kept(self.kind, self.id, self.name, self.bytes, reason)
+        return Kept(self.kind, self.id, self.name, self.logical_bytes if self.bytes is None else self.bytes, reason)
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,12 @@ class Plan:
     def bytes(self) -> int:
         """The bytes of all steps whose size is known."""
         return sum(step.bytes or 0 for step in self.steps)
+
+    @property
+    def logical_bytes(self) -> int | None:
+        """The sum of the engine's figures; None if it has none of some object."""
+        sizes = [step.logical_bytes for step in self.steps if step.kind not in ("tag", "network")]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     def kept_by_reason(self) -> list[dict[str, t.Any]]:
         """Kind, reason, count and bytes of what stays, the most objects first."""

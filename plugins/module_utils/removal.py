@@ -117,7 +117,7 @@ class Outcome:
         if result.outcome == _DONE:
             self.removed.append(step)
         elif result.outcome == _GONE:
-            self.gone.append(replace(step, bytes=0, reason=f"{step.reason}; was gone already"))
+            self.gone.append(replace(step, bytes=0, logical_bytes=0, reason=f"{step.reason}; was gone already"))
         elif result.outcome == _KEPT:
             self.kept.append(step.kept(result.words))
         else:

@@ -675,6 +675,24 @@ def _images(
     return found
 
 
+def with_layers(looked: Snapshot, engine: Engine, storage: Storage) -> Snapshot | None:
+    """Return the same with the layers of each image, by the records on the disk; None if one of them has none there."""
+    records: dict[str, image_records.ImageRecord] = {}
+    if storage.image_store != "graphdriver":
+        records = image_records.read(storage, (str(engine.version.get("Os")), str(engine.version.get("Arch"))), True)
+    images = []
+    for image in looked.images:
+        if not image.layers:
+            record = records.get(image.id)
+            digests = record.layers if record else storage.image_layers(image.id)
+            if digests is None:
+                return None
+            image = replace(image, layers=_with_image_details(image, {"RootFS": {"Layers": digests}}, None).layers)
+        images.append(image)
+    _chain_id.cache_clear()
+    return replace(looked, images=tuple(images))
+
+
 def _in_turn(pool: ThreadPoolExecutor, read: t.Callable[[_Entry], _Read], listed: list[_Entry]) -> t.Iterator[_Read]:
     """Read the entries of a list, several at once, and drop each once it was read: of thousands there is no room for both forms."""
     listed.reverse()

@@ -53,12 +53,20 @@ def wrapped(head: str, text: str) -> str:
     return head + "\n".join(lines)[len(head):] if lines else head.rstrip()
 
 
-def step_line(kind: str, name: str, size: int | None, reason: str) -> str:
-    """One line for one object that goes; a reason that is too long goes on below itself."""
+def step_line(kind: str, name: str, size: int | None, reason: str, logical: int | None = None) -> str:
+    """One line for one object that goes; a reason that is too long goes on below itself.
+
+    :param logical: the engine's figure, which stands in place of a ``size`` that was not measured, and is marked.
+    """
     shown = printable(name.split(":", 1)[1][:12] if name.startswith("sha256:") else name, _NAME_WIDTH)
     return wrapped(
-        f"- {kind.replace('_', ' '):<11} {shown:<{_NAME_WIDTH}} {say_size(size):>9}   ", printable(reason)
+        f"- {kind.replace('_', ' '):<11} {shown:<{_NAME_WIDTH}} {say_measured(size, logical):>9}   ", printable(reason)
     )
+
+
+def say_measured(size: int | None, logical: int | None) -> str:
+    """A size, or the engine's figure with a mark, ``~3.1 GB``."""
+    return say_size(size) if size is not None or logical is None else f"~{say_size(logical)}"
 
 
 def kept_line(kind: str, count: int, size: int | None, reason: str) -> str:
@@ -168,8 +176,8 @@ def plan_lines(
     """The wishes; what goes, largest first; what stays, by reason; and what is free before and after."""
     lines = [wrapped(f"  {'wished':<11} ", line) for line in policy]
     lines += [
-        step_line(step.kind, step.name, step.bytes, step.reason)
-        for step in sorted(steps, key=lambda step: -(step.bytes or 0))
+        step_line(step.kind, step.name, step.bytes, step.reason, step.logical_bytes)
+        for step in sorted(steps, key=lambda step: -(step.bytes or step.logical_bytes or 0))
     ]
     lines += [
         kept_line(entry["kind"], entry["count"], entry["bytes"], entry["reason"])

@@ -369,7 +369,8 @@ removed:
   type: list
   elements: dict
   sample:
-    - {kind: image, id: sha256:5f2a, name: "ci/build:417", bytes: 2200000000, reason: unused for 34 days (last container)}
+    - {kind: image, id: sha256:5f2a, name: "ci/build:417", bytes: 2200000000, logical_bytes: 2100000000,
+       reason: unused for 34 days (last container)}
   contains:
     kind: {description: 'container, image, tag, volume, network or build_cache.', type: str, returned: always}
     id: {description: "The engine's id (for a tag, its image's).", type: str, returned: always}
@@ -377,7 +378,13 @@ removed:
     bytes:
       description: >-
         What comes free with it at its place in the plan, with all that goes along (a container's folder and log, a layer with the last
-        that has it). In check mode measured on the disk; else the engine's figure, and null where it was not asked for.
+        that has it), measured on the disk in check mode and with a target. In a plain run it is measured where that costs little, before the
+        removal, for up to 50 objects that have up to 20,000 files on a host with up to 2,000 objects, with a driver whose layers share no
+        files; else null.
+      type: int
+      returned: always
+    logical_bytes:
+      description: The engine's figure for it, a sum of file lengths; null where it has none or was not asked.
       type: int
       returned: always
     reason: {description: Why it goes., type: str, returned: always}
@@ -392,6 +399,7 @@ failures:
     id: {description: "The engine's id (for a tag, its image's).", type: str, returned: always}
     name: {description: What people call it., type: str, returned: always}
     bytes: {description: What should have come free with it., type: int, returned: always}
+    logical_bytes: {description: The engine's figure for it., type: int, returned: always}
     reason: {description: Why it should go., type: str, returned: always}
     error: {description: Why it could not., type: str, returned: always}
 kept:
@@ -404,14 +412,19 @@ kept:
     kind: {description: 'As in RV(removed[].kind).', type: str, returned: always}
     reason: {description: Why they stay., type: str, returned: always}
     count: {description: How many they are., type: int, returned: always}
-    bytes: {description: What they have., type: int, returned: always}
+    bytes: {description: 'What they have, by the engine''s figures.', type: int, returned: always}
 planned_bytes:
   description: >-
-    The sum of RV(removed[].bytes) of the whole plan. In check mode it is measured, as
+    The sum of RV(removed[].bytes) of the whole plan, and null where they were not measured. In check mode it is measured, as
     M(fleetclean.docker.docker_disk_report) does with C(measure=exact), and is what the filesystem will have more.
   returned: when the engine answers
   type: int
   sample: 13600000000
+planned_logical_bytes:
+  description: The sum of RV(removed[].logical_bytes) of the whole plan; null where the engine's figure for one of them is not known.
+  returned: when the engine answers
+  type: int
+  sample: 12900000000
 reclaimed_bytes:
   description: What came free on all RV(filesystems), measured there; null where they are not this host's, and in check mode 0.
   returned: when the engine answers

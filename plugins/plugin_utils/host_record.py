@@ -250,6 +250,7 @@ class Removed(t.TypedDict):
     id: t.Optional[str]
     name: str
     bytes: t.Optional[int]
+    logical_bytes: t.Optional[int]
     reason: t.Optional[str]
 
 
@@ -281,6 +282,7 @@ class Clean(Outcome):
     failures: t.List[NotRemoved]
     kept: t.List[Kept]
     planned_bytes: t.Optional[int]
+    planned_logical_bytes: t.Optional[int]
     reclaimed_bytes: t.Optional[int]
     reclaimed_by_kind: t.Dict[str, int]
     free_before: t.Optional[int]

@@ -92,7 +92,7 @@ def test_a_report_is_as_large_as_what_was_asked_for(top: object, items: int, use
 @pytest.mark.parametrize(
     ("stdout", "words"),
     [
-        ('{"x": "' + "y" * 40_000_000 + '"}', "the whole: more than 18 MB"),
+        ('{"x": "' + "y" * 40_000_000 + '"}', "the whole: more than 19 MB"),
         ('{"x": ' + "[" * 200_000 + "]" * 200_000 + "}", "the whole: lists or mappings without end"),
         ('{"free_after": Infinity}', "free_after: a number, where a whole number is documented"),
         ('{"free_after": ""}' + "\n}}{" * 4_000_000, "free_after: a text, where a whole number is documented"),

@@ -200,10 +200,62 @@ def test_a_filesystem_without_a_number_of_inodes_never_lacks_any(make: t.Callabl
     assert (result["changed"], result["target_met"]) == (False, True)
 
 
-def test_a_plain_run_measures_nothing(make: t.Callable[..., World]) -> None:
+def figures(result: dict[str, t.Any]) -> dict[str, tuple[int | None, int | None]]:
+    return {entry["name"]: (entry["bytes"], entry["logical_bytes"]) for entry in result["removed"] if entry["kind"] == "image"}
+
+
+def test_a_plain_run_says_the_engines_figures_by_their_name_where_nothing_was_measured(make: t.Callable[..., World]) -> None:
     world = make()
-    assert len(world.run(**WISHES)["removed"]) == 4
+    engines = {f"{image.tags[0]}": image.bytes for image in cleaning.snapshot.take(t.cast(t.Any, world.engine), cleaning.snapshot.Wanted(images=True), None).images}
+    result = world.run(**WISHES)
+    assert len(result["removed"]) == 4
     assert world.surveys == 0
+    assert figures(result) == {name: (None, size) for name, size in engines.items()}
+    assert (result["planned_bytes"], result["planned_logical_bytes"]) == (None, sum(size or 0 for size in engines.values()))
+
+
+@pytest.mark.parametrize(("objects", "measured"), [(3, True), (2, False)])
+def test_a_plain_run_measures_a_small_plan_and_nothing_else(
+    make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch, objects: int, measured: bool
+) -> None:
+    world = make()
+    monkeypatch.setattr(cleaning, "_FEW_OBJECTS", objects)
+    monkeypatch.setattr(cleaning.snapshot, "with_layers", lambda looked, _engine, _storage: looked)
+    asked: list[t.Collection[str]] = []
+
+    def fake_measure(_storage: object, _looked: object, how: object, going: t.Collection[str], most_files: int) -> t.Any:
+        asked.append(going)
+        return world._survey(world.engine, None, how, cleaning.snapshot.Wanted(images=True)).ledger
+
+    monkeypatch.setattr(attribution, "measure_alone", fake_measure)
+    check = make().run(check=True, **WISHES)
+    world = make()
+    result = world.run(**WISHES)
+    assert [sorted(going) for going in asked] == ([sorted(f"image:{entry['id']}" for entry in result["removed"] if entry["kind"] == "image")] if measured else [])
+    if measured:
+        assert figures(result) == figures(check)
+        assert result["planned_bytes"] == check["planned_bytes"] == result["filesystems"][0]["planned_bytes"] == 60 * MB
+    else:
+        assert {size for size, _logical in figures(result).values()} == {None}
+
+
+def test_a_disk_that_cannot_be_measured_is_no_reason_to_remove_nothing(make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake_layers(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cleaning.snapshot, "with_layers", fake_layers)
+    result = make().run(**WISHES)
+    assert (len(result["removed"]), result["planned_bytes"]) == (4, None)
+
+
+def test_files_are_counted_by_their_names_and_no_further_than_is_needed(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"folder{number}").mkdir()
+        (tmp_path / f"folder{number}" / "file").touch()
+    (tmp_path / "link").symlink_to("/")
+    assert attribution._are_few([str(tmp_path)], 12) and not attribution._are_few([str(tmp_path)], 11)
+    assert attribution._are_few([str(tmp_path / "folder0" / "file")], 1), "a file of its own"
+    assert not attribution._are_few([str(tmp_path / "nothing")], 100), "what cannot be looked at has nobody knows how many"
 
 
 def test_on_a_read_only_filesystem_nothing_is_tried_and_check_mode_still_tells(make: t.Callable[..., World]) -> None:

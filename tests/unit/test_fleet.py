@@ -335,6 +335,15 @@ def fleet_of() -> list[dict[str, t.Any]]:
     ]
 
 
+def test_in_check_mode_the_engines_figures_count_where_nothing_was_measured() -> None:
+    """As with another machine's engine, whose disk is not looked at."""
+    measured = record("a", engine=ENGINE, clean=CLEAN_RESULT)
+    removed = [{**entry, "bytes": None, "logical_bytes": entry["bytes"]} for entry in CLEAN_RESULT["removed"]]
+    said = record("a", engine=ENGINE, clean={**CLEAN_RESULT, "removed": removed, "planned_bytes": None, "planned_logical_bytes": CLEAN_RESULT["planned_bytes"]})
+    assert fleet.clean_figures(said, True) == fleet.clean_figures(measured, True)
+    assert fleet.fleet_table([said], "clean", True) == fleet.fleet_table([measured], "clean", True)
+
+
 def test_the_table_of_a_cleaning_says_what_came_free_where() -> None:
     lines = fleet.fleet_table(fleet_of(), "clean")
     assert lines[0].split() == [
