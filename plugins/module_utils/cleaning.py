@@ -330,8 +330,9 @@ class _Run:
         """
         try:
             looked = _look(self._site, replace(self._wanted, sizes=False))
-        except FleetcleanError:
-            return 0, "What the next run makes of it cannot be told: the engine does not answer."
+            sharers = _sharers(self._own, looked, self._wishes)
+        except (FleetcleanError, OSError) as error:
+            return 0, f"What the next run makes of it cannot be told: {error}"
         there = {
             "container": {found.id for found in looked.containers}, "volume": {found.name for found in looked.volumes},
             "image": {found.id for found in looked.images}, "network": {found.id for found in looked.networks},
@@ -339,7 +340,7 @@ class _Run:
         tags = {tag for image in looked.images for tag in image.tags}
         worker.count_as_removed(lambda step: step.name not in tags if step.kind == "tag" else step.id not in there.get(step.kind, {step.id}))
         memory = history.recall(self._module.params["state_dir"] or "", self._site.engine_id, looked.now)
-        plan = decide(looked, self._wishes, memory.used, _sharers(self._own, looked, self._wishes), memory.came, memory.watched)
+        plan = decide(looked, self._wishes, memory.used, sharers, memory.came, memory.watched)
         planned = {(_object_kind(step), step.id) for step in plan.steps}
         left = [step for step in worker.failed if (_object_kind(step), step.id) not in planned]
         if not left:

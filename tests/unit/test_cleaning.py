@@ -390,6 +390,24 @@ def test_what_is_gone_in_the_end_was_removed_whatever_the_engine_answered(make: 
     assert (result["failures"], names(result), result["changed"], "msg" in result) == ([], ["one"], True, False)
 
 
+def test_nothing_is_promised_where_nobody_can_look_any_more(make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make()
+    failing(world, "remove_network")
+    looks: list[int] = []
+    look = cleaning._look
+
+    def fake_look(site: t.Any, wanted: t.Any) -> t.Any:
+        looks.append(1)
+        if len(looks) > 1:
+            raise OSError(5, "Input/output error")
+        return look(site, wanted)
+
+    monkeypatch.setattr(cleaning, "_look", fake_look)
+    result = world.run(networks={})
+    assert result["failure"] == "engine"
+    assert result["msg"].endswith("What the next run makes of it cannot be told: [Errno 5] Input/output error")
+
+
 def test_with_a_watermark_the_next_run_tries_when_it_needs_the_space(make: t.Callable[..., World]) -> None:
     world = make()
     failing(world, "remove_image")
