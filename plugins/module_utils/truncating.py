@@ -30,7 +30,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     names,
     options,
     pausing,
-    restarting,
     session,
     snapshot,
     stale_readers,
@@ -134,6 +133,8 @@ class _Work:
         if not self._has_live_restore:
             self._enable_live_restore(only_look=True)
             return
+        from ansible_collections.fleetclean.docker.plugins.module_utils import restarting
+
         try:
             restarting.check(self._engine, self._holders.engine)
         except FleetcleanError as error:
@@ -396,6 +397,8 @@ class _Work:
         ailing = {cut.container: cut.name for cut in self.cuts if cut.readers == "stale" and not cut.failed and cut.container in self._known}
         if not ailing:
             return
+        from ansible_collections.fleetclean.docker.plugins.module_utils import restarting
+
         if self._wish.restart == "engine":
             if not self._has_live_restore:
                 if not self._dry:
