@@ -96,10 +96,10 @@ class ActionModule(ActionBase):
         try:
             answer = self._answer(args, task_vars, wrap_async)
         except AnsibleError as error:
-            msg = last_words.no_room(self._module, str(error))
+            msg = last_words.not_run(self._module, str(error))
             if not msg:
                 raise
-            # Ansible would call a host that cannot be written to one that cannot be reached.
+            # Ansible would call a host that cannot be written to one that cannot be reached, and end the role for one that wants a password.
             answer = {"failed": True, "changed": False, "failure": "no_answer", "msg": msg}
         result = merge_hash(result, answer)
         if not wrap_async:

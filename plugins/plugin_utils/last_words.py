@@ -30,12 +30,14 @@ _TMPDIR = (
     "No temporary folder can be written there: neither /dev/shm nor another one. Give one in memory: environment: {TMPDIR: /run}, "
     "and where Ansible copies modules (without pipelining) ansible_remote_tmp: /run"
 )
+_PASSWORD = "Give ansible_become_password (or --ask-become-pass), or let the user become root there without one (sudoers: NOPASSWD)"
 _KILLED = "It was killed, for want of memory as a rule: the host's dmesg tells. Running it again goes on where it ended"
 _ELSE = "Run it with -vvv to see all that the host wrote"
 
 _NO_ROOM = re.compile(
     "no usable temporary directory|no space left on device|read-only file system|disk quota exceeded|failed to create temporary directory", re.IGNORECASE
 )
+_NO_PASSWORD = re.compile(r"\b(missing|incorrect) \S+ password", re.IGNORECASE)
 #: What is found in the last lines, or in the last one alone, and what to do then.
 _STEPS: t.Sequence[tuple[re.Pattern[str], str]] = tuple((re.compile(pattern, re.IGNORECASE | re.MULTILINE), step) for pattern, step in (
     (r"^\s*SyntaxError: |requires a minimum of python|future feature annotations", _PYTHON),
@@ -67,10 +69,13 @@ def no_answer(module: str, stdout: str, stderr: str, code: object) -> str:
     return f"{module}: no answer from the host; {said}. {next_step(line, stdout, stderr, code)}."
 
 
-def no_room(module: str, error: str) -> str:
-    """Return what to tell where Ansible could not copy a module to the host for want of a place; empty for any other error."""
+def not_run(module: str, error: str) -> str:
+    """Return what to tell where Ansible itself could not run a module: no place to copy it to, no password; empty for any other error."""
     line = next((line for line in error.splitlines() if _NO_ROOM.search(line)), "")
-    return no_answer(module, "", line, None) if line else ""
+    if line:
+        return no_answer(module, "", line, None)
+    line = next((line for line in error.splitlines() if _NO_PASSWORD.search(line)), "")
+    return f"{module}: {answers.one_line(line, 400).rstrip('.')}. {_PASSWORD}." if line else ""
 
 
 def next_step(line: str, stdout: str = "", stderr: str = "", code: object = None) -> str:

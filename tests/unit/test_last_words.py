@@ -61,6 +61,16 @@ def test_what_was_written_before_the_last_line_counts_where_that_says_nothing() 
     assert PYTHON in last_words.no_answer("docker_clean", "", "  File\nSyntaxError: invalid syntax\nMOTD: have a nice day\n", 1)
 
 
-@pytest.mark.parametrize(("error", "known"), [("Failed to create temporary directory. In some cases", True), ("Failed to connect to the host via ssh: x", False)])
-def test_only_want_of_a_place_is_taken_from_ansibles_own_errors(error: str, known: bool) -> None:
-    assert bool(last_words.no_room("docker_clean", error)) == known
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [
+        ("Failed to create temporary directory. In some cases", "No temporary folder can be written there"),
+        ("failed to transfer file to x:\n\ndd: y: No space left on device\n0+1 records in", "y: No space left on device. No temporary folder can be written there"),
+        ("Missing sudo password", "docker_clean: Missing sudo password. Give ansible_become_password"),
+        ("Incorrect sudo password", "docker_clean: Incorrect sudo password. Give ansible_become_password"),
+        ("Failed to connect to the host via ssh: x", ""),
+    ],
+)
+def test_of_ansibles_own_errors_want_of_a_place_and_of_a_password_are_told(error: str, step: str) -> None:
+    found = last_words.not_run("docker_clean", error)
+    assert step in found and bool(found) == bool(step)
