@@ -109,7 +109,13 @@ class ActionModule(ActionBase):
     def _answer(self, args: dict[str, t.Any], task_vars: dict[str, t.Any], wrap_async: bool) -> dict[str, t.Any]:
         if self._is_run_by_ansible:
             self._stay_off_the_disk(wrap_async, task_vars)
-        answer = self._executed(None, args, task_vars, wrap_async)
+        answer: dict[str, t.Any] = {}
+        try:
+            answer = self._executed(None, args, task_vars, wrap_async)
+        finally:
+            if wrap_async and not answer.get("ansible_job_id"):
+                self._remove_job_folder()
+                self._remove_tmp_path(self._connection._shell.tmpdir)
         if self._job_folder and answer.get("ansible_job_id"):
             # async_status joins its own folder and this: an absolute path stays what it is.
             answer["ansible_job_id"] = f"{self._job_folder}/{answer['ansible_job_id'].rpartition('/')[2]}"
@@ -177,7 +183,7 @@ class ActionModule(ActionBase):
         """What is told in place of an answer: the reason and the next step first, then all that was written, as Ansible does."""
         self._is_mute = True
         text = answers.no_answer(stdout)
-        msg = last_words.no_answer(self._module, text, stderr, code)
+        msg = last_words.no_answer(self._module, text, stderr, code, (self._used_interpreter or "").lstrip("#!").strip())
         more = {"rc": code} if isinstance(code, int) else {}
         return {"failed": True, "changed": False, "failure": "no_answer", "msg": msg, "module_stdout": text, "module_stderr": stderr, **more}
 
@@ -296,5 +302,6 @@ class ActionModule(ActionBase):
             self._job_folder = ""
 
     def _remove_job_folder(self) -> None:
+        """It is empty by now, or stays for whoever wants to know what is in it."""
         if self._job_folder:
             self._low_level_execute_command(f"rmdir {self._job_folder}")

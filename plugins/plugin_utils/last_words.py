@@ -48,8 +48,8 @@ _STEPS: t.Sequence[tuple[re.Pattern[str], str]] = tuple((re.compile(pattern, re.
     (_NO_ROOM.pattern, _TMPDIR),
     (r"^killed$|out of memory|MemoryError|cannot allocate memory", _KILLED),
 ))
-#: What a shell returns for a process that was killed by SIGKILL.
-_KILLED_CODE = 137
+#: What a shell returns for a process that was killed by SIGKILL, and for a command that it cannot run.
+_KILLED_CODE, _NOT_RUN_CODES = 137, (126, 127)
 
 
 def last_line(*texts: object) -> str:
@@ -62,11 +62,15 @@ def last_line(*texts: object) -> str:
     return ""
 
 
-def no_answer(module: str, stdout: str, stderr: str, code: object) -> str:
-    """Return what to tell of a module that wrote no JSON: the host's last line, and the next step."""
+def no_answer(module: str, stdout: str, stderr: str, code: object, interpreter: str = "") -> str:
+    """Return what to tell of a module that wrote no JSON: the host's last line, and the next step.
+
+    :param interpreter: the Python that Ansible ran it with.
+    """
     line = last_line(stderr, stdout)
     said = f"it wrote last: {line.rstrip('.')}" if line else f"it wrote nothing and ended with {code}" if isinstance(code, int) else "it wrote nothing"
-    return f"{module}: no answer from the host; {said}. {next_step(line, stdout, stderr, code)}."
+    is_interpreter = code in _NOT_RUN_CODES and interpreter and f"{interpreter}: " in line
+    return f"{module}: no answer from the host; {said}. {_PYTHON if is_interpreter else _next_step(line, stdout, stderr, code)}."
 
 
 def not_run(module: str, error: str) -> str:
@@ -78,8 +82,8 @@ def not_run(module: str, error: str) -> str:
     return f"{module}: {answers.one_line(line, 400).rstrip('.')}. {_PASSWORD}." if line else ""
 
 
-def next_step(line: str, stdout: str = "", stderr: str = "", code: object = None) -> str:
-    """Return what to do, by the last line that a host wrote, else by what it wrote before."""
+def _next_step(line: str, stdout: str, stderr: str, code: object) -> str:
+    """What to do, by the last line that a host wrote, else by what it wrote before."""
     for text in (line, stderr[-_MOST_LOOKED:], stdout[-_MOST_LOOKED:]):
         for pattern, step in _STEPS:
             if pattern.search(text):

@@ -14,7 +14,7 @@ import typing as t
 from types import SimpleNamespace
 
 import pytest
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.fleetclean.docker.plugins.action import docker_clean, docker_disk_report
@@ -271,6 +271,19 @@ def test_a_job_that_is_waited_for_leaves_no_folder(action: t.Any, monkeypatch: p
     assert done[3:] == ["run ansible.legacy.async_status"] * 2 + [f"rmdir {connection._shell.options['async_dir']}"]
 
 
+def test_a_job_that_does_not_start_leaves_no_folder(action: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = Connection()
+    done = on_host(action, monkeypatch, connection, async_val=60)
+
+    def execute(*_args: object, **_named: object) -> t.NoReturn:
+        raise AnsibleError("Failed to set permissions on the temporary files")
+
+    monkeypatch.setattr(ActionBase, "_execute_module", execute)
+    with pytest.raises(AnsibleError):
+        action.run(None, {})
+    assert done[-1] == f"rmdir {connection._shell.options['async_dir']}"
+
+
 def test_a_jobs_file_is_where_somebody_wants_it_or_where_it_always_was(action: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = Connection()
     done = on_host(action, monkeypatch, connection, async_val=60)
@@ -307,7 +320,7 @@ REPLACED = (
 
 
 def test_under_a_mitogen_strategy_none_of_the_methods_is_called_that_it_forbids_or_replaces(action: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen with mitogen itself too, which CI does not install: 0.3.54, ansible-core 2.17 and 2.19, mitogen_linear and mitogen_free."""
+    """Seen with mitogen itself too, which CI does not install: 0.3.54, ansible-core 2.17, 2.19 and 2.21, mitogen_linear and mitogen_free."""
 
     def called(*_args: object, **_named: object) -> t.NoReturn:
         raise AssertionError("should never be called")

@@ -52,6 +52,11 @@ def test_who_was_killed_without_a_word_is_known_by_what_the_shell_says() -> None
     )
 
 
+@pytest.mark.parametrize(("code", "interpreter", "known"), [(127, "/opt/none", True), (126, "/opt/none", True), (1, "/opt/none", False), (127, "", False)])
+def test_an_interpreter_of_any_name_that_is_not_there_is_known(code: int, interpreter: str, known: bool) -> None:
+    assert (PYTHON in last_words.no_answer("docker_clean", "", "/bin/sh: 1: /opt/none: not found\n", code, interpreter)) == known
+
+
 def test_a_host_says_no_more_than_a_line_and_nothing_that_cannot_be_seen() -> None:
     found = last_words.no_answer("docker_clean", "x" * 10_000_000 + "\n\x1b[2J" + "\u202ey" * 1000 + "\r\n\r\n", "", 1)
     assert len(found) < 600 and found.isprintable()
