@@ -110,12 +110,15 @@ class ActionModule(ActionBase):
         if self._is_run_by_ansible:
             self._stay_off_the_disk(wrap_async, task_vars)
         answer: dict[str, t.Any] = {}
+        copied = self._connection._shell.tmpdir
         try:
             answer = self._executed(None, args, task_vars, wrap_async)
         finally:
             if wrap_async and not answer.get("ansible_job_id"):
+                # Ansible leaves both to a job, and calls each a change.
+                answer["changed"] = False
                 self._remove_job_folder()
-                self._remove_tmp_path(self._connection._shell.tmpdir)
+                self._remove_tmp_path(copied)
         if self._job_folder and answer.get("ansible_job_id"):
             # async_status joins its own folder and this: an absolute path stays what it is.
             answer["ansible_job_id"] = f"{self._job_folder}/{answer['ansible_job_id'].rpartition('/')[2]}"
@@ -207,6 +210,10 @@ class ActionModule(ActionBase):
         values = answer.values
         if answer.dropped:
             values["warnings"] = [f"{self._on_host}: {answers.dropped_words(answer.dropped)}", *values.get("warnings", ())]
+        if self._is_job and values.get("failed") and last_words.is_mute(values.get("msg")):
+            # Ansible's wrapper of jobs found no JSON in what the module wrote, and tells so with a traceback of its own.
+            stdout, stderr = (answers.lines(data.get(key) or "", answers.MAX_MODULE_OUTPUT) for key in ("data", "stderr"))
+            values.update(failure="no_answer", msg=last_words.no_answer(self._module, stdout, stderr, None))
         if self._is_job and data.get("_ansible_suppress_tmpdir_delete") is True:
             values["_ansible_suppress_tmpdir_delete"] = True  # the job is still in that folder
         return values

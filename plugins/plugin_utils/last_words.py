@@ -73,6 +73,11 @@ def no_answer(module: str, stdout: str, stderr: str, code: object, interpreter: 
     return f"{module}: no answer from the host; {said}. {_PYTHON if is_interpreter else _next_step(line, stdout, stderr, code)}."
 
 
+def is_mute(msg: object) -> bool:
+    """Whether a message is Ansible's own for a module that wrote no JSON."""
+    return isinstance(msg, str) and re.search("No (start|end) of json char found|JSONDecodeError", msg) is not None
+
+
 def not_run(module: str, error: str) -> str:
     """Return what to tell where Ansible itself could not run a module: no place to copy it to, no password; empty for any other error."""
     line = next((line for line in error.splitlines() if _NO_ROOM.search(line)), "")

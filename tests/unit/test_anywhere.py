@@ -150,7 +150,7 @@ def test_a_job_that_is_tried_again_is_a_job_again(action: t.Any, monkeypatch: py
         return {"finished": True} if name else {"started": True, "ansible_job_id": "j1.2"}
 
     action._task = SimpleNamespace(async_val=60, poll=1, args={}, environment=None)
-    action._connection = SimpleNamespace(has_native_async=False)
+    action._connection = SimpleNamespace(has_native_async=False, _shell=SimpleNamespace(tmpdir=None))
     monkeypatch.setattr(ActionBase, "run", lambda *_args: {})
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     for method, instead in (("_execute_module", execute), ("_stay_off_the_disk", lambda _is_job, _vars: None), ("_remote_expand_user", str), ("get_shell_option", lambda *_args, **_named: "~")):
@@ -269,6 +269,14 @@ def test_a_job_that_is_waited_for_leaves_no_folder(action: t.Any, monkeypatch: p
     done = on_host(action, monkeypatch, connection, poll=1, async_val=60)
     assert action.run(None, {})["free_after"] == 5
     assert done[3:] == ["run ansible.legacy.async_status"] * 2 + [f"rmdir {connection._shell.options['async_dir']}"]
+
+
+def test_a_job_whose_module_wrote_no_json_is_told_as_any_other(action: t.Any) -> None:
+    action._is_job = True
+    raw = {"failed": True, "cmd": "x", "data": "", "stderr": "SyntaxError: invalid syntax\n", "msg": "Traceback\nValueError: No start of json char found", "finished": 1}
+    found = parsed(action, json.dumps(raw))
+    assert (found["failed"], found["finished"], found["failure"]) == (True, True, "no_answer")
+    assert found["msg"].startswith("docker_clean: no answer from the host; it wrote last: SyntaxError: invalid syntax. The modules need Python 3.8")
 
 
 def test_a_job_that_does_not_start_leaves_no_folder(action: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
