@@ -12,10 +12,11 @@ from ansible_collections.fleetclean.docker.plugins.plugin_utils import turns
 
 
 class ActionModule(ActionBase):
-    """Returns whether the host is the last that comes: ``is_last``."""
+    """Returns whether the host is the last that comes (``is_last``), and which are still at work (``running``)."""
 
     _requires_connection = False
 
     def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result = super().run(tmp, task_vars)
-        return {**result, "changed": False, "is_last": turns.is_last(self._task, task_vars or {})}
+        turn = turns.come(self._task, task_vars or {})
+        return {**result, "changed": False, "is_last": turn.is_last, "running": list(turn.running)}

@@ -26,48 +26,53 @@ from ansible_collections.fleetclean.docker.plugins.plugin_utils.host_record impo
 _EACH_ON_ITS_OWN = re.compile(r"(?:.*[._])?(?:free|host_pinned)")
 
 
-def is_last(task: t.Any, variables: t.Mapping[str, t.Any]) -> bool:
-    """Whether a host is the last of its batch that comes here. Asking is coming.
+def begin(task: t.Any, variables: t.Mapping[str, t.Any]) -> None:
+    """Note that the role begins with a host, so that others wait for it to come."""
+    folder = _folder(task)
+    if folder:
+        _number(folder, "begun", str(variables["inventory_hostname"]))
+
+
+class Turn(t.NamedTuple):
+    """Whether a host tells of the fleet, and which hosts of its batch are still at work."""
+
+    is_last: bool
+    running: t.Sequence[str] = ()
+
+
+def come(task: t.Any, variables: t.Mapping[str, t.Any]) -> Turn:
+    """Note that a host has come to the end.
 
     :param task: Ansible's task, which knows its play.
     :param variables: the host's variables, as Ansible gives them to an action plugin.
     """
-    play = _play(task)
-    if not _EACH_ON_ITS_OWN.fullmatch(str(getattr(play, "strategy", ""))):
-        return True
-    hostvars = variables["hostvars"]
+    folder = _folder(task)
+    if not folder:
+        return Turn(True)
+    me = str(variables["inventory_hostname"])
     batch = [str(name) for name in variables.get("ansible_play_batch") or ()]
     well = {str(name) for name in variables.get("ansible_play_hosts") or ()}
-    others = [name for name in batch if name in well and _takes_part(hostvars[name])]
-    try:
-        # A folder of this run of Ansible alone; it removes it at its end.
-        folder = os.path.join(constants.DEFAULT_LOCAL_TMP, f"fleetclean-{_name(getattr(play, '_uuid', ''))}")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        me = str(variables["inventory_hostname"])
-        # A play may have the role more than once.
-        turn = next(number for number in itertools.count() if _make(folder, f"{number}-{_name(me)}"))
-        come = sum(os.path.exists(os.path.join(folder, f"{turn}-{_name(name)}")) for name in {me, *others})
-        # Two that come at once both see that all have come.
-        return come == len({me, *others}) and _make(folder, f"{turn}-told-{come}")
-    except OSError:
-        return True
+    # A play may have the role more than once, and not for all of its hosts.
+    turn = _number(folder, "come", me)
+    if turn is None:
+        return Turn(True)
+    expected = {me, *(name for name in batch if name in well and _is_noted(folder, "begun", name, turn))}
+    running = sorted(name for name in expected if not _is_noted(folder, "come", name, turn))
+    if running:
+        return Turn(False, running)
+    # Two that come at once both see that all have come.
+    return Turn(_number(folder, "told", " ".join(sorted(_name(name) for name in expected)), turn) == turn)
 
 
-def record(hostvars: t.Mapping[str, t.Any], steps: t.Sequence[str] = ()) -> HostRecord:
-    """Return what is known of a host, as `host_record` does; one that has not done all of its steps yet is still at work.
+def record(hostvars: t.Mapping[str, t.Any], running: t.Collection[str] = ()) -> HostRecord:
+    """Return what is known of a host, as `host_record` does, or that it is still at work.
 
-    :param steps: the variables that the role has registered for a host that came to the end.
+    :param running: the hosts that are, by `come`.
     """
     found = host_record(hostvars)
-    if found["status"] in ("ok", "not_asked") and _takes_part(hostvars) and any(name not in hostvars for name in ("_cleanup_engine", *steps)):
+    if found["status"] in ("ok", "not_asked") and hostvars.get("inventory_hostname") in running:
         found["status"], found["error"] = "running", "still running: it has not come to the end yet"
     return found
-
-
-def _takes_part(hostvars: t.Mapping[str, t.Any]) -> bool:
-    """Whether the role has begun with a host and has not refused its variables."""
-    preflight = hostvars.get("_cleanup_preflight")
-    return isinstance(preflight, t.Mapping) and preflight.get("failed") is not True and preflight.get("skipped") is not True
 
 
 def _play(task: t.Any) -> t.Any:
@@ -78,15 +83,41 @@ def _play(task: t.Any) -> t.Any:
     return getattr(above, "_play", None)
 
 
+def _folder(task: t.Any) -> str:
+    """Where the hosts of a play note that they come; empty where all come together, or where nothing can be noted."""
+    play = _play(task)
+    if not _EACH_ON_ITS_OWN.fullmatch(str(getattr(play, "strategy", ""))):
+        return ""
+    # A folder of this run of Ansible alone, which removes it at its end.
+    folder = os.path.join(constants.DEFAULT_LOCAL_TMP, f"fleetclean-{_name(str(getattr(play, '_uuid', '')))}")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError:
+        return ""
+    return folder
+
+
+def _number(folder: str, what: str, name: str, first: int = 0) -> int | None:
+    """Note something, and return how often it was noted before; None where that cannot be done."""
+    for number in itertools.count(first):
+        try:
+            os.close(os.open(_file(folder, what, name, number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            return number
+        except FileExistsError:
+            continue
+        except OSError:
+            return None
+    return None
+
+
+def _is_noted(folder: str, what: str, name: str, number: int) -> bool:
+    return os.path.exists(_file(folder, what, name, number))
+
+
+def _file(folder: str, what: str, name: str, number: int) -> str:
+    return os.path.join(folder, f"{what}-{number}-{_name(name)}")
+
+
 def _name(text: str) -> str:
     """A host's name may be longer than a file's, or have a slash."""
-    return hashlib.sha256(str(text).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _make(folder: str, name: str) -> bool:
-    """Make a file; whether it was not there."""
-    try:
-        os.close(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        return False
-    return True
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
