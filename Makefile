@@ -81,6 +81,10 @@ demo: setup ## a throwaway fleet gets dirty, full, and clean again (root, 2 minu
 roots: .venv/made-from ## root file systems with other engines for the integration tests (root, 1 minute each, once)
 	@$(as_root) $(bound) bash scripts/roots.sh
 
+.PHONY: bench-start
+bench-start: .venv/made-from ## what a module costs before it does anything, beside ansible.builtin.stat: ratios (root, 2 minutes)
+	@$(as_root) $(bound) python benchmarks/start.py $(ARGS)
+
 .PHONY: bench-report
 bench-report: .venv/made-from ## docker_disk_report beside du and docker system df: ratios (root, 10 minutes, 8 GB of disk)
 	@$(as_root) $(bound) python benchmarks/report.py $(ARGS)

@@ -295,7 +295,7 @@ def table(title: str, taken: dict[str, Series], others: dict[str, str], differen
         against = [taken[other].middle for other in others.values()]
         rows.append([
             name, f"{series.middle:.2f}", series.from_to, *(f"{series.middle / other:.2f}" for other in against),
-            *(f"{series.middle - other:+.2f}" for other in against if difference), f"{median(series.cpu):.2f}", f"{median(series.engine):.2f}"])
+            *(f"{series.middle - other:+.2f}" for other in against if difference), f"{series.middle_cpu:.2f}", f"{median(series.engine):.2f}"])
     return markdown(rows)
 
 

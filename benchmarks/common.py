@@ -32,11 +32,15 @@ class Series:
         return median(self.seconds)
 
     @property
+    def middle_cpu(self) -> float:
+        return median(self.cpu)
+
+    @property
     def from_to(self) -> str:
         return f"{min(self.seconds):.2f}-{max(self.seconds):.2f}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"seconds": [round(value, 4) for value in self.seconds], "median": round(self.middle, 4), "cpu_median": round(median(self.cpu), 4)}
+        return {"seconds": [round(value, 4) for value in self.seconds], "median": round(self.middle, 4), "cpu_median": round(self.middle_cpu, 4)}
 
 
 def ansible_environment(folder: Path, peers: Path) -> dict[str, str]:

@@ -227,7 +227,7 @@ def by_logrotate(folder: Path, log: Log) -> None:
 
 
 def by_module(bare: Bare, log: Log) -> None:
-    bare.run(containers=[NAME], keep=str(KEEP))
+    bare.run(containers=[NAME], keep=str(KEEP), stale_readers="allow")
 
 
 def by_parts(major: int, log: Log) -> tuple[float, float]:
@@ -471,7 +471,7 @@ def quiet_table(title: str, taken: dict[str, Quiet]) -> list[str]:
     for name, series in taken.items():
         disk = [f"{max(series.extra) / MB:.1f}", f"{round(median(series.freed) / MB)}"] if series.freed else ["", ""]
         rows.append([name, f"{series.middle:.2f}", series.from_to, f"{series.middle / truncate:.1f}", f"{series.middle / copy:.2f}",
-                     f"{median(series.cpu):.2f}", *disk, *(said(series.readers, how) for how in ("--tail", "-f", "all"))])
+                     f"{series.middle_cpu:.2f}", *disk, *(said(series.readers, how) for how in ("--tail", "-f", "all"))])
     return markdown(of_rounds(rows, taken[TRUNCATE]))
 
 

@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, Optional
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -160,7 +159,7 @@ def table(title: str, taken: dict[str, Series]) -> list[str]:
         ours = name not in (DU, DF, STARTUP)
         rows.append([
             name, f"{series.middle:.2f}", series.from_to, f"{series.middle / du:.2f}",
-            f"{series.middle / df:.2f}", f"{work / du:.2f}" if ours else "", f"{work / df:.2f}" if ours else "", f"{median(series.cpu):.2f}",
+            f"{series.middle / df:.2f}", f"{work / du:.2f}" if ours else "", f"{work / df:.2f}" if ours else "", f"{series.middle_cpu:.2f}",
             f"{series.memory / MB:.0f}" if series.memory else ""])
     return markdown(rows)
 

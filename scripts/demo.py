@@ -6,7 +6,6 @@ fleet ends with it (tests/fleet/keeper.py), and each command runs in a process n
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -58,6 +57,26 @@ def expect(condition: bool, what: str) -> None:
         raise Unexpected(what)
 
 
+def shape(text: str) -> str:
+    """Text as it is at any time and on any disk: without its figures, the ids of images, and where its lines end."""
+    lines = (re.sub(r"(?<=\S)( +)-(?= |$)", r"\1N", line.rstrip("* ")) for line in text.splitlines())
+    words = re.sub(r"\b[0-9a-f]{12}\b", "ID", " ".join(" ".join(lines).split()))
+    words = re.sub(r"\b\d[\d.]* (second|minute|hour|day)s?\b", "N T", words)
+    return re.sub(r"(?<![\w.])\d[\d.]*( [KMGT]?B\b)?", "N", words)
+
+
+def expect_readme(command: str, output: str) -> None:
+    """What README.md shows of the command that ends so is what was printed, in this order; ``...`` stands for what it leaves out."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    match = re.search(rf"^\$ ansible-playbook .*{re.escape(command)}(?: -i fleet)?\n((?!\$ |```).*\n)+", readme, re.MULTILINE)
+    expect(match is not None, f"README.md does not show {command}")
+    assert match is not None
+    rest = shape(output)
+    for part in re.split(r"^\.\.\.\n", match[0].partition("\n")[2], flags=re.MULTILINE):
+        _before, found, rest = rest.partition(shape(part)) if part.strip() else ("", "all", rest)
+        expect(bool(found), f"README.md shows of {command} what was not printed:\n{part}")
+
+
 class Commands:
     """Runs Ansible as a user would, and shows the command and what it prints."""
 
@@ -69,10 +88,8 @@ class Commands:
             # Ansible's temporary files on this machine go with the fleet's folder.
             "ANSIBLE_LOCAL_TEMP": str(fleet.directory / "ansible"),
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(fleet.directory / "s"),
-            "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "false",
             "ANSIBLE_FORCE_COLOR": "false",
             "ANSIBLE_NOCOLOR": "true",
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         }
 
     def run(self, *command: str, only: str = "", task: str = "") -> tuple[int, str]:
@@ -94,14 +111,16 @@ class Commands:
 
 
 def said_by(lines: list[str], task: str) -> list[str]:
-    """The items of the list that the task called ``task`` printed as JSON, one a line."""
+    """What the task called ``task`` printed, from its banner to the line with which Ansible says how it went."""
     found = []
     within = False
     for line in lines:
         if line.startswith(("TASK [", "PLAY ")):
             within = line.startswith("TASK [") and line.partition("]")[0].endswith(f" : {task}")
-        elif within and re.fullmatch(r'\s+".*",?', line):
-            found.append(json.loads(line.strip().rstrip(",")))
+        elif within and re.match(r"(ok|changed|skipping|fatal|failed): \[|\[(WARNING|ERROR)\]: ", line):
+            within = False
+        elif within:
+            found.append(line)
     return found
 
 
@@ -153,14 +172,17 @@ def show(fleet: Fleet) -> None:
 
     say("Where has the space gone? (changes nothing)")
     code, output = commands.run("ansible-playbook", "playbooks/report.yml", task="The fleet")
+    expect_readme("fleetclean.docker.report", output)
     expect(code == A_HOST_FAILED and FULL in output, f"report.yml ended with {code}")
 
     say(f"What would go on {FULL}, and why? (changes nothing)")
     code, output = commands.run(*CLEAN, "--check", "--diff", "--limit", FULL, only=PLAN)
     expect(code == 0, f"clean.yml --check ended with {code}")
+    expect_readme("cleanup_profile=standard --check --diff --limit build1", output)
 
     say("Clean: the profile standard takes what is older than a day")
     code, output = commands.run(*CLEAN, task="The fleet")
+    expect_readme("cleanup_profile=standard", output)
     print(f"  exit code {code}, as it has to be: {STOPPED}'s engine is down, which needs a look and stopped no other host")
     figures = recap(output)
     expect(code == A_HOST_FAILED, f"clean.yml ended with {code} instead of {A_HOST_FAILED}")

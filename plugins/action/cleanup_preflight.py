@@ -12,6 +12,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import Fl
 
 # page: what the role's filters import. Ansible loads action plugins before it forks workers, and filters in each worker that uses one.
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import page, preflight, turns
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import Batch, batch_of
 
 __all__ = ["ActionModule", "page"]
 
@@ -27,6 +28,14 @@ class ActionModule(ActionBase):
             options = preflight.check(task_vars or {}, self._templar.template, self._task.args.get("report") is True)
             turns.begin(self._task, task_vars or {})
         except FleetcleanError as error:
-            return {**result, "failed": True, "msg": str(error)}
+            return {**result, **_refusal(str(error), batch_of(self._task, task_vars or {}), task_vars or {})}
         # With -v Ansible would print what somebody may have put into a vault.
         return {**result, "changed": False, "_ansible_verbose_override": True, **options}
+
+
+def _refusal(words: str, batch: Batch, variables: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What is returned for variables that cannot be meant. Who is spared has nothing to do, and ``refused`` says why."""
+    nothing: dict[str, t.Any] = {"report": {}, "logs": {}, "clean": {}}
+    if batch.may_spare and variables.get("inventory_hostname") == next(iter(batch.hosts), None):
+        return {"changed": False, "refused": words, **nothing}
+    return {"failed": True, "msg": words}

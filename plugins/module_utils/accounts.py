@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import typing as t
 from array import array
-from dataclasses import dataclass
-
-from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 
 IMAGE, CONTAINER, VOLUME, CACHE = "image:", "container:", "volume:", "build_cache:"
 #: First parts of accounts' names by which they are looked up; the second part is the object's id or name.
@@ -24,9 +21,7 @@ NOBODY = 0
 _Value = t.TypeVar("_Value")
 
 
-@slotted
-@dataclass(frozen=True)
-class Account:
+class Account(t.NamedTuple):
     """``category`` is where its bytes are reported. One without holders never goes by itself.
 
     ``final``: what is in it never changes again, as in a layer that is registered.

@@ -17,7 +17,7 @@ import re
 import time
 import typing as t
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
     history,
@@ -83,8 +83,7 @@ class Survey:
     remembered_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class How:
+class How(t.NamedTuple):
     """``exact``: walk everything. ``state_dir`` and ``engine_id``: where what was measured is remembered."""
 
     exact: bool
@@ -103,8 +102,7 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
     # The engine may name its root by a link. Below it none is followed.
     own = _where_it_leads(storage) if storage else None
     listed = leftovers.listing(own) if own else leftovers.Listing()
-    everything = replace(
-        wanted or snapshot.Wanted(),
+    everything = (wanted or snapshot.Wanted())._replace(
         images=True,
         volumes=True,
         build_cache=True,
@@ -131,7 +129,7 @@ def sharers(storage: Storage, looked: snapshot.Snapshot) -> dict[str, frozenset[
 
 
 def _where_it_leads(storage: Storage) -> Storage:
-    return replace(storage, root=os.path.realpath(storage.root))
+    return storage._replace(root=os.path.realpath(storage.root))
 
 
 def _sharers(holdings: layers.Holdings, looked: snapshot.Snapshot) -> dict[str, frozenset[str]]:
@@ -460,7 +458,9 @@ class _Surveyor:
             # Which layer takes what is known to the pool alone; the engine's figures say what would come free.
             for number, guess in estimates.items():
                 if self._accounts.category(number) in ("images", "containers"):
-                    sizes[number] = replace(sizes.get(number) or Sizes(), frees=guess)
+                    changed = (sizes.get(number) or Sizes()).copy()
+                    changed.frees = guess
+                    sizes[number] = changed
 
     def _remember(self, found: walk.Found, sizes: Figures, still: dict[str, history.Measured]) -> None:
         if found.unread or not self._how.state_dir:

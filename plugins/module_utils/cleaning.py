@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import typing as t
 from collections import defaultdict
-from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import (
@@ -22,7 +21,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     snapshot,
     words,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import LOG
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -122,15 +120,13 @@ def _with_more(found: measure.Filesystem, freed: int) -> measure.Filesystem:
     """The same once so many bytes came free."""
     if not freed:
         return found
-    return replace(
-        found, used=max(0, found.used - freed), free=min(found.size, found.free + freed), headroom=min(found.size, found.headroom + freed),
+    return found._replace(used=max(0, found.used - freed), free=min(found.size, found.free + freed), headroom=min(found.size, found.headroom + freed),
         available=max(0, min(found.size, found.headroom + freed)),
     )
 
 
-def clean(module: AnsibleModule, result: dict[str, t.Any]) -> None:
+def clean(module: AnsibleModule, result: dict[str, t.Any], wishes: Wishes, marks: options.Watermarks) -> None:
     """Fill ``result`` with what was removed, or in check mode would be."""
-    wishes, marks = options.read_clean(module.params)
     result["policy"] = words.policy_lines(wishes, marks)
     site = session.open_site(module.params)
     own = site.own_storage
@@ -256,13 +252,15 @@ class _Run:
         if not survey:
             return looked, plan
         main = self._space.disks[0].device
+        from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import LOG
+
         # What came free with a log does not come free once more with its container.
         ledger = survey.ledger.reduced({(LOG, ident): size for ident, size in self._assumed.items()})
         if self._marks.target:
             self._sizer = _sizer(ledger, main, self._marks, plan)
         every = _sizer(ledger, main, self._marks, plan)
         del survey, sharers
-        return looked, replace(plan, steps=tuple(every(step) for step in _waiting(plan.steps, looked)))
+        return looked, plan._replace(steps=tuple(every(step) for step in _waiting(plan.steps, looked)))
 
     def _foretell(self, plan: Plan) -> None:
         result, before = self._result, self._space.now()
@@ -285,7 +283,7 @@ class _Run:
             worker.carry_out(rest)  # goes on only if the filesystem says that it was not enough
         if self._wishes.build_cache and self._cache_may_be_had(looked):
             self._site.engine.wait(removal.PATIENCE)  # it may be starting again
-            wanted = replace(self._wanted, images=False, volumes=False, networks=False, ages=False, container_ages=False)
+            wanted = self._wanted._replace(images=False, volumes=False, networks=False, ages=False, container_ages=False)
             again = _look(self._site, wanted)
             only = Wishes(build_cache=self._wishes.build_cache, keep_labels=self._wishes.keep_labels)
             worker.forget_kept("build_cache")
@@ -293,7 +291,7 @@ class _Run:
             if self._own and self._marks.target:
                 # None of it goes for a filesystem that it does not lie on.
                 device = places.disk_of(next(iter(self._own.layer_folders()), self._own.root), self._space.disks).device
-                more = replace(more, steps=tuple(replace(step, frees=(Freed(device, step.bytes or 0, 0),)) for step in more.steps))
+                more = more._replace(steps=tuple(step._replace(frees=(Freed(device, step.bytes or 0, 0),)) for step in more.steps))
             worker.carry_out(more)
         worker.complain()
 
@@ -351,7 +349,7 @@ def _sizer(ledger: Ledger, main: str, marks: options.Watermarks, plan: Plan) -> 
 
     def sized(step: Step) -> Step:
         if step.kind not in PREFIXES:
-            return replace(step, frees=())
+            return step._replace(frees=())
         holder = PREFIXES[step.kind] + step.id
         # Its image's layers are no reason for a container to go.
         without = IMAGE if step.kind == "container" else ""
@@ -363,7 +361,7 @@ def _sizer(ledger: Ledger, main: str, marks: options.Watermarks, plan: Plan) -> 
             by_bytes = marks.free_target is not None and (has.frees * _PART >= size or has.frees >= _PART_BYTES)
             by_inodes = marks.free_target_inodes is not None and (has.inodes * _PART >= inodes or has.inodes >= _PART_INODES)
             frees.append(Freed(disk or main, comes.frees, comes.inodes, by_bytes or by_inodes))
-        return replace(step, bytes=sum(part.bytes for part in frees), inodes=sum(part.inodes for part in frees), frees=tuple(frees))
+        return step._replace(bytes=sum(part.bytes for part in frees), inodes=sum(part.inodes for part in frees), frees=tuple(frees))
 
     return sized
 
@@ -378,7 +376,7 @@ def _waiting(steps: t.Sequence[Step], looked: snapshot.Snapshot) -> t.Iterator[S
             for name in container.volumes:
                 users["volume", name].append(container.id)
     for step in steps:
-        yield replace(step, after=tuple(users[step.kind, step.id])) if (step.kind, step.id) in users else step
+        yield step._replace(after=tuple(users[step.kind, step.id])) if (step.kind, step.id) in users else step
 
 
 def _on(plan: Plan, device: str) -> tuple[int, int]:

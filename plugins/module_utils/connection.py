@@ -23,7 +23,6 @@ import struct
 import threading
 import time
 import typing as t
-from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
@@ -65,8 +64,7 @@ class CutShort(Broken):
     """The connection ended in the middle of an answer."""
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(t.NamedTuple):
     """Where an engine listens: ``path`` of a socket, ``ssh`` (USER@HOST:PORT), or ``host`` and ``port``; ``prefix`` stands before each path."""
 
     path: str = ""

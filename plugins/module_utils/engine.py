@@ -23,7 +23,7 @@ import time
 import typing as t
 from urllib.parse import quote, urlencode
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import fields
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields, names
 from ansible_collections.fleetclean.docker.plugins.module_utils.connection import (
     Broken,
     Connection,
@@ -143,6 +143,8 @@ class Engine:
         """:param api_version: of the API that is spoken; auto: the engine's newest."""
         self._connection = connection
         self._timeout = timeout
+        #: Names of the containers that were listed, by their ids.
+        self._names: dict[str, str] = {}
         self.host = host
         self.api_version = "" if api_version == "auto" else api_version
         self.version: dict[str, t.Any] = self._ask("GET", "/version", fields.VERSION) or {}
@@ -172,6 +174,10 @@ class Engine:
         """The user whose process listens at the engine's socket; None over TCP."""
         return self._connection.listener
 
+    def with_names(self, text: str) -> str:
+        """The text with the containers that were listed called by their names; the engine's own words have ids of 64 digits."""
+        return _clean(names.with_names(text, self._names))
+
     def speaks(self, api_version: str) -> bool:
         """Whether the negotiated API is ``api_version`` or newer."""
         return _numbers(self.api_version) >= _numbers(api_version)
@@ -184,7 +190,14 @@ class Engine:
 
     def containers_as(self, make: t.Callable[[dict[str, t.Any]], _Made], size: bool = False) -> list[_Made]:
         """The same, each entry as what ``make`` makes of it; the entry itself is dropped at once, since there may be thousands."""
-        listed = self._list("/containers/json", fields.Each(fields.CONTAINER, make), {"all": 1, "size": int(size)}, patient=size)
+        def named(raw: dict[str, t.Any]) -> _Made:
+            # A container that is linked to has names like /other/alias besides its own.
+            own = next((name for name in map(str, raw.get("Names") or ()) if name.lstrip("/") and "/" not in name.lstrip("/")), "")
+            if own:
+                self._names[str(raw["Id"])] = own.lstrip("/")
+            return make(raw)
+
+        listed = self._list("/containers/json", fields.Each(fields.CONTAINER, named), {"all": 1, "size": int(size)}, patient=size)
         return t.cast(t.List[_Made], listed)
 
     def container(self, ident: str) -> dict[str, t.Any]:
@@ -387,7 +400,7 @@ class Engine:
         :param patient: the engine has to walk for it.
         :param timeout: seconds, the connection's own if not given.
         """
-        call = f"{method} {_clean(url.format(*path))}"
+        call = self.with_names(f"{method} {url.format(*path)}")
         target = url.format(*(_quoted(part, url) for part in path))
         if self.api_version:
             target = f"/v{self.api_version}{target}"
@@ -419,7 +432,7 @@ class Engine:
             return FleetcleanError(f"engine does not answer: {_where(self.host)}: {text[:200]}. Look at the engine's own log.", "engine_down")
         if message is None:
             message = content.decode("utf-8", "replace").strip() or http.client.responses.get(response.status, "nothing")
-        return EngineError(call, response.status, _clean(message)[:_MAX_WORDS])
+        return EngineError(call, response.status, self.with_names(message[:_MAX_WORDS]))
 
     def _read(self, call: str, read: t.Callable[[], _Answer]) -> _Answer:
         """Do what reads from the connection, and call its trouble by name: the one place where answers are refused."""
@@ -435,8 +448,8 @@ class Engine:
             part = error.part if isinstance(error, fields.TooLarge) else 0
             size = f"a part of it is larger than {say_size(part)}" if part else f"it is larger than {say_size(self._connection.limit)}"
             raise UnexpectedAnswer(call, f"{size}; if that is right for this host, raise `max_answer_size`") from None
-        except TooSlow as error:
-            raise _too_slow(self.host, call, error) from None
+        except TooSlow:
+            raise _too_slow(self.host, call) from None
         except (OSError, Broken, http.client.HTTPException, ValueError) as error:
             raise _unreachable(self.host, error) from None
 
@@ -457,6 +470,24 @@ def connect(params: dict[str, t.Any]) -> Engine:
         ca_path, client_cert, client_key, max_answer_size.
     :raises FleetcleanError: with a code that tells what is wrong (no_engine, engine_down, denied, ...).
     """
+    try:
+        return _connect(params)
+    except FleetcleanError as error:
+        # What an option and a variable of the environment have in common, nobody can tell apart, nor has to.
+        if str(params["docker_host"]) != os.environ.get("DOCKER_HOST"):
+            raise
+        error.args = (_of_environment(str(error)),)
+        raise
+
+
+def _of_environment(message: str) -> str:
+    """The same where the address came from the environment of the module."""
+    if message.startswith("docker_host: "):
+        return f"DOCKER_HOST in the host's environment: {message[len('docker_host: '):]}"
+    return f"{message} The address is that of DOCKER_HOST in the host's environment; docker_host wins over it."
+
+
+def _connect(params: dict[str, t.Any]) -> Engine:
     host = str(params["docker_host"])
     if not host.startswith(("unix://", "tcp://", "http://", "https://", "ssh://")):
         raise FleetcleanError(
@@ -498,13 +529,11 @@ def _look_at_socket(host: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        rootless = _unanswered().rootless_words() if path in _USUAL_SOCKETS else ""
         # A socket that somebody named, or data that lies there: then something is missing, and not Docker itself.
-        if path not in _USUAL_SOCKETS or os.path.isdir(_USUAL_ROOT) or any(os.path.exists(daemon) for daemon in _DAEMONS):
-            raise FleetcleanError(
-                f"engine does not answer: {path}: no such file. Start the engine (systemctl start docker), "
-                "or name its socket in docker_host.",
-                "engine_down",
-            ) from None
+        if path not in _USUAL_SOCKETS or rootless or os.path.isdir(_USUAL_ROOT) or any(os.path.exists(daemon) for daemon in _DAEMONS):
+            next_step = f"Start the engine (systemctl start docker), or name its socket in docker_host{rootless}."
+            raise _down(host, "no such file", next_step, may_be_full=True) from None
         raise FleetcleanError(
             f"no Docker here: {path}: no such file, no dockerd, and no /var/lib/docker. If the engine listens "
             "elsewhere, name it in docker_host.",
@@ -522,12 +551,21 @@ def _where(host: str) -> str:
     return host[len("unix://"):] if host.startswith("unix://") else host
 
 
-def _too_slow(host: str, call: str, error: TooSlow) -> FleetcleanError:
-    return FleetcleanError(
-        f"engine does not answer: {_where(host)}: {call} took longer than the timeout. Raise `timeout` (seconds), "
-        "or look at the engine's own log.",
-        "engine_down",
-    )
+def _unanswered() -> t.Any:
+    """What is worth knowing where no engine answers; few need it."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import unanswered
+
+    return unanswered
+
+
+def _down(host: str, problem: str, next_step: str, may_be_full: bool = False) -> FleetcleanError:
+    """The error for an engine that does not answer; ``may_be_full``: nobody listens there, which may be for want of room."""
+    room = _unanswered().room_words() if may_be_full and host.startswith("unix://") else ""
+    return FleetcleanError(" ".join(filter(None, (f"engine does not answer: {_where(host)}: {problem}.", room, next_step))), "engine_down")
+
+
+def _too_slow(host: str, call: str) -> FleetcleanError:
+    return _down(host, f"{call} took longer than the timeout", "Raise `timeout` (seconds), or look at the engine's own log.")
 
 
 def _unreachable(host: str, error: Exception) -> FleetcleanError:
@@ -537,18 +575,16 @@ def _unreachable(host: str, error: Exception) -> FleetcleanError:
         return FleetcleanError(f"{where}: {error.strerror}. {_become(error)}", "denied")
     if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
         word = (error.strerror or os.strerror(error.errno or errno.ECONNREFUSED)).lower()
-        return FleetcleanError(
-            f"engine does not answer: {where}: {word}. Start the engine (systemctl start docker).", "engine_down"
-        )
+        return _down(host, word, "Start the engine (systemctl start docker).", may_be_full=True)
     text = _clean(str(error)) or type(error).__name__
     # An SSLError is an OSError, and that of a wrong certificate a ValueError as well.
     if type(error).__module__ == "ssl":
         return FleetcleanError(f"{where}: {text}. Check tls, validate_certs, ca_path and tls_hostname.", "denied")
     if isinstance(error, socket.timeout):
-        return _too_slow(host, "connecting", TooSlow(0))
+        return _too_slow(host, "connecting")
     if isinstance(error, (OSError, CutShort, http.client.IncompleteRead)):
         next_step = getattr(error, "next_step", "Look at the engine's own log.")
-        return FleetcleanError(f"engine does not answer: {where}: {text[:_MAX_WORDS]}. {next_step}", "engine_down")
+        return _down(host, text[:_MAX_WORDS], next_step)
     return FleetcleanError(_not_an_engine(where, text), "not_docker")
 
 

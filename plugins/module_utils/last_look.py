@@ -107,7 +107,8 @@ class LastLook:
                 uses = path_uses.PathUses(self._storage, from_info(self._engine.info).root, self._seen.uses if self._seen else None)
                 containers = tuple(uses.container(container_from(raw)) for raw in self._engine.containers())
                 holds: dict[str, list[Hold]] = {}
-                for hold in uses.holds((), {container.id for container in containers}) + self._in_layers(uses, containers):
+                mounted = path_uses.by_name(uses.holds((), {container.id for container in containers}), containers)
+                for hold in mounted + self._in_layers(uses, containers):
                     holds.setdefault(hold.holder, []).append(hold)
                 self._seen = _Seen(containers, mounted_by(containers), uses, holds)
                 self._at = time.monotonic()

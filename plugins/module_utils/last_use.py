@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import typing as t
 from collections import defaultdict
-from dataclasses import dataclass
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import container_names, image_names, spellings
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
@@ -26,8 +25,7 @@ _USES = (_CONTAINER, _EVENTS, _EARLIER_RUN) = (
 )
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(t.NamedTuple):
     """When an image was last wanted, seconds since 1970, and by which sign."""
 
     moment: float | None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import typing as t
 from array import array
-from dataclasses import replace
 from itertools import accumulate
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import CACHE, CONTAINER, IMAGE, NOBODY, VOLUME, Accounts
@@ -66,7 +65,7 @@ class Ledger:
             number = self.accounts.find(*name)
             known = None if number is None else sizes.get(number)
             if number is not None and known:
-                sizes[number] = replace(known, disk=max(0, known.disk - size), frees=max(0, known.frees - size))
+                sizes[number] = Sizes(max(0, known.disk - size), known.apparent, known.shared, max(0, known.frees - size), known.inodes)
         return Ledger(self.accounts, sizes)
 
     def _groups_of(self, holder: str) -> t.Iterator[int]:
@@ -139,7 +138,7 @@ class Ledger:
 
     def in_category(self, category: str) -> Sizes:
         """The sum of a category; categories have no account in common."""
-        return replace(self._sums.get(category) or Sizes())
+        return (self._sums.get(category) or Sizes()).copy()
 
     def alone(self, *holders: str) -> int:
         """Bytes that come free if these objects go and no others."""

@@ -18,7 +18,6 @@ import typing as t
 from array import array
 from dataclasses import dataclass, field
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, open_files
 
 #: Seconds within which something may be half made without any sign of it: folder and record are made at once.
@@ -26,9 +25,7 @@ _YOUNG = 3.0
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
-@slotted
-@dataclass(frozen=True)
-class Entry:
+class Entry(t.NamedTuple):
     """Something in a folder in which everything belongs to somebody. ``changed`` in seconds since 1970."""
 
     path: str
@@ -88,8 +85,7 @@ class Listing:
     making_since: float | None = None
 
 
-@dataclass(frozen=True)
-class Leftover:
+class Leftover(t.NamedTuple):
     """``kind`` says what it is, ``reason`` why it is nobody's."""
 
     path: str

@@ -37,7 +37,6 @@ import os
 import struct
 import typing as t
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import extents, log_rescue
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_records import (
@@ -65,8 +64,7 @@ _Pause = t.Callable[[], t.ContextManager[object]]
 _CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EPERM, errno.ETXTBSY)
 
 
-@dataclass(frozen=True)
-class Writer:
+class Writer(t.NamedTuple):
     """Who writes a log: nobody, or an engine.
 
     ``appends``: its open file has O_APPEND, or was given it. ``seen``: its open files may be looked at from here; ``doubt``: why not.
@@ -80,11 +78,11 @@ class Writer:
     doubt: str = ""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(t.NamedTuple):
     """What was done, or would be done, to one log. Sizes in bytes; fillers do not count as log.
 
-    ``readers`` is what `docker logs` does afterwards: ok, slow (it reads through fillers for ``slow_seconds``), or stale.
+    ``readers`` is what `docker logs` does afterwards: ok, slow (it reads through fillers for ``slow_seconds``), stale, or spared: the log
+    stays, since they would be stale.
     ``repeats``: who follows the file by a position of its own reads what stayed once more. ``unbounded``: the engine does
     not rotate this log, so it will grow again. ``words`` say why nothing was done where something was wished.
     """
@@ -110,8 +108,7 @@ class Cut:
         return self.method != "none"
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(t.NamedTuple):
     """How a log of ``size`` bytes is to be cut.
 
     ``start`` is where the first record begins that stays, ``boundary`` where the file is cut (or where fillers end),
@@ -185,7 +182,7 @@ def _impossible(writer: Writer) -> str:
 
 
 def _by_truncation(descriptor: int, _form: Format, plan: Plan) -> Plan | None:
-    return replace(plan, method="truncate", frees=extents.frees(descriptor, 0, plan.size)) if plan.start == plan.size else None
+    return plan._replace(method="truncate", frees=extents.frees(descriptor, 0, plan.size)) if plan.start == plan.size else None
 
 
 def _by_collapse(descriptor: int, form: Format, plan: Plan) -> Plan | None:
@@ -196,7 +193,7 @@ def _by_collapse(descriptor: int, form: Format, plan: Plan) -> Plan | None:
         boundary -= block
     if boundary <= 0:
         return None
-    return replace(plan, method="collapse", boundary=boundary, frees=extents.frees(descriptor, 0, boundary))
+    return plan._replace(method="collapse", boundary=boundary, frees=extents.frees(descriptor, 0, boundary))
 
 
 def _by_clone(descriptor: int, form: Format, plan: Plan) -> Plan | None:
@@ -215,7 +212,7 @@ def _by_clone(descriptor: int, form: Format, plan: Plan) -> Plan | None:
     if extents.kind(descriptor) == "btrfs":
         end, disk = _worth_moving(descriptor, plan.fillers, boundary, plan.size)
         frees += disk - _sectors(end - boundary)
-    return replace(plan, method="clone", boundary=boundary, piece=piece, frees=frees)
+    return plan._replace(method="clone", boundary=boundary, piece=piece, frees=frees)
 
 
 def _pieces(length: int, piece: int) -> list[tuple[int, int]]:
@@ -227,12 +224,12 @@ def _pieces(length: int, piece: int) -> list[tuple[int, int]]:
 def _by_rewrite(descriptor: int, _form: Format, plan: Plan) -> Plan | None:
     block = os.fstatvfs(descriptor).f_bsize
     stays = (plan.size - plan.start + block - 1) // block * block
-    return replace(plan, method="rewrite", frees=extents.frees(descriptor, 0, plan.size) - stays)
+    return plan._replace(method="rewrite", frees=extents.frees(descriptor, 0, plan.size) - stays)
 
 
 def _by_pause(descriptor: int, form: Format, plan: Plan) -> Plan | None:
     found = _by_truncation(descriptor, form, plan) or _by_rewrite(descriptor, form, plan)
-    return replace(found, method="paused") if found else None
+    return found._replace(method="paused") if found else None
 
 
 def _worth_moving(descriptor: int, begin: int, boundary: int, size: int) -> tuple[int, int]:
@@ -452,7 +449,7 @@ def _move(descriptor: int, form: Format, plan: Plan) -> None:
         end, after = position + len(piece), source + len(piece)
         rest = _rest(descriptor, form, end, source, known) if end < source else form.filler(after - end if form.fits(after - end) else 0)
         piece, known = piece + rest, end + len(rest)
-        _move_one(descriptor, form, piece, replace(plan, fillers=position, boundary=source))
+        _move_one(descriptor, form, piece, plan._replace(fillers=position, boundary=source))
         position, source = end, after
     os.ftruncate(descriptor, position)
     os.fsync(descriptor)
@@ -537,13 +534,15 @@ def outcome(found: Cut, plan: Plan, writer: Writer, major: int) -> Cut:
     """What is to be said of a log that was cut so, or would be."""
     before = plan.size - plan.text
     after = 0 if plan.method == "truncate" else plan.size - plan.start
-    done = replace(
-        found, bytes_before=before, bytes_after=min(before, after), reclaimed_bytes=max(0, plan.frees), method=plan.method,
+    done = found._replace(bytes_before=before, bytes_after=min(before, after), reclaimed_bytes=max(0, plan.frees), method=plan.method,
         repeats=plan.method in ("collapse", "rewrite", "paused") and after > 0,
     )
     if plan.method == "clone":
         seconds = plan.boundary / FILLER_BYTES_PER_SECOND
-        return replace(done, readers="slow" if seconds >= 1 else "ok", slow_seconds=round(seconds, 1))
-    if writer.writes and major >= REMEMBERS:
-        return replace(done, readers="stale")
-    return done
+        return done._replace(readers="slow" if seconds >= 1 else "ok", slow_seconds=round(seconds, 1))
+    return done._replace(readers="stale") if leaves_stale(plan, writer, major) else done
+
+
+def leaves_stale(plan: Plan, writer: Writer, major: int) -> bool:
+    """Whether readers go by a position behind the log's end afterwards: `docker logs --tail` and `-f` stay silent or hang."""
+    return plan.method != "clone" and writer.writes and major >= REMEMBERS

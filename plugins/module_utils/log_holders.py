@@ -15,7 +15,6 @@ import os
 import re
 import stat
 import typing as t
-from dataclasses import dataclass
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import processes
 
@@ -23,8 +22,7 @@ _LOG = r"([0-9a-f]{64})/(?:\1-json\.log|container-cached\.log|local-logs/contain
 _DELETED = " (deleted)"
 
 
-@dataclass(frozen=True)
-class OpenLog:
+class OpenLog(t.NamedTuple):
     """A log file that an engine has open for writing. ``path`` as its process sees it; ``bytes`` are its blocks; ``owner`` is a user's id."""
 
     process: processes.Process

@@ -20,7 +20,6 @@ import os
 import re
 import struct
 import typing as t
-from dataclasses import dataclass
 
 _CHUNK = 1 << 16
 #: Fillers begin at multiples of this: a multiple of every block size, and little enough for a disk that is nearly full.
@@ -28,8 +27,7 @@ GRAIN = 1 << 16
 _BLANK = b" \n\r\t"
 
 
-@dataclass(frozen=True)
-class Front:
+class Front(t.NamedTuple):
     """How a log begins. Positions in bytes.
 
     ``text``: where the first record is that is no filler. ``fillers``: the last multiple of ``GRAIN`` up to which there are

@@ -17,7 +17,6 @@ import stat
 import time
 import typing as t
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.log_records import (
     FRAMED,
@@ -36,8 +35,7 @@ _ROTATES_WITHIN = 0.5
 MISSES_NO_ROTATED = (18, 9)
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(t.NamedTuple):
     """A kind of log file: the driver that writes it (None: the engine's copy for a driver that cannot be read), and its name."""
 
     driver: str | None

@@ -12,13 +12,11 @@ import re
 import struct
 import time
 import typing as t
-from dataclasses import dataclass
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import open_block_device
 
 
-@dataclass(frozen=True)
-class Filesystem:
+class Filesystem(t.NamedTuple):
     """A mounted filesystem. Sizes in bytes; ``available`` is ``free`` less what is reserved for root.
 
     ``headroom`` is the same, but below zero by what root took of the reserve (ext4 keeps 5 %; engines and containers run as
@@ -165,8 +163,7 @@ def _half_removed(descriptor: int) -> bool:
     return bool(_SEARCH.unpack_from(asked)[9])
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(t.NamedTuple):
     """Something mounted. ``own``: a folder mounted over itself, as engines do with their layers; still the same place."""
 
     path: str

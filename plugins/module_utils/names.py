@@ -20,6 +20,22 @@ _OFFICIAL = "library/"
 _IPV6_HOST = re.compile(r"\[(?=[0-9A-Fa-f.*?]*:[0-9A-Fa-f:.*?]*\](?:[:/*?]|$))")
 ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{4,64}")
 
+#: A container's id, whole or as the engine shortens it, that is neither a part of a path nor of a digest; in a call of the API it is.
+_CONTAINER_ID = re.compile(r"(?:(?<=[A-Z] /containers/)|(?<![\w/:@.-]))(?:[0-9a-f]{64}|[0-9a-f]{12})(?![\w-])")
+
+
+def with_names(text: str, names: t.Mapping[str, str]) -> str:
+    """The text with containers called by their names, where it calls them by ids; what has no name here keeps its id.
+
+    :param names: names of containers by their ids.
+    """
+
+    def name(match: re.Match[str]) -> str:
+        ident = match[0]
+        return names.get(ident) or next((name for whole, name in names.items() if whole.startswith(ident)), ident)
+
+    return _CONTAINER_ID.sub(name, text)
+
 
 def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bool:
     """Whether one of the user's patterns is the id, the beginning of it, or a glob of a name."""

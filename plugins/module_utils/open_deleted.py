@@ -29,7 +29,7 @@ import stat
 import time
 import typing as t
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.extents import SHARED, mapped
 from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import open_regular_of_process
@@ -53,8 +53,7 @@ _MOST_MOUNTS = 1 << 17
 _MOST_NAMESPACES = 8
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(t.NamedTuple):
     """A process. ``unit`` is systemd's, ``container`` an id, each empty if there is none; ``user`` the effective user's id."""
 
     pid: int
@@ -64,8 +63,7 @@ class Holder:
     container: str = ""
 
 
-@dataclass(frozen=True)
-class DeletedFile:
+class DeletedFile(t.NamedTuple):
     """One deleted file. ``path`` is the one that its holder had it by; ``bytes`` come free when the last process lets go of it.
 
     ``device`` is the filesystem's in the mount table. ``is_mapped``: the first holder has it in memory, without a descriptor.
@@ -156,7 +154,7 @@ class _Search:
             if pid != os.getpid():
                 self._process(pid, namespaces.get(pid, "") in self._on_overlay)
         self._found.largest = [
-            replace(entry, processes=self._holders[_key(entry.inode)]) for _bytes, _order, entry in sorted(self._heap, key=lambda e: e[:2], reverse=True)
+            entry._replace(processes=self._holders[_key(entry.inode)]) for _bytes, _order, entry in sorted(self._heap, key=lambda e: e[:2], reverse=True)
         ]
         return self._found
 

@@ -10,10 +10,8 @@ controller, before the first host is asked. The documentation fragment ``options
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
 
 from ansible.module_utils.basic import env_fallback
-from ansible_collections.fleetclean.docker.plugins.module_utils import patterns, plan
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
     not_yet,
@@ -25,6 +23,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
     parse_duration,
     parse_size,
 )
+
+if t.TYPE_CHECKING:
+    from ansible_collections.fleetclean.docker.plugins.module_utils import plan
 
 SECTIONS = ("containers", "images", "volumes", "networks", "build_cache", "leftovers")
 STATES = ("created", "exited", "dead", "running", "paused", "restarting")
@@ -146,7 +147,9 @@ def truncate_spec() -> dict[str, t.Any]:
         "keep": {"type": "str", "default": "1MiB"},
         "rotated": {"type": "str", "choices": ["keep", "remove"], "default": "keep"},
         "deleted": {"type": "bool", "default": True},
+        "stale_readers": {"type": "str", "choices": ["avoid", "when_full", "allow"], "default": "when_full"},
         "restart": {"type": "str", "choices": ["never", "engine", "containers"], "default": "never"},
+        "live_restore": {"type": "str", "choices": ["keep", "enable"], "default": "keep"},
     }
 
 
@@ -154,8 +157,7 @@ def _section(**options: dict[str, t.Any]) -> dict[str, t.Any]:
     return {"type": "dict", "options": dict(options)}
 
 
-@dataclass(frozen=True)
-class Watermarks:
+class Watermarks(t.NamedTuple):
     """When to start and when to stop, by what is free on the engine's filesystems."""
 
     only_below: Amount | None
@@ -165,15 +167,14 @@ class Watermarks:
 
     @property
     def any(self) -> bool:
-        return any(mark is not None for mark in vars(self).values())
+        return any(mark is not None for mark in self)
 
     @property
     def target(self) -> bool:
         return self.free_target is not None or self.free_target_inodes is not None
 
 
-@dataclass(frozen=True)
-class LogWish:
+class LogWish(t.NamedTuple):
     """Which logs to shorten, and to how much (bytes)."""
 
     containers: tuple[str, ...]
@@ -183,6 +184,8 @@ class LogWish:
     deleted: bool
     rotated: str = "keep"
     restart: str = "never"
+    stale_readers: str = "when_full"
+    live_restore: str = "keep"
 
 
 def read_clean(params: dict[str, t.Any]) -> tuple[plan.Wishes, Watermarks]:
@@ -199,6 +202,8 @@ def read_clean(params: dict[str, t.Any]) -> tuple[plan.Wishes, Watermarks]:
         )
     if "leftovers" in asked:
         raise not_yet("leftovers", "leave the section out")
+    from ansible_collections.fleetclean.docker.plugins.module_utils import patterns, plan
+
     if not 1 <= params["parallel"] <= 32:
         raise FleetcleanError(f"parallel: {params['parallel']} is out of range; use 1 to 32.", "bad_input")
     sections: dict[str, t.Any] = {}
@@ -242,6 +247,8 @@ def read_assumed(params: dict[str, t.Any]) -> dict[str, int]:
 
 def read_truncate(params: dict[str, t.Any]) -> LogWish:
     """Read docker_log_truncate's options; raises FleetcleanError naming the option."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import patterns
+
     keep = parse_size(params["keep"], "keep")
     larger_than = params.get("larger_than")
     return LogWish(
@@ -252,11 +259,15 @@ def read_truncate(params: dict[str, t.Any]) -> LogWish:
         deleted=params["deleted"],
         rotated=params["rotated"],
         restart=params["restart"],
+        stale_readers=params["stale_readers"],
+        live_restore=params["live_restore"],
     )
 
 
 def _values(section: str, given: dict[str, t.Any]) -> dict[str, t.Any]:
     """A section's values in the policy's types: seconds, bytes, tuples."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import patterns
+
     values: dict[str, t.Any] = {}
     for name, value in given.items():
         option = f"{section}.{name}"

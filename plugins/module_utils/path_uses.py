@@ -17,9 +17,9 @@ from __future__ import annotations
 import os
 import posixpath
 import typing as t
-from dataclasses import replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import mounts
+from ansible_collections.fleetclean.docker.plugins.module_utils.names import with_names
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Container, Hold, Snapshot, Volume
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
@@ -130,7 +130,7 @@ class PathUses:
         """The container with the objects whose folders it has by a path."""
         # Engines list a container's mounts in another order each time; the first by name is told.
         found = {owner: printable(path) for path in sorted(container.binds, reverse=True) for owner in self._folders.owners(path)}
-        return replace(container, reaches=tuple(found.items())) if found else container
+        return container._replace(reaches=tuple(found.items())) if found else container
 
     def volume(self, volume: Volume) -> Volume:
         """The volume with the volumes whose data it shows: as its device, as a part of an overlay, or by a link in the place of its folder."""
@@ -138,7 +138,7 @@ class PathUses:
         paths = [path for path in (volume.device, f"{self._folders.root}/volumes/{volume.name}/_data" if link else "", *volume.overlaid) if path]
         owners = {owner for path in paths for owner in self._folders.owners(path)}
         shows = tuple(sorted(owners - {f"{_VOLUME}:{volume.name}"}))
-        return replace(volume, shows=shows) if shows else volume
+        return volume._replace(shows=shows) if shows else volume
 
     def holds(self, volumes: t.Iterable[Volume], containers: t.Collection[str]) -> list[Hold]:
         """The mounts and links that keep containers and volumes.
@@ -280,11 +280,17 @@ def complete(looked: Snapshot, storage: Storage | None, root: str) -> Snapshot:
     uses = PathUses(storage, root)
     containers = tuple(map(uses.container, looked.containers))
     volumes = tuple(map(uses.volume, looked.volumes))
-    holds = uses.holds(volumes, {container.id for container in containers})
+    holds = by_name(uses.holds(volumes, {container.id for container in containers}), containers)
     holds += [Hold(owner, "used by a swarm service", "swarm") for path in looked.service_binds for owner in uses.owners(path)]
-    looked = replace(looked, containers=containers, volumes=volumes, holds=tuple(holds))
+    looked = looked._replace(containers=containers, volumes=volumes, holds=tuple(holds))
     strange = uses.in_layers(containers)
-    return replace(looked, holds=looked.holds + tuple(of_layers(looked, storage, strange))) if storage and strange else looked
+    return looked._replace(holds=looked.holds + tuple(of_layers(looked, storage, strange))) if storage and strange else looked
+
+
+def by_name(holds: t.Iterable[Hold], containers: t.Iterable[Container]) -> list[Hold]:
+    """The same, with reasons that call the containers by their names."""
+    known = {container.id: container.name for container in containers}
+    return [hold._replace(reason=with_names(hold.reason, known)) for hold in holds]
 
 
 def of_layers(looked: Snapshot, storage: Storage, strange: t.Iterable[LayerUse]) -> list[Hold]:
@@ -297,4 +303,4 @@ def of_layers(looked: Snapshot, storage: Storage, strange: t.Iterable[LayerUse])
     for path, reason, via in strange:
         account = holdings.paths.get(path)
         found += [Hold(holder, reason, via) for holder in sorted(holdings.accounts[account].holders if account is not None else ())]
-    return found
+    return by_name(found, looked.containers)

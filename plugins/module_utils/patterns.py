@@ -3,26 +3,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Read every list option of the modules, and refuse patterns that can never match.
 
-A pattern that matches nothing protects nothing: what it was meant to keep would be removed. So a list that came as text (AWX surveys:
-"a, b", or one a line) is split, white space at the ends is dropped, and what no object of its kind can be called is an error that
-names the option and what it takes. Nothing is refused that the engine could have: the rules are those of the engine's own names.
+A pattern that matches nothing protects nothing: what it was meant to keep would be removed. So what no object of its kind can be called
+is an error that names the option and what it takes. Nothing is refused that the engine could have: the rules are those of the engine's own names.
 Pure; the modules read with it, and so does the role's preflight on the controller.
 """
 
 from __future__ import annotations
 
-import ast
-import math
 import re
 import typing as t
-from dataclasses import dataclass
 from functools import lru_cache
 
-from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists
 from ansible_collections.fleetclean.docker.plugins.module_utils.names import ID_PREFIX, escape_host, glob_fits, glob_tokens
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
 
-_LINES = re.compile(r"\r\n|\r|\n")
 _GLOB = re.compile(r"[*?\[]")
 _CHARACTERS = frozenset(map(chr, range(32, 127)))
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -41,8 +36,7 @@ _NO_LABEL_KEY = re.compile(r"[\s\x00-\x1f\x7f^$|()\\\"'`]")
 _NO_DRIVER = re.compile(r"[\s\x00-\x1f\x7f^$|()\\\"'`{}]")
 
 
-@dataclass(frozen=True)
-class _Grammar:
+class _Grammar(t.NamedTuple):
     """The characters of names, which of them begin and end one, and which never follow each other."""
 
     characters: str
@@ -63,33 +57,12 @@ _IMAGE = _Grammar(
 )
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(t.NamedTuple):
     """What a list is made of: ``takes`` for people, ``fits`` whether an entry can ever match something."""
 
     what: str
     takes: str
     fits: t.Callable[[str], bool]
-
-
-def split_lists(values: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any], section: str = "") -> dict[str, t.Any]:
-    """Return options as they were given, with each list as a list of texts, and no number that is none.
-
-    To be used before Ansible's own reading, which splits a text at commas only, and makes texts of whatever it finds in a list.
-
-    :param spec: the module's argument spec.
-    :raises FleetcleanError: naming the option and what it takes.
-    """
-    result = dict(values)
-    for name, about in spec.items():
-        value, option = result.get(name), f"{section}{name}"
-        if isinstance(value, t.Mapping) and "options" in about:
-            result[name] = split_lists(value, about["options"], f"{option}.")
-        elif about.get("type") == "list" and about.get("elements", "str") == "str" and value is not None:
-            result[name] = _entries(option, value, about.get("choices"))
-        elif about.get("type") == "int" and isinstance(value, float) and not math.isfinite(value):
-            raise FleetcleanError(f"{option}: {value} is no whole number.", "bad_input")  # Ansible would end in a traceback
-    return result
 
 
 def read_list(option: str, values: t.Sequence[object], drivers: t.Sequence[str] | None = None) -> tuple[str, ...]:
@@ -98,7 +71,7 @@ def read_list(option: str, values: t.Sequence[object], drivers: t.Sequence[str] 
     :param drivers: for names of volumes, the drivers whose volumes are meant.
     :raises FleetcleanError: naming the option and what it takes.
     """
-    entries = _entries(option, list(values), None)
+    entries = lists.entries(option, list(values), None)
     kind = _KINDS.get(option)
     if kind is None or (drivers is not None and not _only_local(drivers)):
         return tuple(entries)  # other drivers' volumes may be called anything
@@ -106,65 +79,8 @@ def read_list(option: str, values: t.Sequence[object], drivers: t.Sequence[str] 
         entries = [re.sub(r"\s*=\s*", "=", entry, count=1) for entry in entries]
     for entry in entries:
         if not kind.fits(entry):
-            raise _refused(option, f'"{printable(entry)}" cannot match any {kind.what}', None)
+            raise lists.refused(option, f'"{printable(entry)}" cannot match any {kind.what}', None)
     return tuple(entries)
-
-
-def _entries(option: str, value: object, choices: t.Sequence[str] | None) -> list[str]:
-    """The entries of a list, or of what stands for one, without white space at their ends."""
-    if isinstance(value, str):
-        listed = _literal(value)
-        if listed is None:
-            return _split(option, value, choices)
-        value = listed
-    if not isinstance(value, (list, tuple)):
-        value = [value]
-    found: list[str] = []
-    for entry in value:
-        if isinstance(entry, bool) or not isinstance(entry, (str, int, float, type(None))):
-            raise _refused(option, f"an entry is {_type_name(entry)} and not a text", choices)
-        text = "" if entry is None else str(entry).strip()
-        if not text:
-            raise _refused(option, "an entry is empty", choices)
-        found += _split(option, text, choices) if _LINES.search(text) else [text]
-    return found
-
-
-def _split(option: str, text: str, choices: t.Sequence[str] | None) -> list[str]:
-    """The entries of a text: by lines and commas. One comma too many at either end of a line is no entry."""
-    found = []
-    for line in _LINES.split(text):
-        entries = [entry.strip() for entry in line.split(",")]
-        for end in (0, -1):
-            if entries and not entries[end]:
-                del entries[end]
-        if not all(entries):
-            raise _refused(option, "an entry is empty", choices)
-        found += entries
-    return found
-
-
-def _literal(text: str) -> list[str] | None:
-    """The list that a text is written as, in JSON or Python (``["a", "b"]``); None for any other text, such as a glob."""
-    if not re.match(r"\s*\[\s*[\"']", text):
-        return None
-    try:
-        found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return None
-    return found if isinstance(found, list) and all(isinstance(entry, str) for entry in found) else None
-
-
-def _type_name(value: object) -> str:
-    if isinstance(value, bool):
-        return f"{value} (yes, no, on and off want quotes)"
-    return "a mapping" if isinstance(value, t.Mapping) else "a list" if isinstance(value, (list, tuple)) else type(value).__name__
-
-
-def _refused(option: str, problem: str, choices: t.Sequence[str] | None) -> FleetcleanError:
-    kind = _KINDS.get(option) or _BY_VARIABLE.get(option)
-    takes = kind.takes if kind else ", ".join(choices or ()) or "texts"
-    return FleetcleanError(f"{option}: {problem}. Use {takes}; commas or lines stand between entries.", "bad_input")
 
 
 # -- what can match -------------------------------------------------------------------------------
@@ -220,6 +136,12 @@ _KINDS = {
 #: The same by the names of the role's variables.
 _BY_VARIABLE = {f"cleanup_{name.replace('.', '_')}": kind for name, kind in _KINDS.items() if name != "containers"}
 _BY_VARIABLE["cleanup_logs_containers"] = _CONTAINERS
+
+
+def what_it_takes(option: str) -> str | None:
+    """What entries of an option, or of the role's variable, have to be, for people; None if it is not one of patterns."""
+    kind = _KINDS.get(option) or _BY_VARIABLE.get(option)
+    return kind.takes if kind else None
 
 
 def _can_match(pattern: str, grammar: _Grammar) -> bool:

@@ -17,9 +17,8 @@ from __future__ import annotations
 import os
 import re
 import typing as t
-from dataclasses import dataclass, replace
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import measure, trust
+from ansible_collections.fleetclean.docker.plugins.module_utils import trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.record_files import read_line
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, is_name, open_files
@@ -45,8 +44,7 @@ class Objects(t.Protocol):
         """The engine's list of images."""
 
 
-@dataclass(frozen=True)
-class Disk:
+class Disk(t.NamedTuple):
     """A filesystem that holds what the engine owns. ``device`` tells it from others, wherever it is mounted.
 
     ``places``: the folders from which on it is the engine's, ``holds``: what of the engine's lies there, by the names that reports have for it.
@@ -67,6 +65,8 @@ class Disk:
 
 def find(storage: Storage) -> dict[str, str]:
     """The engine's places, the data root first, and the device of each: what is below one, and below no other, is on that filesystem."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import measure
+
     roots = storage.roots
     found = {root: measure.device(root) for root in roots}
     structure = storage.structure()
@@ -81,6 +81,8 @@ def find(storage: Storage) -> dict[str, str]:
 
 def beyond(storage: Storage) -> list[str]:
     """Folders of the engine's that lie in none of its places: behind links that were not followed, or on what another machine has."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import measure
+
     found = [link for root in storage.roots for link in _links(root) if link not in storage.moved]
     base = storage.containerd
     found += [base] if base and os.path.realpath(base) != base else []
@@ -89,6 +91,8 @@ def beyond(storage: Storage) -> list[str]:
 
 
 def _lies_in(path: str, place: str) -> bool:
+    from ansible_collections.fleetclean.docker.plugins.module_utils import measure
+
     inner, outer = measure.within(path), measure.within(place)
     return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
 
@@ -156,7 +160,7 @@ def locate(storage: Storage, engine: Objects, user: int | None = None) -> tuple[
     :param user: who runs the engine, None if that is not known. An engine without root has nothing in folders of root's: a link of its
         user's to them leads to another engine's, whose containers he may name as his.
     """
-    found = replace(storage, root=os.path.realpath(storage.root))
+    found = storage._replace(root=os.path.realpath(storage.root))
     refused: list[str] = []
     found = _Witness(found, engine, user).follow(_links(found.root), refused)
     base = found.containerd
@@ -171,7 +175,7 @@ def locate(storage: Storage, engine: Objects, user: int | None = None) -> tuple[
     elif not base.startswith(tuple(f"{root}/" for root in found.roots)):
         base = os.path.realpath(base)
     if os.path.realpath(base) == base:
-        found = replace(found, containerd_root=base)
+        found = found._replace(containerd_root=base)
         found = _Witness(found, engine, user).follow(_links(base), refused)
     return found, refused
 
@@ -195,7 +199,7 @@ class _Witness:
             if target and not why:
                 why = self._doubt(link, target, known.get(link))
             if target and not why:
-                self._storage = replace(self._storage, moved={**self._storage.moved, link: target})
+                self._storage = self._storage._replace(moved={**self._storage.moved, link: target})
             else:
                 refused.append(f"{link} leads elsewhere by a link; what is there is not counted: {why}")
         return self._storage

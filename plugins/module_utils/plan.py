@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import typing as t
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
-
-from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 
 #: Why a step was not done, or is not in the plan any more.
 NOT_REACHED = "enough is free without it"
@@ -18,8 +15,7 @@ _FREES_ELSEWHERE = "frees nothing on a filesystem that has less than its target"
 PARENT_STAYS = "parent of an image that stays"
 
 
-@dataclass(frozen=True)
-class ContainerWish:
+class ContainerWish(t.NamedTuple):
     states: tuple[str, ...] = ("created", "exited", "dead")
     older_than: int | None = None
     keep: tuple[str, ...] = ()
@@ -27,8 +23,7 @@ class ContainerWish:
     compose: bool = False
 
 
-@dataclass(frozen=True)
-class ImageWish:
+class ImageWish(t.NamedTuple):
     scope: str = "dangling"
     older_than: int | None = None
     dangling_older_than: int | None = None
@@ -37,29 +32,25 @@ class ImageWish:
     keep_local: bool = False
 
 
-@dataclass(frozen=True)
-class VolumeWish:
+class VolumeWish(t.NamedTuple):
     scope: str = "anonymous"
     older_than: int | None = None
     keep: tuple[str, ...] = ()
     drivers: tuple[str, ...] = ("local",)
 
 
-@dataclass(frozen=True)
-class NetworkWish:
+class NetworkWish(t.NamedTuple):
     older_than: int | None = None
     keep: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CacheWish:
+class CacheWish(t.NamedTuple):
     scope: str = "unused"
     older_than: int | None = None
     keep_storage: int | None = None
 
 
-@dataclass(frozen=True)
-class Wishes:
+class Wishes(t.NamedTuple):
     """What a user asked for; a section that is None is not touched. Ages in seconds, sizes in bytes."""
 
     containers: ContainerWish | None = None
@@ -73,9 +64,7 @@ class Wishes:
     cheapest_first: bool = False
 
 
-@slotted
-@dataclass(frozen=True)
-class Kept:
+class Kept(t.NamedTuple):
     kind: str
     id: str
     name: str
@@ -95,9 +84,7 @@ class Freed(t.NamedTuple):
     counts: bool = True
 
 
-@slotted
-@dataclass(frozen=True)
-class Step:
+class Step(t.NamedTuple):
     """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.
 
     ``expects`` is what has to be still so right before the act: a container's state; the tags beside which an image has
@@ -139,8 +126,7 @@ class Step:
         return Kept(self.kind, self.id, self.name, self.bytes, reason)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(t.NamedTuple):
     steps: tuple[Step, ...] = ()
     kept: tuple[Kept, ...] = ()
 
@@ -249,5 +235,5 @@ class _Selection:
         if step.frees is not None:
             # What goes for another's sake helps where that does.
             known = {freed.device for freed in step.frees if freed.counts}
-            step = replace(step, frees=step.frees + tuple(Freed(device, 0, 0) for device in helped if device not in known))
+            step = step._replace(frees=step.frees + tuple(Freed(device, 0, 0) for device in helped if device not in known))
         self.taken.append(step)

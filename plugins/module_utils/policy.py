@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 import typing as t
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import (
@@ -182,7 +182,7 @@ def decide(
     if wishes.build_cache:
         going = {step.id for group in ("dangling", "image") for step in draft.steps[group] if step.kind == "image"}
         alone = {record for record, images in (sharers or {}).items() if images and going.issuperset(images)}
-        records = [replace(record, shared=record.shared and record.id not in alone) for record in snapshot.build_cache]
+        records = [record._replace(shared=record.shared and record.id not in alone) for record in snapshot.build_cache]
         _decide_cache(draft, records, wishes.build_cache)
         if wishes.cheapest_first:
             _hold_back(draft, {record.id for record in snapshot.build_cache if record.shared}, snapshot.build_cache)
@@ -321,7 +321,7 @@ def is_unchanged(container: Container, expected: tuple[str, ...]) -> bool:
     its list and its records go on calling the container created or exited.
     """
     if container.state == "dead" and expected[0] in ("created", "exited"):
-        container = replace(container, state=expected[0])
+        container = container._replace(state=expected[0])
     return condition(container) == expected
 
 
@@ -442,7 +442,7 @@ def _decide_images(
                 Step("image", image.id, name, image.bytes, why, force=forced, expects=image.tags[-1:], users=under)
             )
         if mine:
-            steps = [replace(step, waits=True, children=tuple(mine)) for step in steps]
+            steps = [step._replace(waits=True, children=tuple(mine)) for step in steps]
         # An untagged parent of a tagged image goes after it, so among the tagged ones.
         if not image.dangling or any(child in with_tagged for child in mine):
             with_tagged.add(image.id)
@@ -630,7 +630,7 @@ def _with_image_bytes(steps: tuple[Step, ...], snapshot: Snapshot) -> tuple[Step
         if step.kind == "image" and layers.get(step.id):
             holders.subtract(layers[step.id])
             freed = sum(snapshot.layer_bytes.get(layer, 0) for layer in layers[step.id] if not holders[layer])
-            step = replace(step, bytes=freed)
+            step = step._replace(bytes=freed)
         sized.append(step)
     return tuple(sized)
 
@@ -690,9 +690,9 @@ def _decide_volumes(
         expects = (repr(volume.created),) if volume.created and volume.name not in written else ()
         step = Step("volume", volume.name, volume.name, volume.bytes, "", expects=expects)
         if volume.anonymous and volume.name in of_going:
-            along[volume.name] = replace(step, reason=f"anonymous, of container {of_going[volume.name]}")
+            along[volume.name] = step._replace(reason=f"anonymous, of container {of_going[volume.name]}")
         else:
-            draft.steps["volume"].append(replace(step, reason=_why_volume_goes(draft, volume, last_use(volume))))
+            draft.steps["volume"].append(step._replace(reason=_why_volume_goes(draft, volume, last_use(volume))))
     if along:
         _go_along(draft, has, along)
 
@@ -727,7 +727,7 @@ def _go_along(draft: _Draft, volumes: t.Mapping[str, tuple[str, ...]], along: di
     users = Counter(name for step in draft.steps["container"] for name in set(volumes.get(step.id, ())))
     steps: list[Step] = []
     for step in reversed(draft.steps["container"]):
-        mine = [replace(along.pop(name), of=step.id, waits=users[name] > 1) for name in dict.fromkeys(volumes.get(step.id, ())) if name in along]
+        mine = [along.pop(name)._replace(of=step.id, waits=users[name] > 1) for name in dict.fromkeys(volumes.get(step.id, ())) if name in along]
         steps += [*reversed(mine), step]
     draft.steps["container"] = list(reversed(steps))
 
@@ -745,7 +745,7 @@ def _why_volume_stays(
     if volume.driver.partition("/")[0] == "local" and _NO_VOLUME.fullmatch(volume.name):
         return "no volume of the engine's, but a folder that a filesystem or its tools made there"
     reason = draft.protected(volume.labels)
-    drivers = wish.drivers if wish else VolumeWish.drivers
+    drivers = wish.drivers if wish else VolumeWish().drivers
     if not reason and not any(glob_fits(pattern, volume.driver or "local") for pattern in drivers):
         # Its data is elsewhere, so nothing comes free here, and others may have it.
         return f"of volume driver {volume.driver}"

@@ -26,7 +26,6 @@ import stat
 import sys
 import typing as t
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -55,8 +54,7 @@ class Stat(t.NamedTuple):
     started: int
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(t.NamedTuple):
     """A process: a number may be another one's a moment later, so its start and its program (device, inode) belong to it."""
 
     pid: int
@@ -68,8 +66,7 @@ class Process:
         return look(self.pid) == self
 
 
-@dataclass(frozen=True)
-class Engine:
+class Engine(t.NamedTuple):
     """The processes that are proven to be an engine's, and the user that it runs as; without any, ``why`` says what is missing."""
 
     processes: tuple[Process, ...] = ()

@@ -22,7 +22,7 @@ import threading
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
@@ -73,8 +73,7 @@ _TAGGED = "it has got another tag"
 _LOST = "the engine went away before this was done"
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(t.NamedTuple):
     """How one step came out; ``words`` say why it was kept or failed, empty otherwise.
 
     ``later``: it may come out better once other steps are done (space is free, an image is gone).
@@ -108,7 +107,7 @@ class Outcome:
         if result.outcome == _DONE:
             self.removed.append(step)
         elif result.outcome == _GONE:
-            self.gone.append(replace(step, bytes=0, reason=f"{step.reason}; was gone already"))
+            self.gone.append(step._replace(bytes=0, reason=f"{step.reason}; was gone already"))
         elif result.outcome == _KEPT:
             self.kept.append(step.kept(result.words))
         else:
@@ -265,7 +264,7 @@ class _Actor:
             before = results[-1] if results else None
             if before and before.later and before.step.id == step.id:
                 # Of one object: what stopped its first name stops all of it, until that is tried again.
-                results.append(replace(before, step=step))
+                results.append(before._replace(step=step))
             else:
                 results += self._through(functools.partial(self._one, step), [step])
         return results
@@ -279,7 +278,7 @@ class _Actor:
                 results = act()
                 if attempt or first:
                     # Without an answer nobody knows; but what is gone after we asked for it went by our call.
-                    results = [replace(result, outcome=_DONE) if result.outcome == _GONE else result for result in results]
+                    results = [result._replace(outcome=_DONE) if result.outcome == _GONE else result for result in results]
                 return results
             except FleetcleanError as error:
                 last = str(error)

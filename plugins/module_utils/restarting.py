@@ -23,7 +23,6 @@ import struct
 import subprocess
 import time
 import typing as t
-from dataclasses import dataclass
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import processes, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
@@ -41,8 +40,7 @@ _UNIT = re.compile(rf"^[^:\n]*:[^:\n]*:{_ABOVE}(?:/user@([0-9]+)\.service{_ABOVE
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True)
-class _Process:
+class _Process(t.NamedTuple):
     """An engine's process, and all that is needed to start it as it was."""
 
     pid: int
@@ -60,7 +58,7 @@ def restart_engine(engine: Engine, found: processes.Engine) -> None:
     :raises FleetcleanError: its process is not known from here, or it does not come back.
     """
     process = _process(engine, found)
-    command = _service_command(process)
+    command = service_command(process)
     if command:
         done = subprocess.run(
             command, env={"PATH": _SYSTEM_PATH, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"},
@@ -73,6 +71,17 @@ def restart_engine(engine: Engine, found: processes.Engine) -> None:
         _end_and_start(engine, process, found.user_id)
     if not engine.wait(_ANSWER):
         raise FleetcleanError(f"restart: engine: the engine was restarted and does not answer after {_ANSWER:.0f} s; look at its log.", "engine_down")
+
+
+def check(engine: Engine, found: processes.Engine) -> processes.Process:
+    """Return the engine's process, if it can be restarted from here; nothing is done.
+
+    :raises FleetcleanError: as ``restart_engine`` does.
+    """
+    process = _process(engine, found)
+    if not service_command(process):
+        _refuse_strangers(process, found.user_id)
+    return process
 
 
 def _process(engine: Engine, found: processes.Engine) -> processes.Process:
@@ -101,7 +110,7 @@ def _listener(path: str) -> int:
         return int(struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
-def _service_command(process: processes.Process) -> list[str]:
+def service_command(process: processes.Process) -> list[str]:
     """How systemd is told to restart a process, where it runs it; else nothing."""
     unit, user = _unit(process.pid)
     if not unit:

@@ -12,7 +12,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import history, options, patterns, places, tmp_leftovers
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists, options, places, state_folder, tmp_leftovers
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -88,7 +88,7 @@ class _Module(AnsibleModule):
     def _load_params(self) -> None:
         super()._load_params()
         try:
-            self.params = patterns.split_lists(self.params, self.argument_spec)
+            self.params = lists.split_lists(self.params, self.argument_spec)
         except FleetcleanError as error:
             # To be told once the module can tell anything, and before Ansible says less of the same.
             self.list_error = error
@@ -125,9 +125,12 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
             raise module.list_error
         if not module.check_mode:
             tmp_leftovers.sweep()
-        damaged = history.damage(module.params["state_dir"] or "")
-        if damaged:
-            module.warn(printable(damaged))
+        if state_folder.has_file(module.params["state_dir"] or ""):
+            from ansible_collections.fleetclean.docker.plugins.module_utils import state_file
+
+            damaged = state_file.damage(module.params["state_dir"])
+            if damaged:
+                module.warn(printable(damaged))
         try:
             work(module, result)
         finally:
@@ -157,7 +160,7 @@ def open_site(params: dict[str, t.Any]) -> Site:
     state_dir = params["state_dir"] or "/"
     if not os.path.isabs(state_dir):
         raise FleetcleanError(f'state_dir: "{state_dir}" is not an absolute path; use one such as /var/lib/fleetclean, or "".', "bad_input")
-    history.check(state_dir)
+    state_folder.check(state_dir)
     engine = engines.connect(params)
     where = from_info(engine.info)
     containers: list[str] = []

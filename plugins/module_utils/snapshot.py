@@ -15,8 +15,8 @@ import re
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import fields, image_records
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
@@ -26,7 +26,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.engine import (
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage, from_info
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
 
@@ -47,9 +46,7 @@ _Read = t.TypeVar("_Read")
 _RANDOM_NAME = re.compile(r"[0-9a-f]{64}")
 
 
-@slotted
-@dataclass(frozen=True)
-class Container:
+class Container(t.NamedTuple):
     """``since`` is when it came into its state: its stop, or for one that never ran its creation.
 
     One that did run and whose stop is not known has none: its creation may be long before.
@@ -69,7 +66,7 @@ class Container:
     started: float | None
     finished: float | None
     state: str
-    labels: dict[str, str] = field(hash=False)
+    labels: dict[str, str]
     volumes: tuple[str, ...]
     networks: tuple[str, ...]
     bytes: int | None
@@ -98,9 +95,7 @@ class Container:
         return max((moment for moment in (self.created, self.started, self.finished) if moment), default=None)
 
 
-@slotted
-@dataclass(frozen=True)
-class Image:
+class Image(t.NamedTuple):
     """``arrived`` is when it came to this host, ``tagged`` when it was last given a tag, where that is known.
 
     ``origin_known``: no digests means that it was never pushed or pulled. containerd's store gives every
@@ -116,7 +111,7 @@ class Image:
     arrived: float | None
     tagged: float | None
     bytes: int | None
-    labels: dict[str, str] = field(hash=False)
+    labels: dict[str, str]
     layers: tuple[str, ...] = ()
     origin_known: bool = True
 
@@ -133,8 +128,7 @@ class Image:
         return not self.tags and (self.origin_known or not self.digests)
 
 
-@dataclass(frozen=True)
-class Volume:
+class Volume(t.NamedTuple):
     """``driver`` is ``local/<type>`` for a volume of the local driver that mounts something from elsewhere.
 
     ``changed`` is the last change of its data's own folder, where that is at hand. ``created`` is the engine's CreatedAt: before 26 the
@@ -146,7 +140,7 @@ class Volume:
     name: str
     driver: str
     created: float | None
-    labels: dict[str, str] = field(hash=False)
+    labels: dict[str, str]
     anonymous: bool
     cluster: bool
     bytes: int | None
@@ -156,8 +150,7 @@ class Volume:
     shows: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Hold:
+class Hold(t.NamedTuple):
     """A mount, or whatever else on the host, that keeps an object: the engine would delete what is mounted in its folder, or take away
     what others see of it.
 
@@ -170,18 +163,16 @@ class Hold:
     via: str = ""
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(t.NamedTuple):
     id: str
     name: str
     created: float | None
-    labels: dict[str, str] = field(hash=False)
+    labels: dict[str, str]
     predefined: bool
     swarm: bool
 
 
-@dataclass(frozen=True)
-class CacheRecord:
+class CacheRecord(t.NamedTuple):
     """One record of the build cache. Its description may hold a build's secrets, so it is not taken along."""
 
     id: str
@@ -194,8 +185,7 @@ class CacheRecord:
     last_used: float | None
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(t.NamedTuple):
     """``now`` is the engine's clock. ``layer_bytes`` are the layer store's figures by chain id (before API 1.22: by image id).
 
     ``shared_bytes`` (by image, with others) and ``layers_bytes`` (of all images) are the engine's, where the layer
@@ -220,23 +210,22 @@ class Snapshot:
     volumes: tuple[Volume, ...] = ()
     networks: tuple[Network, ...] = ()
     build_cache: tuple[CacheRecord, ...] = ()
-    layer_bytes: dict[str, int] = field(default_factory=dict, hash=False)
-    shared_bytes: dict[str, int] = field(default_factory=dict, hash=False)
+    layer_bytes: t.Mapping[str, int] = MappingProxyType({})
+    shared_bytes: t.Mapping[str, int] = MappingProxyType({})
     layers_bytes: int | None = None
-    seen: dict[str, float] = field(default_factory=dict, hash=False)
-    came: dict[str, float] = field(default_factory=dict, hash=False)
+    seen: t.Mapping[str, float] = MappingProxyType({})
+    came: t.Mapping[str, float] = MappingProxyType({})
     events_since: float | None = None
     events_lost: bool = False
     service_images: frozenset[str] = frozenset()
     service_volumes: frozenset[str] = frozenset()
     service_binds: frozenset[str] = frozenset()
     holds: tuple[Hold, ...] = ()
-    unreadable: dict[str, str] = field(default_factory=dict, hash=False)
+    unreadable: t.Mapping[str, str] = MappingProxyType({})
     volumes_linked: bool = False
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(t.NamedTuple):
     """What to ask the engine for. Containers are always asked for: they hold everything else.
 
     ``ages`` needs a call for each stopped container and each image that has no record at hand, ``container_ages`` one for each
@@ -274,22 +263,24 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
         arrival of images and the sizes of their layers are read there.
     """
     unreadable: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel) + 1) as pool:
-        # The engine walks its disk for it. Meanwhile all else is asked, but the containers: who uses what comes last.
+    with ThreadPoolExecutor(max_workers=max(1, wanted.parallel) + 2) as pool:
+        # The engine takes its time for its events, until the moment that was given as their end, and walks its disk for sizes. Meanwhile all else is
+        # asked, but the containers: who uses what comes last. What was used and gone between events and containers is seen right before a removal.
+        with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
+        telling = pool.submit(past_uses, engine) if with_events else None
         walking = pool.submit(_usage, engine, wanted, storage, unreadable)
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
         layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
         networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
-        with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
-        past = past_uses(engine) if with_events else PastUses({}, {})
-        if wanted.networks and not past.lost:
-            # It forgets them all when it ends, so none is older than its start.
-            first = [moment for moment in (past.since, _started(engine.info, networks)) if moment is not None]
-            past = past._replace(since=min(first, default=None), lost=True)
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
         containers = _containers(engine, wanted, pool, usage, storage, unreadable, (image.id for image in images))
+        past = telling.result() if telling else PastUses({}, {})
+    if wanted.networks and not past.lost:
+        # It forgets them all when it ends, so none is older than its start.
+        first = [moment for moment in (past.since, _started(engine.info, networks)) if moment is not None]
+        past = past._replace(since=min(first, default=None), lost=True)
     if not engine.speaks("1.22") and wanted.sizes and not any(image.layers for image in images):
         images, layer_bytes = _before_layers(images)
     return Snapshot(
@@ -460,9 +451,8 @@ def _with_details(found: Container, details: dict[str, t.Any]) -> Container:
     moments: dict[str, t.Any] = inner if isinstance(inner, dict) else {}
     if not (found.volumes or found.mounted_images or found.binds):
         volumes, mounted_images, binds = _mounts(details.get("Mounts"))
-        found = replace(found, volumes=volumes, mounted_images=mounted_images, binds=binds)
-    return replace(
-        found,
+        found = found._replace(volumes=volumes, mounted_images=mounted_images, binds=binds)
+    return found._replace(
         image_id=found.image_id or str(details.get("Image") or ""),
         created=parse_time(details.get("Created")) or found.created,
         started=parse_time(moments.get("StartedAt")),
@@ -579,13 +569,13 @@ def _containers(
     def with_given_name(found: Container, details: dict[str, t.Any]) -> Container:
         # Once the tag has moved on the list has the image's id there. On containerd's store a container keeps its name's image (moby 53706).
         given = str((details.get("Config") or {}).get("Image") or "")
-        return replace(found, image_name=given) if by_name and given else found
+        return found._replace(image_name=given) if by_name and given else found
 
     same: dict[t.Any, t.Any] = {ident: ident for ident in image_ids}
 
     def sharing(found: Container) -> Container:
         """The same, with one object for what thousands have: a few networks and volumes, and their image's id."""
-        return replace(found, **{name: same.setdefault(value, value) for name in _IN_COMMON for value in (getattr(found, name),)})
+        return found._replace(**{name: same.setdefault(value, value) for name in _IN_COMMON for value in (getattr(found, name),)})
 
     def first(summary: dict[str, t.Any]) -> Container:
         return sharing(container_from({**sizes.get(str(summary["Id"]), {}), **summary, "Labels": _labels(summary.get("Labels"), wanted)}))
@@ -596,7 +586,7 @@ def _containers(
         if record and not live and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
             # On a full disk the engine cannot write down that a container ended; then its record is of no use.
             found = _with_details(listed, record)
-            found = replace(found, restarts="") if found.restarts == "unless-stopped" and record["StoppedByHand"] else found
+            found = found._replace(restarts="") if found.restarts == "unless-stopped" and record["StoppedByHand"] else found
             return with_given_name(found, record)
         try:
             details = record if record and live else engine.container(listed.id)
@@ -657,7 +647,7 @@ def _images(
                 details = engine.image(ident)
             except EngineError:
                 # Gone, or broken. Without what was asked for it must not look older than it is.
-                return replace(listed, created=None)
+                return listed._replace(created=None)
         elif wanted.ages and storage:
             details = {"Metadata": {"LastTagTime": storage.image_tagged(ident)}}
         if digests is not None:
@@ -692,7 +682,7 @@ def _before_layers(images: tuple[Image, ...]) -> tuple[tuple[Image, ...], dict[s
         below = by_id[image.parent].bytes if image.parent in by_id else 0
         if image.bytes is not None and below is not None:
             sizes[image.id] = max(0, image.bytes - below)
-        found.append(replace(image, layers=tuple(reversed(chain))))
+        found.append(image._replace(layers=tuple(reversed(chain))))
     return tuple(found), sizes
 
 
@@ -719,8 +709,7 @@ def image_from(
 
 def _with_image_details(found: Image, details: dict[str, t.Any], arrived: float | None) -> Image:
     """Add what the inspection of an image says to what the list said."""
-    return replace(
-        found,
+    return found._replace(
         parent=found.parent or str(details.get("Parent") or ""),
         arrived=arrived,
         tagged=parse_time((details.get("Metadata") or {}).get("LastTagTime")),

@@ -15,24 +15,21 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import stat
 import struct
-import subprocess
 import typing as t
-from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import processes, record_files, safe_open, trust
+from ansible_collections.fleetclean.docker.plugins.module_utils import record_files, safe_open
 
 #: How the folders of layers have something in common on the disk: by hard links, as snapshots of a filesystem,
 #: or as copies, which share their blocks where the filesystem can (reflinks).
 LINKS, SNAPSHOTS, COPIES = "links", "snapshots", "copies"
 
 
-@dataclass(frozen=True)
-class _Driver:
+class _Driver(t.NamedTuple):
     """Where a driver keeps layers, relative to its root.
 
     ``layers`` hold one entry for each layer, by the layer's id, the first of them its files; ``own`` are entries
@@ -124,8 +121,7 @@ def is_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(t.NamedTuple):
     """An engine's storage as ``GET /info`` describes it.
 
     ``image_store`` is ``graphdriver`` or ``containerd``; ``driver_status`` what the driver says of
@@ -141,7 +137,7 @@ class Storage:
     driver_status: dict[str, str]
     namespace: str = "moby"
     containerd_address: str = ""
-    moved: t.Mapping[str, str] = field(default_factory=dict)
+    moved: t.Mapping[str, str] = MappingProxyType({})
     containerd_root: str = ""
 
     def at(self, part: str) -> str:
@@ -459,8 +455,7 @@ def _ends(config: dict[str, t.Any]) -> dict[str, t.Any]:
     return {name: end for name, end in ends.items() if isinstance(end, dict)}
 
 
-@dataclass(frozen=True)
-class Proof:
+class Proof(t.NamedTuple):
     """Whether the data root here is the engine's. ``words`` says by what, or why not."""
 
     proven: bool
@@ -501,6 +496,8 @@ def _containerd_at(address: str, users: frozenset[int]) -> str | None:
     mount namespace of his own, and a container's root is root. The socket is one that only these users could have put there, and the kernel says
     which process listens there (unix(7), SO_PEERCRED).
     """
+    from ansible_collections.fleetclean.docker.plugins.module_utils import trust
+
     path = address[len("unix://"):] if address.startswith("unix://") else address
     if not os.path.isabs(path):
         return None
@@ -548,10 +545,14 @@ def open_files(wanted: t.Callable[[str], bool], users: t.Collection[int]) -> t.I
     A path in /proc is that of the process's own mount namespace, in which anybody may have a folder of any name: so what it leads to here has to be
     the very file. Of a deleted one that can only be said of its filesystem.
     """
+    from ansible_collections.fleetclean.docker.plugins.module_utils import processes
+
     return (_opened_by(str(pid), users, wanted) for pid in (os.getpid(), *processes.pids()))
 
 
 def _opened_by(pid: str, users: t.Collection[int], wanted: t.Callable[[str], bool]) -> list[str]:
+    from ansible_collections.fleetclean.docker.plugins.module_utils import processes
+
     found: list[str] = []
     try:
         # This stays with the process: should it end and its number be another's, nothing is found through it any more.
@@ -594,6 +595,8 @@ def _is_here(path: str, found: os.stat_result) -> bool:
 
 def _users_of(process: int) -> set[int]:
     """The users of a process, by a descriptor of its folder (which may belong to root, whoever it is: proc(5), PR_SET_DUMPABLE); -1 if that is not told."""
+    from ansible_collections.fleetclean.docker.plugins.module_utils import processes
+
     return set(processes.parse_user_ids(processes.read_text("status", process))) or {-1}
 
 
@@ -683,15 +686,14 @@ def _key_id(path: str) -> str | None:
 # -- outside plain folders -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(t.NamedTuple):
     """Layers that no folder shows: ZFS datasets, thin pools on block devices.
 
     ``layers``: bytes by the id that the driver knows a layer by; one entry for all if only the sum is known.
     ``with_root``: the sum has the data root's own files in it.
     """
 
-    layers: dict[str, int] = field(default_factory=dict)
+    layers: t.Mapping[str, int] = MappingProxyType({})
     by_layer: bool = False
     with_root: bool = False
 
@@ -720,6 +722,9 @@ def has_layers_elsewhere(storage: Storage) -> bool:
 
 def _datasets(parent: str) -> dict[str, int] | None:
     """Bytes that each dataset below ``parent`` has of its own, with its snapshots; None if nobody can be asked."""
+    import shutil
+    import subprocess
+
     tool = shutil.which("zfs", path=_TOOL_PLACES)
     if not tool or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/ -]*", parent):
         return None

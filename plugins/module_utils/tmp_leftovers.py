@@ -15,14 +15,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
 import stat
 import sys
 import time
 import typing as t
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import trust
-from ansible_collections.fleetclean.docker.plugins.module_utils.storage import open_files
 
 _MODULES = r"docker_(?:clean|disk_report|log_truncate)"
 #: What Ansible's wrapper makes (``_ansiballz/_wrapper.py``), and what it copies a module into without pipelining (``ShellBase._generate_temp_dir_name``).
@@ -49,8 +47,14 @@ def sweep() -> None:
         folder = trust.resolve(os.path.dirname(own), {0, os.geteuid()})
         with os.scandir(folder) as entries:
             found = [entry.path for entry in itertools.islice(entries, _MOST_NAMES) if entry.path != own and _is_left(entry)]
+        if not found:
+            return
+        import shutil
+
+        from ansible_collections.fleetclean.docker.plugins.module_utils.storage import open_files
+
         below = tuple(f"{path}/" for path in found)
-        opened = {path for paths in open_files(lambda name: f"{name}/".startswith(below), {os.geteuid()}) for path in paths} if found else set()
+        opened = {path for paths in open_files(lambda name: f"{name}/".startswith(below), {os.geteuid()}) for path in paths}
         for path in found:
             if not any(f"{name}/".startswith(f"{path}/") for name in opened):
                 shutil.rmtree(path, ignore_errors=True)

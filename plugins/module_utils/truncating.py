@@ -14,8 +14,7 @@ import os
 import re
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 
 from ansible.module_utils.basic import AnsibleModule
@@ -34,6 +33,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     restarting,
     session,
     snapshot,
+    stale_readers,
     words,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
@@ -54,40 +54,35 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
     """Fill ``result`` with the logs that were cut, or in check mode would be."""
     wish = options.read_truncate(module.params)
     site = session.open_site(module.params)
-    result.update(logs=[], reclaimed_bytes=0, restarted=[])
+    result.update(logs=[], reclaimed_bytes=0, restarted=[], live_restore_file="")
     if not site.own_storage:
         raise FleetcleanError(
             f"{site.proof.words}; nothing was touched. Run this on that host, without docker_host.", "foreign_root"
         )
-    if wish.restart == "engine" and not site.engine.info.get("LiveRestoreEnabled"):
+    if wish.restart == "engine" and wish.live_restore != "enable" and not site.engine.info.get("LiveRestoreEnabled"):
         raise FleetcleanError(
             "restart: engine: this engine would stop its containers, since live-restore is off; nothing was touched. Use restart: containers "
-            'or never, or set "live-restore": true in its daemon.json.', "bad_input",
+            'or never, add live_restore: enable, or set "live-restore": true in its daemon.json.', "bad_input",
         )
     looked = snapshot.take(site.engine, snapshot.Wanted(images=True, networks=True), None)
     for line in site.refused:
         module.warn(words.printable(line))
     work = _Work(module, wish, site, site.own_storage, looked.containers)
+    work.prepare()
     try:
         work.cut()
         work.restart()
     finally:
-        result["logs"] = [{key: value for key, value in vars(cut).items() if key not in ("failed", "disk_full")} for cut in work.cuts]
+        result["logs"] = [{key: value for key, value in cut._asdict().items() if key not in ("failed", "disk_full")} for cut in work.told()]
         result["reclaimed_bytes"] = sum(cut.reclaimed_bytes for cut in work.cuts)
         result["restarted"] = work.restarted
-        result["changed"] = bool(work.restarted) or any(cut.changed for cut in work.cuts)
+        result["live_restore_file"] = work.live_restore_file
+        result["changed"] = bool(work.restarted or work.live_restore_file) or any(cut.changed for cut in work.cuts)
     if not module.check_mode:
         history.note(module.params["state_dir"] or "", site.engine_id, looked, volumes=False, networks=True)
     if module._diff:
-        lines = [_line(cut, wish) for cut in sorted(work.cuts, key=lambda cut: -cut.reclaimed_bytes)]
+        lines = [_line(cut, wish) for cut in sorted(work.told(), key=lambda cut: -cut.reclaimed_bytes)]
         result["diff"] = {"prepared": "".join(f"{line}\n" for line in lines)}
-    stale = sorted({cut.name for cut in work.cuts if cut.readers == "stale"})
-    if stale:
-        more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
-        module.warn(
-            f"docker logs --tail and -f {'would ' if module.check_mode else ''}stay silent or hang for {words.printable(', '.join(stale[:5]))}{more} "
-            "until they are started again (restart: engine, with live-restore, or restart: containers)"
-        )
     failed = [cut for cut in work.cuts if cut.failed]
     if failed:
         result["failure"] = "disk_full" if all(cut.disk_full for cut in failed) else "disk"
@@ -98,13 +93,14 @@ def truncate(module: AnsibleModule, result: dict[str, t.Any]) -> None:
 
 
 class _Work:
-    """One run: ``cuts`` are what was done so far, ``restarted`` what was started again."""
+    """One run: ``cuts`` are what was done so far, ``restarted`` what was started again, ``live_restore_file`` where live-restore was turned on."""
 
     def __init__(
         self, module: AnsibleModule, wish: options.LogWish, site: session.Site, storage: Storage, containers: t.Sequence[snapshot.Container]
     ) -> None:
         self.cuts: list[Cut] = []
         self.restarted: list[str] = []
+        self.live_restore_file = self._live_restore_path = ""
         self._params = module.params
         self._dry = bool(module.check_mode)
         self._wish = wish
@@ -115,6 +111,10 @@ class _Work:
         self._known = {container.id for container in containers}
         self._chosen = [container for container in containers if _wanted(container, wish)]
         self._configs: dict[str, tuple[str, dict[str, str]]] = {}
+        info = site.engine.info
+        self._has_live_restore = bool(info.get("LiveRestoreEnabled"))
+        in_swarm = str((info.get("Swarm") or {}).get("LocalNodeState") or "inactive") != "inactive"
+        self._readers = stale_readers.StaleReaders(wish.stale_readers, self._has_live_restore, in_swarm)
 
     @property
     def _major(self) -> int:
@@ -123,8 +123,41 @@ class _Work:
     def _connect(self) -> engine.Engine:
         return engine.connect(self._params)
 
+    def prepare(self) -> None:
+        """See whether what was asked for can be restarted, so that no reader stays stale.
+
+        :raises FleetcleanError: live-restore is to be turned on, and cannot be.
+        """
+        self._readers.is_cured = self._wish.restart != "never"
+        if self._wish.restart != "engine":
+            return
+        if not self._has_live_restore:
+            self._enable_live_restore(only_look=True)
+            return
+        try:
+            restarting.check(self._engine, self._holders.engine)
+        except FleetcleanError as error:
+            self._readers.is_cured, self._readers.no_cure = False, str(error)
+
+    def _enable_live_restore(self, only_look: bool) -> None:
+        # Rarely needed, and then alone.
+        from ansible_collections.fleetclean.docker.plugins.module_utils import live_restore
+
+        if only_look:
+            self._live_restore_path = live_restore.check(self._engine, self._holders.engine).path
+        else:
+            live_restore.enable(self._engine, self._holders.engine, self._connect)
+
+    def told(self) -> list[Cut]:
+        """What was done; and of logs whose readers the cut left stale, what cures them."""
+        advice = self._readers.advice()
+        return [cut._replace(words=advice) if cut.readers == "stale" and cut.method != "deleted" and not cut.words else cut for cut in self.cuts]
+
     def cut(self) -> None:
         """Everything but the restarts."""
+        if self._chosen:
+            with suppress(OSError):
+                self._readers.look(self._folder)
         for container in self._chosen:
             found = logs.kinds(self._folder, container.id)
             for kind in found:
@@ -174,6 +207,7 @@ class _Work:
                 if not self._worth_a_look(descriptor, kind):
                     return None
                 found = self._found(container, kind)
+                self._readers.look(descriptor)
                 if self._dry:
                     return self._decided(descriptor, container, kind, found, lambda: self._engine)[0]
             return apart.do(lambda: self._cut_now(container, kind, found))
@@ -182,12 +216,12 @@ class _Work:
         except logs.LogRefused as refusal:
             if self._is_small_behind_link(path):
                 return None
-            return replace(found, words=str(refusal), failed=True)
+            return found._replace(words=str(refusal), failed=True)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             # What no way exists for is no failure: it is said, and stays.
             failed = error.errno != errno.EOPNOTSUPP
-            return replace(found, words=f"{path}: {error.strerror or error}", failed=failed, disk_full=full)
+            return found._replace(words=f"{path}: {error.strerror or error}", failed=failed, disk_full=full)
 
     def _is_small_behind_link(self, path: str) -> bool:
         """Whether a log that is not reached, since the folder of all containers is a link that was not verified, is too small to be cut anyway."""
@@ -214,8 +248,8 @@ class _Work:
             except logs.Rotated:
                 continue
             except pausing.NotPaused as refusal:
-                return replace(found, words=f"the engine rotates it, and its container cannot be paused for a moment: {refusal}")
-        return replace(found, words="the engine rotated it again and again")
+                return found._replace(words=f"the engine rotates it, and its container cannot be paused for a moment: {_by_name(refusal, container)}")
+        return found._replace(words="the engine rotated it again and again")
 
     def _do(self, descriptor: int, container: snapshot.Container, kind: logs.Kind, found: Cut, ask: _Ask) -> Cut:
         # What somebody left who was killed in the middle.
@@ -223,7 +257,7 @@ class _Work:
         nuls = 0 if self._writer(descriptor, container.id, ask).writes else log_cuts.drop_nuls(descriptor, kind.format)
         decided, plans, writer = self._decided(descriptor, container, kind, found, ask)
         if not plans and nuls:
-            return replace(decided or found, method="rewrite", words=f"{nuls} NULs at its end were taken out")
+            return (decided or found)._replace(method="rewrite", words=f"{nuls} NULs at its end were taken out")
         if not plans:
             return decided or found
 
@@ -233,15 +267,29 @@ class _Work:
                 with pausing.paused(self._connect, container.id, descriptor):
                     yield
             except pausing.NotPaused as refusal:
-                raise OSError(errno.EOPNOTSUPP, f"its container cannot be paused for a moment: {refusal}") from None
+                raise OSError(errno.EOPNOTSUPP, f"its container cannot be paused for a moment: {_by_name(refusal, container)}") from None
 
         # An engine that packs a file would not notice that lines move in it, so it must have no reason to rotate now.
         rotates = writer.writes and self._rotates(container, kind)
         with pausing.paused(self._connect, container.id, descriptor) if rotates else nullcontext():
             if not logs.is_current(self._folder, container.id, kind, descriptor):
                 raise logs.Rotated
-            plan = log_cuts.carry_out(descriptor, kind.format, plans, pause)
+            plan = self._carry_out(descriptor, kind.format, plans, writer, pause)
         return log_cuts.outcome(found, plan, writer, self._major)
+
+    def _carry_out(
+        self, descriptor: int, form: log_records.Format, plans: list[log_cuts.Plan], writer: log_cuts.Writer, pause: t.Callable[[], t.ContextManager[object]]
+    ) -> log_cuts.Plan:
+        spare = [plan for plan in plans if not log_cuts.leaves_stale(plan, writer, self._major)]
+        if self._readers.are_allowed(descriptor) or not spare:
+            return log_cuts.carry_out(descriptor, form, plans, pause)
+        try:
+            return log_cuts.carry_out(descriptor, form, spare, pause)
+        except OSError as error:
+            rest = [plan for plan in plans if plan not in spare]
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not rest or not self._readers.yield_to_a_full_disk:
+                raise
+            return log_cuts.carry_out(descriptor, form, rest, pause)
 
     def _rotates(self, container: snapshot.Container, kind: logs.Kind) -> bool:
         return kind is not logs.JSON_FILE or self._config(container.id)[1].get("max-size", "-1") != "-1"
@@ -253,14 +301,16 @@ class _Work:
         writer = self._writer(descriptor, container.id, ask)
         size = os.fstat(descriptor).st_size
         front = kind.format.front(descriptor, size)
-        found = replace(found, bytes_before=size - front.text, bytes_after=size - front.text)
+        found = found._replace(bytes_before=size - front.text, bytes_after=size - front.text)
         try:
             plans, why = log_cuts.decide(descriptor, kind.format, writer, self._major, self._wish.larger_than, self._wish.keep)
         except log_records.Unreadable as error:
             plans, why = [], f"{found.path}: {error}; it stays as it is"
+        if plans and not self._readers.are_allowed(descriptor) and all(log_cuts.leaves_stale(plan, writer, self._major) for plan in plans):
+            return found._replace(readers="spared", words=self._readers.reason_to_keep(descriptor, max(0, plans[0].frees))), [], writer
         if plans:
             return log_cuts.outcome(found, plans[0], writer, self._major), plans, writer
-        return (replace(found, words=why) if why else None), plans, writer
+        return (found._replace(words=why) if why else None), plans, writer
 
     def _writer(self, descriptor: int, ident: str, ask: _Ask) -> log_cuts.Writer:
         """Who writes this log at this moment: the list of containers is as old as all the cuts before this one."""
@@ -289,16 +339,16 @@ class _Work:
         if not there:
             return None
         size = sum(about.st_size for about in there)
-        found = replace(self._found(container, kind), path=f"{path}.*", bytes_before=size, bytes_after=size)
+        found = self._found(container, kind)._replace(path=f"{path}.*", bytes_before=size, bytes_after=size)
         if container.live and self._version < logs.MISSES_NO_ROTATED:
-            return replace(found, words="this engine would miss rotated files of a container that runs; they stay")
+            return found._replace(words="this engine would miss rotated files of a container that runs; they stay")
         freed = sum(about.st_blocks * 512 for about in there if about.st_nlink == 1)
         try:
             if not self._dry:
                 freed = apart.do(lambda: self._remove_now(container, kind))
         except (OSError, pausing.NotPaused) as error:
-            return replace(found, words=f"{path}.*: {error}", failed=True)
-        return replace(found, bytes_after=0, reclaimed_bytes=freed, method="rotated")
+            return found._replace(words=f"{path}.*: {error}", failed=True)
+        return found._replace(bytes_after=0, reclaimed_bytes=freed, method="rotated")
 
     def _remove_now(self, container: snapshot.Container, kind: logs.Kind) -> int:
         held = {log.inode for log in self._holders.logs()}
@@ -325,15 +375,16 @@ class _Work:
     def _give_back(self, log: log_holders.OpenLog, container: snapshot.Container | None) -> Cut | None:
         name = container.name if container else log.container[:12]
         driver = self._config(log.container)[0] if container else None
-        found = Cut(log.container, name, driver or "json-file", log.path, log.bytes, log.bytes, 0, readers="stale")
+        readers = "stale" if container else "ok"
+        found = Cut(log.container, name, driver or "json-file", log.path, log.bytes, log.bytes, 0, readers=readers)
         if not self._wish.deleted or not log.bytes:
             lost = "its log was deleted while the engine held it open: docker logs shows nothing new until it is started again"
-            return replace(found, words=lost) if container and self._wish.restart != "never" else None
+            return found._replace(words=lost) if container and self._wish.restart != "never" else None
         try:
             freed = log.bytes if self._dry else log_holders.give_back_deleted(log)
         except OSError as error:
-            return replace(found, words=f"{log.path}: {error.strerror}", failed=True)
-        return replace(found, bytes_after=0, reclaimed_bytes=freed, method="deleted") if freed else None
+            return found._replace(words=f"{log.path}: {error.strerror}", failed=True)
+        return found._replace(bytes_after=0, reclaimed_bytes=freed, method="deleted") if freed else None
 
     # -- restarts ----------------------------------------------------------------------------
 
@@ -346,6 +397,10 @@ class _Work:
         if not ailing:
             return
         if self._wish.restart == "engine":
+            if not self._has_live_restore:
+                if not self._dry:
+                    self._enable_live_restore(only_look=False)
+                self.live_restore_file = self._live_restore_path
             if not self._dry:
                 restarting.restart_engine(self._engine, self._holders.engine)
             self.restarted.append("engine")
@@ -384,7 +439,7 @@ class _Work:
             kinds = logs.kinds(self._folder, container.id)
             if kinds and not well:
                 why = "docker logs --tail showed nothing, though there is something to show"
-                self._add(replace(self._found(container, kinds[0]), readers="stale", words=why))
+                self._add(self._found(container, kinds[0])._replace(readers="stale", words=why))
 
     def _reads_well(self, ident: str, patience: float = 4) -> bool:
         """Whether the log is written where it is read, and its last line is shown within some seconds, if it has one.
@@ -409,8 +464,12 @@ class _Work:
         return bool(found) or not any(log.container == ident for log in self._holders.logs())
 
 
+def _by_name(refusal: pausing.NotPaused, container: snapshot.Container) -> str:
+    return names.with_names(str(refusal), {container.id: container.name})
+
+
 def _after_restart(cut: Cut, why: str) -> Cut:
-    return replace(cut, words="; ".join(filter(None, (cut.words, why))), failed=True) if why else replace(cut, readers="ok")
+    return cut._replace(words="; ".join(filter(None, (cut.words, why))), failed=True) if why else cut._replace(readers="ok")
 
 
 def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:
@@ -431,6 +490,8 @@ def _line(cut: Cut, wish: options.LogWish) -> str:
         why = "fillers of earlier cuts, or NULs, are taken out"
     else:
         why = f"larger than {say_size(wish.larger_than)}, {f'newest {say_size(wish.keep)} stay' if wish.keep else 'nothing stays'}"
+    if cut.readers == "stale" and cut.words:
+        why += f"; {cut.words}"
     return words.step_line("log", cut.name, cut.reclaimed_bytes, why)
 
 

@@ -53,7 +53,6 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.measure import (
     mounts_below,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.safe_open import DIRECTORY, open_directory, open_regular
-from ansible_collections.fleetclean.docker.plugins.module_utils.slotted import slotted
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import (
     COPIES,
     LINKS,
@@ -77,7 +76,6 @@ _EXTENT = 2
 _MOST_KEYS, _MOST_ROWS = 1 << 20, 1 << 18
 
 
-@slotted
 @dataclass
 class Sizes:
     """Bytes, and how many inodes."""
@@ -247,9 +245,7 @@ class Figures(t.MutableMapping[Key, Sizes]):
             self.add(packed[at], Sizes(*packed[at + 1:at + _FIGURES]))
 
 
-@slotted
-@dataclass(frozen=True)
-class Unit:
+class Unit(t.NamedTuple):
     """Folders that one process walks, in this order; each goes on the account of its own path in ``owners``.
 
     ``sharing``: how these folders have in common what is not there twice (see storage.py).
@@ -385,8 +381,7 @@ def _shortened(path: str) -> str:
     return f"{path[:_LONGEST_PATH // 2]}...{path[-_LONGEST_PATH // 2:]}"
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(t.NamedTuple):
     """What a filesystem gives back for a file besides its blocks.
 
     ``inode_bytes``: xfs frees the inode itself. ``inline``: btrfs keeps files up to this length in its metadata,
@@ -766,8 +761,7 @@ def _all_above(parents: t.Iterable[str], mounts: t.Iterable[str]) -> set[str]:
     return found
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(t.NamedTuple):
     """What all units have in common. ``apart`` are walked elsewhere, ``parents`` the folders right above such and owned paths.
 
     ``above``: all folders above such and owned paths, and mounts. Only there a folder's path means something.

@@ -9,7 +9,6 @@ a cursor is taken out of them.
 
 from __future__ import annotations
 
-import textwrap
 import typing as t
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import (
@@ -48,6 +47,8 @@ def printable(text: object, width: int | None = None) -> str:
 
 def wrapped(head: str, text: str) -> str:
     """``head`` and ``text`` in as many lines as it takes, the text below itself."""
+    import textwrap
+
     indent = " " * len(head)
     lines = textwrap.wrap(text, COLUMNS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     return head + "\n".join(lines)[len(head):] if lines else head.rstrip()

@@ -419,16 +419,29 @@ failure:
   sample: engine
 """
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import (
-    cleaning,
-    options,
-    session,
-)
+import typing as t
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import start
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 
 def main() -> None:
     """Run the module."""
-    session.main(options.clean_spec(), cleaning.clean)
+    start.prepare()
+    from ansible_collections.fleetclean.docker.plugins.module_utils import options, session
+
+    session.main(options.clean_spec(), _work)
+
+
+def _work(module: AnsibleModule, result: dict[str, t.Any]) -> None:
+    from ansible_collections.fleetclean.docker.plugins.module_utils import options
+
+    wishes, marks = options.read_clean(module.params)
+    from ansible_collections.fleetclean.docker.plugins.module_utils import cleaning
+
+    cleaning.clean(module, result, wishes, marks)
 
 
 if __name__ == "__main__":

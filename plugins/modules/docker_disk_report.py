@@ -412,15 +412,14 @@ failure:
   sample: engine_down
 """
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import (
-    options,
-    reporting,
-    session,
-)
+from ansible_collections.fleetclean.docker.plugins.module_utils import start
 
 
 def main() -> None:
     """Run the module."""
+    start.prepare()
+    from ansible_collections.fleetclean.docker.plugins.module_utils import options, reporting, session
+
     session.main(options.report_spec(), reporting.report)
 
 

@@ -66,17 +66,41 @@ options:
     description: Whether to give back the space of log files that were deleted while the engine held them open.
     type: bool
     default: true
+  stale_readers:
+    description:
+      - Whether to cut a log although C(docker logs --tail) and C(-f) stay silent or hang afterwards, see RV(logs[].readers). That is so where the
+        file of a running container becomes shorter (ext4, xfs without reflinks) under an engine of 23 or newer.
+      - V(when_full) cuts such a log only if less than 10 % of its filesystem, or nothing, is available when the run begins.
+      - V(avoid) never does. V(allow) always does.
+      - What is not cut for that says so in RV(logs[].words), with its bytes and the ways out, and RV(logs[].readers) is V(spared).
+      - Logs that can be cut in another way, and all logs if O(restart) cures their readers in the same run, are cut whatever this is.
+    type: str
+    choices: [avoid, when_full, allow]
+    default: when_full
   restart:
     description:
       - What may be started again where the engine can no longer read or write a log properly (RV(logs[].readers) is V(stale)),
         by this run, an earlier one, or somebody who deleted or renamed a log. Whether it helped is looked at in the same run.
-      - V(engine) needs live-restore, which stops no container, and is refused without. systemd is asked to restart it where it
+      - V(engine) needs live-restore, which stops no container, and is refused without (O(live_restore) can turn it on). systemd is asked to restart it where it
         runs the engine; elsewhere the engine is ended and, if nobody else does so, started as it was. That is refused for an engine of
         another user or in namespaces of its own (one without root), and for a program that others than root could have put there.
       - V(containers) restarts the containers concerned, and no others.
     type: str
     choices: [never, engine, containers]
     default: never
+  live_restore:
+    description:
+      - What to do for O(restart=engine) where live-restore is off. V(enable) adds C(live-restore) to the C(daemon.json) that the engine
+        reads (C(--config-file), or C(/etc/docker/daemon.json), which is made if it is not there) and lets the engine reload it, right before
+        the engine is restarted; no container stops. It stays on, see RV(live_restore_file).
+      - All else in the file stays to the byte, and so do its mode and owner. It is put back if the engine does not say then that
+        live-restore is on. Whatever else was changed in it since the engine read it takes effect, as with any restart.
+      - Refused, before anything is touched, on a swarm node (a swarm and live-restore refuse each other), for an engine without root, where a
+        flag of the engine's command line or the file itself says otherwise, where others than root may write the file or it is a link,
+        and where systemd ends what the engine started together with it (C(KillMode)).
+    type: str
+    choices: [keep, enable]
+    default: keep
 notes:
   - Lists may also be text with commas or lines between the entries, as surveys give them; white space at the ends of entries is dropped.
     Patterns are globs (V(*), V(?), V([abc]), V([!abc])). What no name of that kind can match, such as a regular expression or an empty entry, is
@@ -104,6 +128,13 @@ EXAMPLES = r"""
     containers: ["ci-runner-*"]
     keep: "0"
     rotated: remove
+
+- name: Logs are cut on ext4 as well, and readers are right afterwards; no container stops
+  fleetclean.docker.docker_log_truncate:
+    larger_than: 100MB
+    keep: 10MB
+    restart: engine
+    live_restore: enable
 
 - name: Somebody deleted a log; its space comes back, and the container logs to a real file again
   fleetclean.docker.docker_log_truncate:
@@ -150,6 +181,7 @@ logs:
         What C(docker logs) does afterwards. V(ok); V(slow), without C(--tail) it reads through fillers for
         C(slow_seconds); V(stale), C(docker logs) is right, but C(--tail) and C(-f) stay silent, or hang and keep
         the engine busy, until the container is started again (engines of 23 and newer whose file became shorter).
+        V(spared), the log stays as it is, since its readers would be stale (O(stale_readers)).
       type: str
       returned: always
     slow_seconds: {description: Seconds that fillers cost C(docker logs)., type: float, returned: always}
@@ -175,6 +207,11 @@ restarted:
   type: list
   elements: str
   sample: []
+live_restore_file:
+  description: The file in which live-restore was turned on, where it stays; in check mode, would be. Empty if it was not (O(live_restore)).
+  returned: when the engine answers
+  type: str
+  sample: /etc/docker/daemon.json
 failure:
   description: >-
     What kind of failure it was, as in M(fleetclean.docker.docker_disk_report); V(foreign_root) if the data root is
@@ -184,15 +221,14 @@ failure:
   sample: foreign_root
 """
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import (
-    options,
-    session,
-    truncating,
-)
+from ansible_collections.fleetclean.docker.plugins.module_utils import start
 
 
 def main() -> None:
     """Run the module."""
+    start.prepare()
+    from ansible_collections.fleetclean.docker.plugins.module_utils import options, session, truncating
+
     session.main(options.truncate_spec(), truncating.truncate)
 
 

@@ -14,8 +14,9 @@ import re
 import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists, options
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+from ansible_collections.fleetclean.docker.plugins.module_utils.stale_readers import cure
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_duration, say_size
 from ansible_collections.fleetclean.docker.plugins.module_utils.words import COLUMNS, printable, wrapped
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.host_record import (
@@ -116,7 +117,7 @@ def asks_for_something(clean: dict[str, t.Any]) -> bool:
 
 
 def _validated(spec: dict[str, t.Any], values: dict[str, t.Any]) -> dict[str, t.Any]:
-    given = patterns.split_lists({name: _plain(value) for name, value in values.items() if value is not None}, spec)
+    given = lists.split_lists({name: _plain(value) for name, value in values.items() if value is not None}, spec)
     result = ArgumentSpecValidator(spec).validate(given)
     if result.error_messages:
         raise FleetcleanError("; ".join(result.error_messages), "bad_input")
@@ -176,7 +177,7 @@ def fleet_table(records: t.Sequence[HostRecord], table: str, check: bool = False
             )
             freed = _size(row.freed)
             lines.append(f"{name:<{width}} {before:>15} {after:>15} {freed:>11} {cells}".rstrip())
-            for line in filesystem_lines(record):
+            for line in [*filesystem_lines(record), *reader_lines(record, check)]:
                 lines += wrapped(f"{'':<{width}} ", line).split("\n")
         if record["error"]:
             lines += wrapped(f"{name:<{width}} ", record["error"]).split("\n")
@@ -289,6 +290,33 @@ def filesystem_lines(record: HostRecord) -> list[str]:
             parts.append(f"holds {', '.join(entry.holds)}")
         found.append(", ".join(parts))
     return found
+
+
+def reader_lines(record: HostRecord, check: bool) -> list[str]:
+    """Whose `docker logs` is stale on a host, which logs stay for that, and what cures it; a line for each, often none."""
+    logs, engine = record["logs"], record["engine"]
+    if not logs or not engine:
+        return []
+    found = []
+    cured_by = cure(engine["live_restore"], (engine["swarm"] or "inactive") != "inactive", "cleanup_logs_")
+    stale = sorted({log["name"] or "" for log in logs["logs"] if log["readers"] == "stale"})
+    if stale:
+        found.append(f"docker logs --tail and -f {'would be' if check else 'are'} stale for {_some_names(stale)}; cured by {cured_by}")
+    spared = [log for log in logs["logs"] if log["readers"] == "spared"]
+    if spared:
+        size = say_size(sum(max(0, log["bytes_before"] or 0) for log in spared))
+        found.append(
+            f"{size} of logs stay, since docker logs --tail and -f would be stale: {_some_names(sorted({log['name'] or '' for log in spared}))}; ways out: "
+            f"{cured_by}; new containers with max-size; cleanup_logs_stale_readers: allow"
+        )
+    if logs["live_restore_file"]:
+        found.append(f"live-restore {'would be turned on in' if check else 'is on now, in'} {printable(logs['live_restore_file'], 60)}")
+    return found
+
+
+def _some_names(names: t.Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(printable(name, 40) for name in names[:3])}{more}"
 
 
 def _report_lines(records: t.Sequence[HostRecord], width: int) -> list[str]:

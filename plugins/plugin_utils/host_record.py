@@ -241,6 +241,7 @@ class Logs(Outcome):
     logs: t.List[Log]
     reclaimed_bytes: t.Optional[int]
     restarted: Names
+    live_restore_file: t.Optional[str]
 
 
 class Removed(t.TypedDict):
@@ -292,7 +293,8 @@ class Clean(Outcome):
 class HostRecord(Report):
     """What is known of a host after the role ran.
 
-    ``status`` is ok, trouble, no_docker, unreachable or not_asked; ``error`` the reason, in the engine's or SSH's own words.
+    ``status`` is ok, trouble, no_docker, unreachable, refused (its variables) or not_asked; ``error`` the reason, in the engine's or SSH's own
+    words.
     """
 
     host: str
@@ -335,7 +337,7 @@ def host_record(hostvars: t.Mapping[str, t.Any]) -> HostRecord:
     except UnexpectedAnswer as error:
         engine, logs, clean, filled_logs, filled_clean = _Result(is_there=True, words=str(error)), _Result(), _Result(), None, None
         report = t.cast(Report, _answer(Report, "docker_disk_report", {}))
-    status, words = _status(engine, logs, clean)
+    status, words = _refused(hostvars) or _status(engine, logs, clean)
     return _marked({
         **report,
         "host": answers.one_line(hostvars.get("inventory_hostname"), 1000),
@@ -350,7 +352,7 @@ def host_record(hostvars: t.Mapping[str, t.Any]) -> HostRecord:
 
 def host_trouble(record: HostRecord) -> str:
     """Why a host needs a look; empty if it does not. A host without Docker has nothing to clean."""
-    return record["error"] if record["status"] in ("trouble", "unreachable") else ""
+    return record["error"] if record["status"] in ("trouble", "unreachable", "refused") else ""
 
 
 def logs_reclaimed(registered: object) -> list[dict[str, t.Any]]:
@@ -406,7 +408,15 @@ def _status(engine: _Result, logs: _Result, clean: _Result) -> tuple[str, str]:
             return "no_docker", result.words
         if result.values.get("failure") or not _told(result, key):
             return "trouble", result.words
-    return ("ok", "") if engine.is_there else ("not_asked", "was not asked: its variables were refused, or its turn is later")
+    return ("ok", "") if engine.is_there else ("not_asked", "was not asked: its turn has not come")
+
+
+def _refused(hostvars: t.Mapping[str, t.Any]) -> tuple[str, str] | None:
+    """The same of a host that was not asked since its variables cannot be meant."""
+    preflight = hostvars.get("_cleanup_preflight")
+    found: t.Mapping[str, t.Any] = preflight if isinstance(preflight, t.Mapping) else {}
+    words = found.get("refused") or (found.get("msg") if found.get("failed") is True else None)
+    return ("refused", f"was not asked: its variables were refused: {answers.one_line(words, 1000)}") if words else None
 
 
 def _unreachable_words(words: str) -> str:
@@ -428,6 +438,7 @@ def _both(first: Logs, again: Logs) -> Logs:
         "logs": [log for log in first["logs"] if log["method"] != "none"] + again["logs"],
         "reclaimed_bytes": (first["reclaimed_bytes"] or 0) + (again["reclaimed_bytes"] or 0),
         "restarted": [*first["restarted"], *again["restarted"]],
+        "live_restore_file": first["live_restore_file"] or again["live_restore_file"],
     }
 
 

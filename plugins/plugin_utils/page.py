@@ -207,7 +207,8 @@ def _fleet(view: _View, records: t.Sequence[HostRecord], hosts: t.Sequence[_Host
     others = [(status, words) for status, words in _ASIDE if _having(records, status)]
     aside = ", ".join(f"{_having(records, status)} {words}" for status, words in others)
     used_words = f"of {say_size(size)}, {100 * used // size} %" if size else "no disk was seen"
-    kinds = [(status, words) for status, words in (("unreachable", "unreachable"), ("trouble", "in trouble")) if _having(look, status)]
+    bad = (("unreachable", "unreachable"), ("trouble", "in trouble"), ("refused", "with refused variables"))
+    kinds = [(status, words) for status, words in bad if _having(look, status)]
     tiles = [
         ("", "used now" if view.done else "used", say_size(used) if size else "-", used_words),
         ("had", f'<i class="gain"></i>{view.gain}', say_size(gain) if hosts else "-", f"{100 * gain // size} % of the disks" if size else ""),
@@ -308,7 +309,7 @@ def _row(view: _View, host: _Host, record: HostRecord, items: int) -> str:
         f'<div class="disk">{_bar(view, host)}<small class="parts">{parts}</small></div>'
         f'<div class="figure used">{used}<small>{of}</small></div>'
         f'<div class="figure had"><b>{say_size(host.gain)}</b><small>{share}</small></div>'
-        f'</summary><div class="more">{_facts(record)}{view.more(record, items)}{_notes(record)}</div></details></li>'
+        f'</summary><div class="more">{_facts(record)}{view.more(record, items)}{_notes(record, view)}</div></details></li>'
     )
 
 
@@ -414,9 +415,12 @@ def _removed(record: HostRecord, count: int, done: bool) -> str:
         for entry in (record["clean"]["removed"] if record["clean"] else ())
     ]
     for log in record["logs"]["logs"] if record["logs"] else ():
-        words = log["words"] or f"cut from {say_size(_number(log['bytes_before']))} to {say_size(_number(log['bytes_after']))}"
+        if log["readers"] == "spared":
+            continue
+        cut = f"cut from {say_size(_number(log['bytes_before']))} to {say_size(_number(log['bytes_after']))}"
+        words = log["words"] or cut
         if log["readers"] == "stale":
-            words = f"{words}; docker logs --tail and -f are not right until the container is started again"
+            words = f"{words if log['method'] == 'none' else cut}; docker logs --tail and -f are not right until the container is started again"
         entries.append((_number(log["reclaimed_bytes"]) or 0, "log", log["name"] or "", words))
     entries.sort(key=lambda entry: -entry[0])
     lines = [
@@ -449,8 +453,8 @@ def _failures(record: HostRecord, count: int) -> str:
     return f'<div class="wide"><h4>What could not be removed</h4><ul class="sizes">{"".join(lines)}</ul></div>' if lines else ""
 
 
-def _notes(record: HostRecord) -> str:
-    found = fleet.notes(record)
+def _notes(record: HostRecord, view: _View) -> str:
+    found = [*fleet.reader_lines(record, check=not view.done), *fleet.notes(record)]
     # What an engine itself mounts there, for a container that runs, is nothing to be told.
     others = [mount for mount in record["mounts"] if mount["type"] not in _ENGINES_MOUNTS]
     if others:

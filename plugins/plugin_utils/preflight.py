@@ -21,7 +21,7 @@ import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.yaml import yaml_load
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists, options
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.fleet import asks_for_something, cleanup_problem
 
@@ -59,7 +59,7 @@ def check(variables: t.Mapping[str, t.Any], template: Template, is_report: bool)
     :param is_report: whether this run reports only; it changes nothing, so nothing has to be confirmed.
     """
     values = _values(variables, template)
-    result = _VALIDATOR.validate(patterns.split_lists(values, VARIABLES))
+    result = _VALIDATOR.validate(lists.split_lists(values, VARIABLES))
     if result.error_messages:
         raise FleetcleanError("; ".join(result.error_messages), "bad_input")
     validated = result.validated_parameters

@@ -21,6 +21,7 @@ import re
 import typing as t
 
 from ansible import constants
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import play_of
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.host_record import HostRecord, host_record
 
 _EACH_ON_ITS_OWN = re.compile(r"(?:.*[._])?(?:free|host_pinned)")
@@ -75,17 +76,9 @@ def record(hostvars: t.Mapping[str, t.Any], running: t.Collection[str] = ()) -> 
     return found
 
 
-def _play(task: t.Any) -> t.Any:
-    """The play of a task: its blocks know it."""
-    above = task
-    while above is not None and getattr(above, "_play", None) is None:
-        above = getattr(above, "_parent", None)
-    return getattr(above, "_play", None)
-
-
 def _folder(task: t.Any) -> str:
     """Where the hosts of a play note that they come; empty where all come together, or where nothing can be noted."""
-    play = _play(task)
+    play = play_of(task)
     if not _EACH_ON_ITS_OWN.fullmatch(str(getattr(play, "strategy", ""))):
         return ""
     # A folder of this run of Ansible alone, which removes it at its end.

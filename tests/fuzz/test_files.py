@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import boltfile
-from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, history, image_records, layers, mounts, open_deleted
+from ansible_collections.fleetclean.docker.plugins.module_utils import bolt, history, image_records, layers, mounts, open_deleted, state_folder
 from ansible_collections.fleetclean.docker.plugins.module_utils.layers import Holdings
 from dataroots import ContainerdRoot, GraphRoot
 from hypothesis import example
@@ -179,7 +179,7 @@ def _history() -> bytes:
     for now in (1000.0, 2000.0):
         assert history.note_uses(str(folder), "ENGINE", {name: now for name in images}, images[: int(now / 100)], now=now, since=1.0)
     assert history.note_measured(str(folder), "ENGINE", {name: history.Measured("1:2", 3, 4, 5, 6) for name in images})
-    return (folder / history._FILE).read_bytes()
+    return (folder / state_folder.FILE).read_bytes()
 
 
 HISTORY = _history()
@@ -205,7 +205,7 @@ def test_a_damaged_history_costs_no_more_than_itself(content: bytes) -> None:
 def _write_history(content: bytes) -> None:
     for path in (PLACE / "history").iterdir():
         path.unlink()
-    (PLACE / "history" / history._FILE).write_bytes(content)
+    (PLACE / "history" / state_folder.FILE).write_bytes(content)
 
 
 _NAMES = st.sampled_from(["last_use", "first_seen", "watched", "measured", "other"])
@@ -237,7 +237,7 @@ statements = st.one_of(
 @example(made=[_ENDLESS[1]])
 def test_a_history_of_another_shape_is_no_error(made: list[str]) -> None:
     _write_history(HISTORY)
-    connection = sqlite3.connect(PLACE / "history" / history._FILE, isolation_level=None)
+    connection = sqlite3.connect(PLACE / "history" / state_folder.FILE, isolation_level=None)
     for statement in made:
         try:
             connection.executescript(statement)

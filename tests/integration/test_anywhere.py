@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, Set
 
 import pytest
 
-from tests.fleet import Fleet, Host, HostSpec, dirty
+from tests.fleet import Fleet, FleetError, Host, HostSpec, dirty
 from tests.integration.support import REPOSITORY, Ansible, on_all, start, state
 
 SPECS = [
@@ -184,6 +185,53 @@ def test_the_commands_of_the_quick_start_need_ansible_core_alone(fleet: Fleet, a
         assert run.code == 0, run.text
     assert {line["host"] for line in run.lines} == set(fleet.hosts)
     assert run.table[-1].startswith("fleet")
+
+
+def test_a_full_disk_that_keeps_the_engine_from_starting_is_named_with_what_helps(fleet: Fleet, ansible: Ansible) -> None:
+    """On xfs; on ext4 an engine starts with its last blocks. What the error says to do is done, word for word."""
+    host = fleet["deb13"]
+    host.stop_engine()
+    ident = "ab" * 32
+    host.exec(["mkdir", f"{host.data_root}/containers/{ident}"])
+    host.exec(["sh", "-c", f"head -c 25000000 /dev/zero > {host.data_root}/containers/{ident}/{ident}-json.log"])
+    host.fill(host.data_root)
+    with pytest.raises(FleetError, match="no space left on device"):
+        host.start_engine()
+    result = ansible.module("docker_disk_report", {"include": []}, hosts=host.name)[host.name]
+    assert result["failure"] == "engine_down"
+    said = re.fullmatch(
+        r"docker_disk_report: engine does not answer: /var/run/docker\.sock: connection refused\. The usual data root /var/lib/docker has \d\S* K?B free, "
+        r"which keeps an engine from starting: make room there first, such as with: (truncate -s 0 /\S+) \(\S+ MB; while no engine runs nobody writes its logs\)\. "
+        r"Start the engine \(systemctl start docker\)\.",
+        result["msg"],
+    )
+    assert said and ident in said[1], result["msg"]
+    host.exec(["sh", "-c", said[1]])
+    host.start_engine()
+    assert not ansible.module("docker_disk_report", {"include": []}, hosts=host.name)[host.name].get("failed")
+
+
+def test_the_socket_of_an_engine_without_root_and_the_environments_address_are_named(fleet: Fleet, ansible: Ansible, tmp_path: Path) -> None:
+    host = fleet["deb13"]
+    host.stop_engine()
+    host.exec(["rm", "-f", "/var/run/docker.sock"])
+    path = "/run/user/1000/docker.sock"
+    host.exec(["mkdir", "-p", "/run/user/1000"])
+    host.exec(["python3", "-c", f"import os, socket; socket.socket(socket.AF_UNIX).bind('{path}'); os.chown('{path}', 1000, 1000)"])
+    task = {"fleetclean.docker.docker_disk_report": {"include": []}, "failed_when": False}
+    tasks = [{"name": "Usual", **task}, {"name": "Environment", **task, "environment": {"DOCKER_HOST": "unix:///srv/nowhere.sock"}}]
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": host.name, "gather_facts": False, "tasks": tasks}]))
+    run = ansible.run(["ansible-playbook", "-i", ansible.inventory, str(tmp_path / "play.yml")])
+    host.exec(["rm", path])
+    usual, environment = (run.task(name)[host.name] for name in ("Usual", "Environment"))
+    assert usual["failure"] == environment["failure"] == "engine_down"
+    assert usual["msg"].endswith(
+        "/var/run/docker.sock: no such file. Start the engine (systemctl start docker), or name its socket in docker_host: an engine without root has "
+        f"unix://{path} (user 1000); run this as its user (become_user)."
+    )
+    assert "/srv/nowhere.sock: no such file." in environment["msg"] and environment["msg"].endswith(
+        "The address is that of DOCKER_HOST in the host's environment; docker_host wins over it."
+    )
 
 
 def test_hosts_in_trouble_are_told_apart_and_stop_nobody(fleet: Fleet, ansible: Ansible) -> None:

@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
@@ -143,10 +143,57 @@ def test_a_host_with_a_wrong_variable_of_its_own_stops_no_other(ansible: Ansible
     assert table.count("was not asked: its variables were refused") == 2
 
 
+@pytest.mark.parametrize(
+    ("keywords", "failing", "asked"),
+    [
+        ({"serial": 1}, {"z-last"}, {"a-down", "c-good", "d-down", "z-last"}),
+        # Beside one that is well a host fails at once.
+        ({"serial": 3}, {"a-down", "b-odd", "d-down"}, {"a-down", "c-good", "d-down", "z-last"}),
+        # Who wants the run to end with a failure has it end.
+        ({"serial": 1, "max_fail_percentage": 0}, {"a-down"}, {"a-down"}),
+    ],
+    ids=["one by one", "by three", "max_fail_percentage"],
+)
+def test_each_host_has_its_turn_and_the_run_fails_at_its_end(
+    ansible: Ansible, tmp_path: Path, keywords: Dict[str, Any], failing: Set[str], asked: Set[str]
+) -> None:
+    inventory = json.loads(Path(ansible.inventory).read_text())
+    one = next(group["hosts"]["one"] for group in inventory.values() if "one" in group.get("hosts", {}))
+    down = {**one, "cleanup_docker_host": "unix:///run/nowhere.sock"}
+    hosts = {"a-down": down, "b-odd": {**one, "cleanup_images_older_than": "9 lives"}, "c-good": one, "d-down": down, "z-last": one}
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
+    role = {"ansible.builtin.import_role": {"name": "fleetclean.docker.cleanup", "rolespec_validate": False}}
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [role], **keywords}]))
+    run = ansible.run(["ansible-playbook", "--check", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml")])
+    assert run.code == 2
+    assert {host for host, outcome in run.outcome("choose the storage driver's paths").items() if outcome != "skipped"} == asked
+    assert {line["host"] for line in run.lines if line["outcome"] == "failed"} == failing
+    first = " ".join(next(" ".join(line["result"]["msg"]) for line in run.lines if line["task"].endswith(": The fleet")).split())
+    assert "was not asked: its turn has not come" in first
+    if asked > {"a-down"}:
+        last = " ".join(next(" ".join(line["result"]["msg"]) for line in reversed(run.lines) if line["task"].endswith(": The fleet")).split())
+        assert 'b-odd was not asked: its variables were refused: cleanup_images_older_than: "9 lives" is not a duration' in last
+        assert "its turn has not come" not in last and "fleet 5 hosts: 0 to clean, 2 had nothing to do, 3 need a look" in last
+    if keywords == {"serial": 1}:
+        assert run.task("Say which hosts need a look")["z-last"]["msg"].startswith(
+            "Of earlier batches 3 hosts need a look. a-down: engine does not answer: /run/nowhere.sock: no such file. Start the engine"
+        )
+
+
 def test_a_socket_that_is_not_there(ansible: Ansible) -> None:
     result = fails(ansible, "docker_clean", {"images": {}, "docker_host": "unix:///run/nowhere.sock"})
     assert result["failure"] == "engine_down"
     assert result["msg"].startswith("docker_clean: engine does not answer: /run/nowhere.sock: no such file. Start the engine")
+
+
+def test_the_engines_own_words_call_a_container_by_its_name(fleet: Fleet) -> None:
+    host = fleet["one"]
+    engine = engines.connect({"docker_host": f"unix://{host.path('/run/docker.sock')}", "api_version": "auto", "timeout": 30})
+    running = next(entry for entry in engine.containers() if entry["State"] == "running")
+    with pytest.raises(engines.EngineError) as caught:
+        engine.remove_container(running["Id"])
+    name = running["Names"][0].lstrip("/")
+    assert str(caught.value).startswith(f'DELETE /containers/{name}: the engine says "') and running["Id"][:12] not in str(caught.value)
 
 
 def test_a_socket_without_permission(ansible: Ansible) -> None:

@@ -484,6 +484,100 @@ def test_without_live_restore_the_engine_is_not_restarted_and_nothing_is_touched
     assert ((state(speaker.path), free(host)), engine_pid(host)) == (before, was)
 
 
+@contextmanager
+def without_live_restore(host: Host) -> Iterator[Path]:
+    """The engine's configuration without a word of live-restore, of a mode that nothing else gives it; afterwards it is as it was."""
+    path = host.path("/etc/docker/daemon.json")
+    was, mode = path.read_text(), path.stat().st_mode
+    plain = "".join(line for line in was.splitlines(True) if "live-restore" not in line).replace(",\n}", "\n}")
+    if plain != was:
+        host.stop_engine()
+        path.write_text(plain)
+        host.start_engine()
+    path.chmod(0o640)
+    try:
+        yield path
+    finally:
+        clear(host)
+        host.stop_engine()
+        path.write_text(was)
+        path.chmod(mode)
+        host.start_engine()
+
+
+def lives(host: Host, speakers: List[Speaker]) -> List[Any]:
+    """Which process a container is, since when, and how often it was restarted."""
+    found = [host.must("GET", f"/containers/{speaker.ident}/json") for speaker in speakers]
+    return [(about["State"]["Pid"], about["State"]["StartedAt"], about["RestartCount"]) for about in found]
+
+
+@everywhere
+def test_live_restore_is_turned_on_and_stays_on_and_no_container_stops(host: Host) -> None:
+    """On engines 20.10, 26.1 and 28.5, while one of them talks."""
+    with without_live_restore(host) as path:
+        victims = [Speaker(host, name).say(2_000) for name in ("deleted", "well")]
+        talks = Speaker(host, "talks")
+        victims[0].path.unlink()
+        before, about, was = path.read_text(), path.stat(), lives(host, [*victims, talks])
+        options = {"restart": "engine", "live_restore": "enable", "keep": "100MiB"}
+
+        pid = engine_pid(host)
+        told = cut(host, check=True, **options)
+        assert (path.read_text(), path.stat().st_mtime_ns, engine_pid(host)) == (before, about.st_mtime_ns, pid), "check mode changes nothing"
+        assert not host.must("GET", "/info")["LiveRestoreEnabled"]
+        talks.tell(15_000)
+        try:
+            done = cut(host, **options)
+        finally:
+            # The fleet goes by this to stop an engine.
+            host.path("/run/fleet/engine.pid").write_text(f"{engine_pid(host)}\n")
+
+        for result in (told, done):
+            assert (result["changed"], result["restarted"], result["live_restore_file"]) == (True, ["engine"], "/etc/docker/daemon.json")
+        assert engine_pid(host) != pid
+        assert host.must("GET", "/info")["LiveRestoreEnabled"]
+        assert path.read_text() == before.replace("{", '{\n  "live-restore": true,', 1), "all else is as it was"
+        assert (path.stat().st_mode, path.stat().st_uid, path.stat().st_gid) == (about.st_mode, about.st_uid, about.st_gid)
+        assert [entry.name for entry in path.parent.iterdir() if "fleetclean" in entry.name] == []
+        assert lives(host, [*victims, talks]) == was, "a container was stopped"
+        talks.wait()
+        assert talks.heard() == list(range(1, 15_001)), "a line was lost"
+        for speaker in victims:
+            speaker.say(100)
+            assert speaker.heard(tail=100) == list(range(speaker.said - 99, speaker.said + 1)), speaker.name
+        again = cut(host, **options)
+        assert (again["changed"], again["restarted"], again["live_restore_file"]) == (False, [], "")
+
+
+@pytest.mark.parametrize("host", ["btrfs"], indirect=True)
+def test_live_restore_is_refused_where_somebody_decided_otherwise_and_nothing_is_touched(host: Host) -> None:
+    """A swarm, and daemon.json itself."""
+    path = host.path("/etc/docker/daemon.json")
+    was = path.read_text()
+    gone = Speaker(host, "gone").say(2_000)
+    gone.path.unlink()
+    pid = engine_pid(host)
+
+    def refused(words: str) -> None:
+        content = path.read_text()
+        for check in (True, False):
+            result = Bare(host, MODULE).fails(restart="engine", live_restore="enable", _ansible_check_mode=check)
+            assert words in result["msg"], result["msg"]
+            assert not result["changed"] and not result.get("logs") and not result.get("live_restore_file")
+        assert (path.read_text(), engine_pid(host)) == (content, pid)
+
+    try:
+        path.write_text(was.replace("{", '{\n  "live-restore": false,', 1))
+        refused('/etc/docker/daemon.json says "live-restore": false, which somebody decided')
+        path.write_text(was)
+        host.must("POST", "/swarm/init", {"ListenAddr": "127.0.0.1:2377", "AdvertiseAddr": "127.0.0.1"})
+        refused("this host is a swarm node (active), and a swarm refuses live-restore")
+        host.must("POST", "/swarm/leave?force=1")
+    finally:
+        path.write_text(was)
+        host.api("POST", "/swarm/leave?force=1")
+
+
 @on_ext4
 def test_a_renamed_log_is_told_of_and_a_restart_of_its_container_cures_it(host: Host) -> None:
     speaker = Speaker(host, "moved").say(2_000)

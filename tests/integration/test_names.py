@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Dict, Iterator, Optional
 from urllib.parse import quote
 
@@ -191,7 +190,7 @@ def test_a_network_ages_by_its_last_use_and_stays_where_that_is_forgotten(host: 
     def plan(older_than: Optional[int] = 3600) -> Dict[str, str]:
         """What an hour and a second after the networks were made would be said of them. (Nobody can make a network older than it is.)"""
         looked = snapshot.take(engine, snapshot.Wanted(networks=True, container_ages=True), None)
-        looked = replace(looked, now=max(net.created or 0 for net in looked.networks if not net.predefined) + 3601)
+        looked = looked._replace(now=max(net.created or 0 for net in looked.networks if not net.predefined) + 3601)
         found = policies.decide(looked, policies.Wishes(networks=policies.NetworkWish(older_than=older_than)))
         return {entry.name: entry.reason for entry in (*found.steps, *found.kept)}
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 from urllib.parse import quote
 
@@ -316,9 +315,9 @@ def one_world(host: Host, number: int, thrown: Dice) -> None:
     remembered = uses_seen(looked)
     if wishes.build_cache:
         only = policy.Wishes(build_cache=wishes.build_cache)
-        carry_out(engine, policy.decide(replace(look(engine, only), now=looked.now), only), 4)
+        carry_out(engine, policy.decide(look(engine, only)._replace(now=looked.now), only), 4)
     # At the same moment: what has become old enough meanwhile may go.
-    again = policy.decide(replace(look(engine, wishes), now=looked.now), wishes, remembered)
+    again = policy.decide(look(engine, wishes)._replace(now=looked.now), wishes, remembered)
     assert what(again.steps) == [], told
 
 

@@ -80,7 +80,7 @@ class World:
         warned: list[str] = []
         module = type("Module", (), {"params": validated.validated_parameters, "check_mode": check, "_diff": diff, "warn": warned.append})
         self.result: dict[str, t.Any] = {"changed": False}
-        cleaning.clean(t.cast(t.Any, module), self.result)
+        cleaning.clean(t.cast(t.Any, module), self.result, *options.read_clean(module.params))
         return self.result
 
 

@@ -149,6 +149,31 @@ def engine_that(
     return answer
 
 
+# -- containers by their names -------------------------------------------------------------------
+
+
+def test_errors_call_containers_by_their_names(site: Site) -> None:
+    web, unknown, volume = "ab" * 32, "cd" * 32, "ef" * 32
+
+    def answer(method: str, path: str) -> Answer:
+        if "/containers/json" in path:
+            return http([{"Id": web, "Names": ["/proxy/upstream", "/web"]}, {"Id": unknown, "Names": []}])
+        said = f"remove {volume}: volume is in use - [{web}, {unknown}]; container {web[:12]} uses /data/{web}/x and sha256:{web}"
+        return http({"message": said}, "409 Conflict")
+
+    site.serve(engine_that(answer))
+    engine = site.connect()
+    engine.containers()
+    with pytest.raises(EngineError) as caught:
+        engine.remove_container(web)
+    assert str(caught.value) == (
+        f'DELETE /containers/web: the engine says "remove {volume}: volume is in use - [web, {unknown}]; container web uses /data/{web}/x and sha256:{web}" '
+        "(HTTP 409)."
+    )
+    with pytest.raises(EngineError, match="^POST /containers/web/pause: "):
+        engine.pause(web)
+
+
 # -- nobody there --------------------------------------------------------------------------------
 
 
@@ -191,6 +216,18 @@ def test_a_socket_that_nobody_listens_on_refuses(site: Site) -> None:
     assert str(error) == (
         f"engine does not answer: {site.path}: connection refused. Start the engine (systemctl start docker)."
     )
+
+
+def test_an_address_of_the_environment_is_called_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = f"unix://{site.path}"
+    assert "DOCKER_HOST" not in str(site.trouble())
+    monkeypatch.setenv("DOCKER_HOST", named)
+    assert str(site.trouble()).endswith("or name its socket in docker_host. The address is that of DOCKER_HOST in the host's environment; docker_host wins over it.")
+    Path(site.path).write_text("hello")
+    assert str(site.trouble()) == f"DOCKER_HOST in the host's environment: {site.path} is not a socket; name the engine's socket."
+    monkeypatch.setenv("DOCKER_HOST", "")
+    with pytest.raises(FleetcleanError, match="^DOCKER_HOST in the host's environment: \"\" is not an engine's address"):
+        engines.connect({"docker_host": "", "api_version": "auto", "timeout": 5})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not")

@@ -335,6 +335,46 @@ def fleet_of() -> list[dict[str, t.Any]]:
     ]
 
 
+def logs_record(engine: dict[str, t.Any], *logs: tuple[str, str, int], **more: t.Any) -> dict[str, t.Any]:
+    """A host whose logs have these names, readers and sizes."""
+    entries = [{"name": name, "readers": readers, "bytes_before": size, "method": "none"} for name, readers, size in logs]
+    return record(engine={**ENGINE, "engine": {**ENGINE["engine"], **engine}}, logs={**LOG_RESULT, "logs": entries, **more}, clean=CLEAN_RESULT)
+
+
+BY_CONTAINERS = "cleanup_logs_restart: containers"
+
+
+@pytest.mark.parametrize(
+    ("engine", "cure"),
+    [
+        ({"live_restore": True}, f"cleanup_logs_restart: engine (live-restore is on, no container stops) or {BY_CONTAINERS}"),
+        ({"live_restore": False, "swarm": "inactive"}, f"cleanup_logs_restart: engine with cleanup_logs_live_restore: enable (no container stops) or {BY_CONTAINERS}"),
+        ({"live_restore": False, "swarm": "active"}, BY_CONTAINERS),
+    ],
+)
+def test_the_table_says_whose_readers_are_stale_and_which_logs_stay_for_that_and_what_cures_it(engine: dict[str, t.Any], cure: str) -> None:
+    stale = [(f"web-{number}", "stale", GB) for number in range(5)] + [("web-0", "stale", GB)]
+    hosts = [logs_record(engine, *stale, ("db", "spared", 3 * GB), ("mail\x1b[2J", "spared", 2 * GB), ("fine", "ok", GB)), record("other", engine=ENGINE, logs=LOG_RESULT)]
+    lines = fleet.fleet_table(hosts, "clean")
+    assert all(len(line) <= 100 and line.isprintable() for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert f"docker logs --tail and -f are stale for web-0, web-1, web-2 and 2 more; cured by {cure} 5.0 GB of logs stay" in text
+    assert (
+        f"5.0 GB of logs stay, since docker logs --tail and -f would be stale: db, mail�[2J; ways out: {cure}; new containers with max-size; "
+        "cleanup_logs_stale_readers: allow"
+    ) in text
+    assert text.count("stale") == 3, "the other host has no such line"
+    # Below the figures of the host, and above the next one's.
+    assert [line.split()[0] for line in lines].index("other") > next(number for number, line in enumerate(lines) if "cured by" in line)
+    assert "would be stale for web-0" in " ".join(" ".join(fleet.fleet_table(hosts, "clean", check=True)).split())
+
+
+def test_the_table_says_where_live_restore_was_turned_on() -> None:
+    host = logs_record({"live_restore": False}, ("web", "ok", GB), live_restore_file="/etc/docker/daemon.json")
+    assert "live-restore is on now, in /etc/docker/daemon.json" in " ".join(fleet.fleet_table([host], "clean"))
+    assert "live-restore would be turned on in /etc/docker/daemon.json" in " ".join(fleet.fleet_table([host], "clean", check=True))
+
+
 def test_the_table_of_a_cleaning_says_what_came_free_where() -> None:
     lines = fleet.fleet_table(fleet_of(), "clean")
     assert lines[0].split() == [

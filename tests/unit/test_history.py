@@ -13,12 +13,11 @@ import tempfile
 import types
 import typing as t
 from contextlib import closing
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import history, trust
+from ansible_collections.fleetclean.docker.plugins.module_utils import history, state_file, state_folder, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.history import Measured
 from hypothesis import HealthCheck, example, given, settings
@@ -87,7 +86,7 @@ def test_a_file_of_a_later_release_is_left_alone(folder: str) -> None:
 
 
 def test_while_another_run_writes_nothing_is_noted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_PATIENCE", 0.05)
+    monkeypatch.setattr(state_file, "_PATIENCE", 0.05)
     history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
     other = sqlite3.connect(Path(folder, "history.sqlite"), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -100,7 +99,7 @@ def test_while_another_run_writes_nothing_is_noted(folder: str, monkeypatch: pyt
 
 
 def test_without_room_not_even_a_folder_is_made(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_ROOM", 1 << 60)
+    monkeypatch.setattr(state_file, "_ROOM", 1 << 60)
     assert not history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert not os.path.exists(folder)
 
@@ -117,7 +116,7 @@ def test_an_empty_option_remembers_nothing() -> None:
 
 
 def test_without_sqlite_nothing_is_remembered(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "sqlite3", None)
+    monkeypatch.setattr(state_file, "sqlite3", None)
     assert not history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert history.last_uses(folder, ENGINE) == {}
 
@@ -227,7 +226,7 @@ def test_a_file_of_a_later_release_is_neither_read_nor_written_and_nothing_is_sa
 
 
 def test_while_another_run_writes_no_figures_are_noted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_PATIENCE", 0.05)
+    monkeypatch.setattr(state_file, "_PATIENCE", 0.05)
     history.note_measured(folder, ENGINE, {LAYER: FIGURES})
     with closing(sqlite3.connect(Path(folder, "history.sqlite"), isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -262,10 +261,10 @@ def test_figures_too_large_for_the_file_are_not_noted_and_take_nothing_with_them
 def test_without_a_folder_or_sqlite_or_room_no_figures_are_noted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not history.note_measured("", ENGINE, {LAYER: FIGURES})
     assert history.measured("", ENGINE) == {}
-    monkeypatch.setattr(history, "_ROOM", 1 << 60)
+    monkeypatch.setattr(state_file, "_ROOM", 1 << 60)
     assert not history.note_measured(folder, ENGINE, {LAYER: FIGURES})
     assert not os.path.exists(folder)
-    monkeypatch.setattr(history, "sqlite3", None)
+    monkeypatch.setattr(state_file, "sqlite3", None)
     assert not history.note_measured(folder, ENGINE, {LAYER: FIGURES})
     assert history.measured(folder, ENGINE) == {}
 
@@ -300,7 +299,7 @@ def test_an_image_that_went_and_came_again_came_when_it_came_again(tmp_path: Pat
 
 def test_a_file_of_an_earlier_release_takes_all_it_has_for_there_before(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "history.sqlite") as connection:
-        for number, step in enumerate(history._MIGRATIONS[:2], 1):
+        for number, step in enumerate(state_file.MIGRATIONS[:2], 1):
             connection.execute(step)
             connection.execute(f"PRAGMA user_version = {number}")
         connection.execute("INSERT INTO last_use VALUES ('E', 'i', 500.0)")
@@ -370,7 +369,7 @@ def test_a_figure_that_was_spoilt_says_nothing_of_what_was_seen(folder: str) -> 
 
 def test_only_a_run_that_asked_for_networks_notes_what_events_it_saw(folder: str) -> None:
     here = world(network("n"), container("c", state="running", networks=("n",)), events_since=NOW - 60)
-    assert history.note(folder, ENGINE, replace(here, networks=()), volumes=False)
+    assert history.note(folder, ENGINE, here._replace(networks=()), volumes=False)
     assert history.recall(folder, ENGINE, NOW) == ({}, {}, None)
     assert history.note(folder, ENGINE, here, volumes=False, networks=True)
     assert history.recall(folder, ENGINE, NOW) == ({f"network:{network('n').id}": NOW}, {}, (NOW - 60, NOW))
@@ -381,13 +380,13 @@ def test_only_a_run_that_asked_for_networks_notes_what_events_it_saw(folder: str
 
 def refusal(folder: Path) -> str:
     with pytest.raises(FleetcleanError) as caught:
-        history.check(str(folder))
+        state_folder.check(str(folder))
     assert caught.value.code == "bad_input" and str(caught.value).startswith(f'state_dir: "{folder}" cannot be used: ')
     # Whoever calls without having checked gets nothing either, and changes nothing.
     assert not history.note_uses(str(folder), ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert not history.note_measured(str(folder), ENGINE, {LAYER: FIGURES})
     assert (history.last_uses(str(folder), ENGINE), history.measured(str(folder), ENGINE)) == ({}, {})
-    assert history.damage(str(folder)) is None
+    assert state_file.damage(str(folder)) is None
     return str(caught.value).partition("cannot be used: ")[2].partition(". Use")[0]
 
 
@@ -400,7 +399,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give somet
 def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "home/state"
     assert history.note_uses(str(state), ENGINE, {IMAGE: 1.0}, [IMAGE])
-    history.check(str(state))
+    state_folder.check(str(state))
     for path in (state, state.parent):
         os.chown(path, SOMEBODY, SOMEBODY)
         assert refusal(state) == f"{path} belongs to user {SOMEBODY}"
@@ -420,11 +419,11 @@ def test_a_user_has_a_folder_of_his_own_and_one_of_another_user_is_refused() -> 
         os.setresuid(-1, SOMEBODY, 0)
         try:
             state = f"{top}/mine/.local/state"
-            history.check(state)
+            state_folder.check(state)
             assert history.note_uses(state, ENGINE, {IMAGE: 1.0}, [IMAGE])
             assert history.last_uses(state, ENGINE) == {IMAGE: 1.0}
             assert refusal(Path(top, "other/state")) == f"{top}/other belongs to user {SOMEBODY + 1}"
-            history.check("/var/lib/fleetclean")
+            state_folder.check("/var/lib/fleetclean")
         finally:
             os.setresuid(*before)
         assert refusal(Path(state)) == f"{top}/mine belongs to user {SOMEBODY}"
@@ -445,7 +444,7 @@ def test_where_others_may_write_nothing_is_remembered(tmp_path: Path, monkeypatc
         assert refusal(state) == f"others may write to {above.joinpath(where)}"
         assert not list(state.iterdir())
     else:
-        history.check(str(state))
+        state_folder.check(str(state))
     above.joinpath(where).chmod(0o700)
 
 
@@ -476,7 +475,7 @@ def test_who_an_acl_names_is_somebody_else(tmp_path: Path, monkeypatch: pytest.M
     if refused:
         assert refusal(state) == f"others may write to {state}"
     else:
-        history.check(str(state))
+        state_folder.check(str(state))
 
 
 def test_a_link_of_roots_leads_to_the_folder_and_one_of_somebody_elses_is_refused(tmp_path: Path) -> None:
@@ -484,11 +483,11 @@ def test_a_link_of_roots_leads_to_the_folder_and_one_of_somebody_elses_is_refuse
     (tmp_path / "disk/lib").mkdir(parents=True)
     (tmp_path / "lib").symlink_to("disk/lib")
     state = tmp_path / "lib/fleetclean"
-    history.check(str(state))
+    state_folder.check(str(state))
     assert history.note_uses(str(state), ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert (tmp_path / "disk/lib/fleetclean/history.sqlite").is_file()
     (tmp_path / "last").symlink_to(state)
-    history.check(str(tmp_path / "last"))
+    state_folder.check(str(tmp_path / "last"))
     assert history.last_uses(str(tmp_path / "last"), ENGINE) == {IMAGE: 1.0}
     if os.geteuid() == 0:
         os.lchown(tmp_path / "lib", SOMEBODY, SOMEBODY)
@@ -525,8 +524,8 @@ def test_what_is_no_file_is_not_opened_and_a_warning_says_so(tmp_path: Path, mak
     """In a folder that nobody else may write to it is no attack: the run goes on without what earlier ones saw."""
     path = tmp_path / "history.sqlite"
     make(path)
-    history.check(str(tmp_path))
-    assert "is no file" in str(history.damage(str(tmp_path)))
+    state_folder.check(str(tmp_path))
+    assert "is no file" in str(state_file.damage(str(tmp_path)))
     assert not history.note_uses(str(tmp_path), ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert history.recall(str(tmp_path), ENGINE, 1.0).used == {}
 
@@ -548,15 +547,15 @@ def test_what_is_made_is_for_its_user_alone_whatever_the_umask(tmp_path: Path) -
 
 def test_what_is_not_there_or_cannot_be_used_is_no_refusal(tmp_path: Path) -> None:
     for state in ("", "/", str(tmp_path / "not/there"), str(tmp_path / "x") + "/" + "y" * 300, "/proc/self/fdinfo/state"):
-        history.check(state) if state else None
-        assert history.damage(state) is None
+        state_folder.check(state) if state else None
+        assert state_file.damage(state) is None
     (tmp_path / "file").write_text("")
     assert refusal(tmp_path / "file/state") == f"{tmp_path}/file is no folder"
 
 
 def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FleetcleanError, match="state_dir: .* cannot be used: embedded null byte") as caught:
-        history.check(f"{tmp_path}/a\0b")
+        state_folder.check(f"{tmp_path}/a\0b")
     assert caught.value.code == "bad_input"
 
 
@@ -574,7 +573,7 @@ def test_a_folder_that_somebody_made_at_the_last_moment_is_not_used(tmp_path: Pa
         os.symlink(other, f"{path}/history.sqlite-journal")
         make(path, *more)
 
-    monkeypatch.setattr(history.os, "mkdir", mkdir)
+    monkeypatch.setattr(state_file.os, "mkdir", mkdir)
     assert not history.note_uses(str(shared / "state"), ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert os.listdir(shared / "state") == ["history.sqlite-journal"] and not other.exists()
 
@@ -619,17 +618,17 @@ def test_a_hostile_file_costs_nothing_is_said_and_made_anew(folder: str, what: s
         assert history.last_uses(folder, ENGINE) == {}
         assert history.recall(folder, ENGINE, NOW) == ({}, {}, None)
         assert history.measured(folder, ENGINE) == {}
-        assert str(history.damage(folder)).startswith(f"{folder}/history.sqlite cannot be read (")
+        assert str(state_file.damage(folder)).startswith(f"{folder}/history.sqlite cannot be read (")
         assert history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert history.last_uses(folder, ENGINE) == {IMAGE: 1.0}
-    assert history.damage(folder) is None
+    assert state_file.damage(folder) is None
 
 
 @pytest.mark.parametrize("what", [what for what in HOSTILE if what not in ("one table more", "an index", "a table of another form")])
 def test_the_authorizer_and_the_bounds_hold_by_themselves(folder: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the tables not compared, nothing of theirs would be run."""
     hostile(folder, what)
-    monkeypatch.setattr(history, "_version", lambda _connection: 4)
+    monkeypatch.setattr(state_file, "_version", lambda _connection: 4)
     with bounded(2.0, 40 << 20):
         assert history.last_uses(folder, ENGINE) in ({}, {IMAGE: 1.0})
         history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
@@ -637,9 +636,9 @@ def test_the_authorizer_and_the_bounds_hold_by_themselves(folder: str, what: str
 
 def test_steps_and_memory_end_what_takes_too_long(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
-    monkeypatch.setattr(history, "_MOST_STEPS", 1_000_000)
+    monkeypatch.setattr(state_file, "_MOST_STEPS", 1_000_000)
     path = f"{folder}/history.sqlite"
-    with bounded(2.0, 60 << 20), closing(history._connect(path, "ro")) as connection:
+    with bounded(2.0, 60 << 20), closing(state_file.connect(path, "ro")) as connection:
         with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
             connection.execute(f"{WITHOUT_END} SELECT max(x) FROM n")
         with pytest.raises(sqlite3.DatabaseError, match="not authorized|prohibited"):
@@ -657,7 +656,7 @@ def test_a_file_of_gigabytes_is_not_read(folder: str, suffix: str) -> None:
     os.truncate(os.open(f"{folder}/history.sqlite{suffix}", os.O_WRONLY | os.O_CREAT, 0o600), 1 << 40)
     with bounded(1.0, 5 << 20):
         assert history.last_uses(folder, ENGINE) == {}
-        assert "bytes, more than" in str(history.damage(folder))
+        assert "bytes, more than" in str(state_file.damage(folder))
         assert history.note_uses(folder, ENGINE, {IMAGE: 2.0}, [IMAGE])
     assert history.last_uses(folder, ENGINE) == {IMAGE: 2.0}
 
@@ -665,7 +664,7 @@ def test_a_file_of_gigabytes_is_not_read(folder: str, suffix: str) -> None:
 def test_more_rows_than_ever_were_noted_are_none(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     many = {f"sha256:{number}": 1.0 for number in range(50)}
     history.note_uses(folder, ENGINE, many, list(many))
-    monkeypatch.setattr(history, "_MOST_ROWS", 40)
+    monkeypatch.setattr(state_file, "_MOST_ROWS", 40)
     assert history.last_uses(folder, ENGINE) == {}
     assert history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
     assert history.last_uses(folder, ENGINE) == {IMAGE: 1.0}
@@ -705,7 +704,7 @@ def test_a_later_releases_file_is_neither_damaged_nor_read(folder: str) -> None:
     history.note_uses(folder, ENGINE, {IMAGE: 1.0}, [IMAGE])
     edit(folder, "CREATE TABLE one_more (x)")
     edit(folder, "PRAGMA user_version = 99")
-    assert history.damage(folder) is None and history.last_uses(folder, ENGINE) == {}
+    assert state_file.damage(folder) is None and history.last_uses(folder, ENGINE) == {}
 
 
 # -- any bytes at all ----------------------------------------------------------------------------------
@@ -735,7 +734,7 @@ def read_any(content: bytes) -> None:
         assert watched in (None, (900.0, 1000.0))
         for account, figures in history.measured(state, ENGINE).items():
             assert LAYERS[account] == figures
-        says = history.damage(state)
+        says = state_file.damage(state)
         assert says is None or says.startswith(f"{state}/history.sqlite cannot be read")
         if history.note_uses(state, ENGINE, {IMAGE: 7.0}, [IMAGE]):
             assert history.last_uses(state, ENGINE).get(IMAGE, 7.0) == 7.0

@@ -10,7 +10,6 @@ import os
 import tempfile
 import time
 import typing as t
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -392,7 +391,7 @@ def test_before_layers_each_image_was_one_with_its_record(tmp_path: Path) -> Non
         (tmp_path / "graph" / name).mkdir(parents=True)
         (tmp_path / "graph" / name / "layersize").write_text("4711")
     run = container("web", image_id=top)
-    upper = replace(image("t", id=top), parent=base)
+    upper = image("t", id=top)._replace(parent=base)
     found = layers.read(storage, world(image("b", id=base), upper, run))
     diff = f"{tmp_path}/aufs/diff"
     assert holders(found, f"{diff}/{top}") == {IMAGE + top, CONTAINER + run.id}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pickle
 import random
-from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import Account
@@ -164,9 +163,9 @@ def test_what_came_free_already_does_not_come_free_again() -> None:
 
 
 def test_objects_of_which_there_are_many_have_no_dictionary() -> None:
-    for each in (Sizes(1, 2), Account("images", frozenset(("x",))), Entry("/x", "layer", 1.0, True)):
+    for each in (Account("images", frozenset(("x",))), Entry("/x", "layer", 1.0, True)):
         assert not hasattr(each, "__dict__")
-    assert replace(Account("images"), disk="8:1") == Account("images", disk="8:1")
+    assert Account("images")._replace(disk="8:1") == Account("images", disk="8:1")
     assert pickle.loads(pickle.dumps(Sizes(1, 2))) == Sizes(1, 2)
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Account("images").disk = "x"  # type: ignore[misc]

@@ -21,7 +21,6 @@ import time
 import typing as t
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -450,7 +449,7 @@ def test_what_was_written_since_it_was_decided_stays(place: Path, made: Made, fo
 @both
 def test_a_log_that_was_to_be_emptied_is_not_when_something_came_before_the_pause_worked(made: Made, form: Format, tmp_path: Path) -> None:
     log = Log(tmp_path, made.records(2000), form)
-    (plan,) = [replace(plan, method="paused") for plan in log.decide(0, NOBODY)[0] if plan.method == "truncate"]
+    (plan,) = [plan._replace(method="paused") for plan in log.decide(0, NOBODY)[0] if plan.method == "truncate"]
 
     @contextmanager
     def pause() -> Iterator[None]:
@@ -465,7 +464,7 @@ def test_a_log_that_was_to_be_emptied_is_not_when_something_came_before_the_paus
 @both
 def test_whoever_opens_a_log_while_its_records_move_waits_and_sees_each_once(tmp_path: Path, made: Made, form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log(tmp_path, made.records(3000), form)
-    plan = replace(log.decide(120_000, NOBODY)[0][0], method="rewrite")
+    plan = log.decide(120_000, NOBODY)[0][0]._replace(method="rewrite")
     moving = tmp_path / "moving"
     real = os.pwrite
 

@@ -11,7 +11,6 @@ import re
 import shutil
 import typing as t
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,8 +168,8 @@ def test_nothing_is_changed_in_a_file_that_the_number_was_given_to_meanwhile(tmp
     path = log(tmp_path)
     engine = fake(f"offset:{path}")
     (entry,) = held(tmp_path).values()
-    assert not make_append(replace(entry, inode=(1, 2)))
-    assert not make_append(replace(entry, descriptor=12_345))
+    assert not make_append(entry._replace(inode=(1, 2)))
+    assert not make_append(entry._replace(descriptor=12_345))
     assert not held(tmp_path)[str(path)].appends
     engine.tell(engine.descriptors[0], "close")
     assert not make_append(entry)
@@ -223,10 +222,10 @@ def test_a_descriptor_that_names_a_living_file_meanwhile_is_left_alone(tmp_path:
     path = log(tmp_path)
     fake(f"append:{path}")
     (entry,) = held(tmp_path).values()
-    assert give_back_deleted(replace(entry, deleted=True)) == 0
+    assert give_back_deleted(entry._replace(deleted=True)) == 0
     path.unlink()
     (entry,) = Holders(str(tmp_path)).logs()
-    assert give_back_deleted(replace(entry, inode=(1, 2))) == 0
+    assert give_back_deleted(entry._replace(inode=(1, 2))) == 0
     assert Holders(str(tmp_path)).logs()[0].bytes > 0
 
 
@@ -283,7 +282,7 @@ def test_a_user_who_fakes_an_engines_paths_has_nothing_that_counts(tmp_path: Pat
         assert him is not None
         for number in attack.descriptors:
             about = os.stat(f"/proc/{attack.pid}/fd/{number}")
-            wrong = replace(entry, process=him, descriptor=number, deleted=True, inode=(about.st_dev, about.st_ino))
+            wrong = entry._replace(process=him, descriptor=number, deleted=True, inode=(about.st_dev, about.st_ino))
             assert give_back_deleted(wrong) == 0
         assert attack.sizes() == before
     finally:
@@ -315,12 +314,12 @@ def test_logs_of_an_engine_that_ended_are_not_those_of_who_has_its_number(tmp_pa
     holders = Holders(str(tmp_path))
     (entry,) = holders.logs()
     (process,) = holders.engine.processes
-    old = replace(process, started=process.started - 1)
-    holders.engine = replace(holders.engine, processes=(old,))
+    old = process._replace(started=process.started - 1)
+    holders.engine = holders.engine._replace(processes=(old,))
     assert holders.logs() == []
-    assert not make_append(replace(entry, process=old))
+    assert not make_append(entry._replace(process=old))
     path.unlink()
-    assert give_back_deleted(replace(entry, process=old)) == 0
+    assert give_back_deleted(entry._replace(process=old)) == 0
     holders.look_for_processes()
     (entry,) = holders.logs()
     assert entry.bytes > 0 and not entry.appends

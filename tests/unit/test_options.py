@@ -9,7 +9,7 @@ import typing as t
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.fleetclean.docker.plugins.module_utils import options, patterns, policy
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists, options, policy
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import Share
 
@@ -20,7 +20,7 @@ GIB = 1024**3
 def validated(spec: dict[str, t.Any], **given: t.Any) -> dict[str, t.Any]:
     """What a module gets as its parameters."""
     spec = {**options.shared_spec(), **spec}
-    result = ArgumentSpecValidator(spec).validate(patterns.split_lists(given, spec))
+    result = ArgumentSpecValidator(spec).validate(lists.split_lists(given, spec))
     assert not result.error_messages, result.error_messages
     return result.validated_parameters
 

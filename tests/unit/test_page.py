@@ -177,6 +177,19 @@ def test_a_clean_run_says_what_came_free_and_why(check: bool, title: str) -> Non
     assert names(found)[-1] == "db3"
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_whose_readers_are_stale_and_which_logs_stay_for_that_is_said(check: bool) -> None:
+    logs = records.log_result()
+    (log,) = logs["logs"]
+    stays = {**log, "name": "db", "readers": "spared", "method": "none", "reclaimed_bytes": 0, "words": "8.0 GB stay"}
+    logs["logs"] = [{**log, "readers": "stale", "words": "docker logs --tail and -f stay silent"}, stays]
+    found = show([records.hostvars("build1", engine=records.engine_result(1), logs=logs, clean=records.clean_result(0))], "clean", check=check).words
+    assert "log ci-runner 8.0 GB cut from 8.0 GB to 10.0 MB; docker logs --tail and -f are not right until the container is started again" in found
+    assert f"docker logs --tail and -f {'would be' if check else 'are'} stale for ci-runner; cured by cleanup_logs_restart:" in found
+    assert "of logs stay, since docker logs --tail and -f would be stale: db; ways out:" in found
+    assert "log db" not in found, "it did not go"
+
+
 @pytest.mark.parametrize("table", ["report", "clean"])
 def test_a_fleet_that_nobody_could_ask_has_a_page(table: str) -> None:
     assert "need a look 1 host" not in show([], table).words

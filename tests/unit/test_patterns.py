@@ -11,7 +11,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import names, options, patterns, policy
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists, names, options, patterns, policy
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from worlds import hexadecimal, image, sha, world
 
@@ -24,7 +24,7 @@ SPEC: dict[str, t.Any] = {
 
 def split(value: object) -> list[str]:
     """What a list becomes that was given so, below a section and above them."""
-    result = patterns.split_lists({"images": {"keep": value, "scope": "a, b"}, "keep_labels": value}, SPEC)
+    result = lists.split_lists({"images": {"keep": value, "scope": "a, b"}, "keep_labels": value}, SPEC)
     assert result["images"]["scope"] == "a, b"
     assert result["images"]["keep"] == result["keep_labels"]
     return t.cast(t.List[str], result["keep_labels"])
@@ -76,7 +76,7 @@ def test_a_list_is_split_by_commas_and_lines_and_stripped(value: object, entries
 @pytest.mark.parametrize("value", [None, ...])
 def test_a_list_that_is_not_given_stays_so(value: object) -> None:
     given = {} if value is ... else {"keep_labels": value, "images": value}
-    assert patterns.split_lists(given, SPEC) == given
+    assert lists.split_lists(given, SPEC) == given
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_what_is_no_list_of_texts_is_refused_by_the_options_name(value: object, 
         ({"include": value}, "include", "logs, images;"),
     ):
         with pytest.raises(FleetcleanError) as caught:
-            patterns.split_lists(given, SPEC)
+            lists.split_lists(given, SPEC)
         assert str(caught.value).startswith(f"{option}: {problem}. Use {takes}")
         assert caught.value.code == "bad_input"
 
@@ -397,6 +397,6 @@ def test_what_is_no_number_is_refused_before_ansible_makes_one_of_it(value: floa
     spec: dict[str, t.Any] = {"top": {"type": "int"}, "images": {"type": "dict", "options": {"keep_latest": {"type": "int"}}}}
     for given, option in (({"top": value}, "top"), ({"images": {"keep_latest": value}}, "images.keep_latest")):
         with pytest.raises(FleetcleanError, match=f"^{option}: .* is no whole number") as refused:
-            patterns.split_lists(given, spec)
+            lists.split_lists(given, spec)
         assert refused.value.code == "bad_input"
-    assert patterns.split_lists({"top": 3.0}, spec) == {"top": 3.0}
+    assert lists.split_lists({"top": 3.0}, spec) == {"top": 3.0}

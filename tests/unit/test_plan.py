@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import typing as t
-from dataclasses import replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.plan import Freed, Plan, Step
 
@@ -66,7 +65,7 @@ def test_what_is_chosen_frees_what_it_does_without_what_was_passed_over() -> Non
 
     def sized(step: Step) -> Step:
         told.append(step.id)
-        return replace(step, bytes=1, frees=(Freed("images", 1, 0),))
+        return step._replace(bytes=1, frees=(Freed("images", 1, 0),))
 
     plan = Plan((on("image", "a", ("elsewhere", 5)), on("image", "b", ("images", 100)), on("image", "c", ("images", 100))))
     short, rest = plan.until_each({"images": (2, 0)}, sized)

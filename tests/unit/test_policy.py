@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import typing as t
-from dataclasses import replace
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils.last_use import Watched, evidence_of, last_uses
@@ -393,7 +392,7 @@ def test_what_a_staying_container_holds_stays_although_another_one_goes() -> Non
     ],
 )
 def test_an_images_age_is_its_latest_sign_of_use_and_the_plan_says_which(facts: dict[str, t.Any], words: str) -> None:
-    plan = plan_of(world(replace(image("i", "i:1"), **facts)), images=ImageWish("unused"))
+    plan = plan_of(world(image("i", "i:1")._replace(**facts)), images=ImageWish("unused"))
     assert why(plan, "i:1") == words
 
 
@@ -441,8 +440,8 @@ def test_of_signs_at_the_same_moment_the_strongest_is_named_whatever_the_order_i
 
     assert words(world(*images), {}) == {"tagged, never used"}
     assert words(world(*images), by_id) == {"seen in use by an earlier run"}
-    assert words(replace(world(*images), seen=events), by_id) == {"last container, by the engine's events"}
-    assert words(replace(world(*images, *containers), seen=events), by_id) == {"last container"}
+    assert words(world(*images)._replace(seen=events), by_id) == {"last container, by the engine's events"}
+    assert words(world(*images, *containers)._replace(seen=events), by_id) == {"last container"}
 
 
 def test_an_image_younger_than_asked_stays() -> None:
@@ -942,7 +941,7 @@ def test_a_network_whose_last_use_may_have_been_forgotten_stays(
 
     assert stays(plan(WEEK), "n") == words
     assert goes(plan(NetworkWish())) == goes(plan(NetworkWish(older_than=0))) == ["n"], "what was asked for without an age"
-    assert goes(plan(WEEK, replace(here, events_lost=False))) == ["n"]
+    assert goes(plan(WEEK, here._replace(events_lost=False))) == ["n"]
 
 
 @pytest.mark.parametrize(
@@ -1182,7 +1181,7 @@ def test_a_plan_ends_as_soon_as_the_known_sizes_are_enough(needed: int, taken: i
 
 
 def test_a_plan_with_a_target_ends_when_bytes_and_inodes_are_enough() -> None:
-    some = [replace(step, inodes=inodes) for step, inodes in zip(steps(10, 10, 10), (1, 5, 1))]
+    some = [step._replace(inodes=inodes) for step, inodes in zip(steps(10, 10, 10), (1, 5, 1))]
     for needed, inodes, taken in ((0, 0, 0), (5, 0, 1), (0, 1, 1), (0, 2, 2), (25, 1, 3), (1, 6, 2), (1, 99, 3)):
         assert len(Plan(tuple(some)).until(needed, inodes)[0].steps) == taken, (needed, inodes)
 
@@ -1248,9 +1247,9 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)
 def test_a_hostile_name_is_planned_and_kept_as_it_is(name: str) -> None:
     here = world(
-        replace(container("c"), name=name, names=(name,)),
-        replace(network("n"), name=name),
-        replace(volume("v"), name=name),
+        container("c")._replace(name=name, names=(name,)),
+        network("n")._replace(name=name),
+        volume("v")._replace(name=name),
         image("i", f"{name}:1"),
     )
     wishes = {

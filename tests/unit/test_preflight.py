@@ -68,7 +68,7 @@ def test_the_defaults_are_the_profiles_and_nothing_is_templated(profile: str) ->
     assert found["clean"]["orchestrated"] == wanted["orchestrated"]
     assert found["logs"] == {
         "containers": ["*"], "keep_labels": ["fleetclean.keep"], "larger_than": wanted["logs_larger_than"], "keep": wanted["logs_keep"],
-        "rotated": wanted["logs_rotated"], "deleted": True, "restart": "never",
+        "rotated": wanted["logs_rotated"], "deleted": True, "stale_readers": wanted["logs_stale_readers"], "restart": "never", "live_restore": "keep",
     }
     assert found["report"] == {"include": ["filesystem"], "measure": "fast", "top": 3}
 

@@ -15,7 +15,6 @@ import sys
 import time
 import typing as t
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -288,7 +287,7 @@ def test_an_open_file_is_opened_if_it_is_the_one_that_was_seen(root: Path, start
     for more in ({"expected": (1, 2)}, {"owner": os.geteuid() + 1}):
         with pytest.raises(ProcessLookupError):
             opened(process, engine, path, **more)
-    for old in (replace(process, started=process.started - 1), replace(process, program=(1, 2)), replace(process, pid=os.getpid())):
+    for old in (process._replace(started=process.started - 1), process._replace(program=(1, 2)), process._replace(pid=os.getpid())):
         with pytest.raises((ProcessLookupError, FileNotFoundError)):
             opened(old, engine, path)
     assert path.stat().st_size == 5000
@@ -323,7 +322,7 @@ def test_a_signal_reaches_the_process_and_none_that_has_its_number(root: Path, s
         monkeypatch.setattr(processes, "_PIDFD_SEND_SIGNAL", kernel)
         engine = start(root=root)
         process = one(root)
-        for old in (replace(process, started=process.started - 1), replace(process, program=(1, 2))):
+        for old in (process._replace(started=process.started - 1), process._replace(program=(1, 2))):
             with pytest.raises(ProcessLookupError):
                 processes.send_signal(old, signal.SIGKILL)
             assert processes.take_descriptor(old, 0) == -1

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import typing as t
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -654,7 +653,7 @@ def test_what_is_used_is_in_files_in_deleted_ones_or_said_to_be_in_neither(host:
 
 def test_blocks_that_files_share_make_no_figure_less_than_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     real = measure.filesystem
-    monkeypatch.setattr(measure, "filesystem", lambda path: replace(real(path), used=100_000))
+    monkeypatch.setattr(measure, "filesystem", lambda path: real(path)._replace(used=100_000))
     (row,) = host.report()["filesystems"]
     assert row["unaccounted_bytes"] is None and row["attributed_bytes"] > 100_000
 
@@ -695,7 +694,7 @@ def test_a_deleted_log_behind_a_link_can_be_had_back_as_well(host: Host, held: t
     moved = tmp_path / "moved"
     (host.root / "containers").rename(moved)
     (host.root / "containers").symlink_to(moved)
-    host.storage = replace(host.graph.storage, moved={f"{host.root}/containers": str(moved)})
+    host.storage = host.graph.storage._replace(moved={f"{host.root}/containers": str(moved)})
     held(f"containers/{WEB}/container-cached.log")
     result = host.report()
     (entry,) = [entry for entry in result["deleted_open"]["largest"] if entry["path"].startswith(str(moved))]

@@ -18,13 +18,12 @@ import time
 import typing as t
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import processes, restarting
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
-from ansible_collections.fleetclean.docker.plugins.module_utils.restarting import cured, restart_engine
+from ansible_collections.fleetclean.docker.plugins.module_utils.restarting import check, cured, restart_engine
 
 #: Listens on a socket, writes down how it was started, and ends when it is told to, or only says so.
 FAKE_ENGINE = """
@@ -136,6 +135,19 @@ def test_an_engine_that_nobody_looks_after_is_started_as_it_was(fake: Fake) -> N
     assert set(after["descriptors"]) == set(before["descriptors"]), "nothing of the module is left open in it"
     assert (fake.folder / "out").read_text() == "started\n" * 2
     assert (fake.folder / "err").read_text() == "trouble\n" * 2
+
+
+def test_a_look_beforehand_says_what_a_restart_would_say_and_does_nothing(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = fake.start()
+    assert check(t.cast(t.Any, fake), fake.found).pid == process.pid
+    with pytest.raises(FleetcleanError, match="its process cannot be found from here"):
+        check(t.cast(t.Any, fake), processes.Engine(why="nothing is proven"))
+    with pytest.raises(FleetcleanError, match="cannot be started again as it was: it runs as user"):
+        check(t.cast(t.Any, fake), fake.found._replace(user_id=os.geteuid() + 1))
+    # Whom systemd starts again needs nothing of that.
+    monkeypatch.setattr(restarting, "service_command", lambda _process: ["systemctl", "restart", "docker.service"])
+    assert check(t.cast(t.Any, fake), fake.found._replace(user_id=os.geteuid() + 1)).pid == process.pid
+    assert process.poll() is None and len(fake.starts) == 1
 
 
 def test_a_folder_that_is_gone_is_no_obstacle(fake: Fake) -> None:
@@ -256,7 +268,7 @@ def test_a_number_that_is_another_processs_by_now_is_sent_nothing(fake: Fake, mo
     """Of an engine that ended after it was looked at; the number was given away."""
     process = fake.start()
     (was,) = fake.found.processes
-    for old in (replace(was, started=was.started - 1), replace(was, program=(1, 2))):
+    for old in (was._replace(started=was.started - 1), was._replace(program=(1, 2))):
         for kernel in (processes._PIDFD_OPEN, 100_000):
             monkeypatch.setattr(processes, "_PIDFD_OPEN", kernel)
             with pytest.raises(ProcessLookupError):
@@ -362,7 +374,7 @@ def test_a_users_service_is_restarted_by_the_systemd_of_that_user(fake: Fake, mo
 def test_what_a_user_runs_in_a_service_of_the_systems_is_not_that_service(fake: Fake, monkeypatch: pytest.MonkeyPatch, said: bytes, restarted: bool) -> None:
     """His jobs of cron's are in cron's control group, and an engine without root may be one."""
     process = fake.start()
-    found = replace(fake.found, user_id=12345)
+    found = fake.found._replace(user_id=12345)
     systemctl = Systemctl(monkeypatch, said=said)
     monkeypatch.setattr(processes, "user_ids", lambda _pid: (12345,) * 4)
     if restarted:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import typing as t
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,18 +163,18 @@ def test_labels_that_nobody_looks_at_are_left_out() -> None:
 def test_a_plan_is_the_same_without_the_labels_that_nobody_looks_at(seed: int) -> None:
     dice = SeededDice(seed)
     keys = ("other", "fleetclean.keep", "com.docker.compose.project", "com.docker.compose.oneoff", "com.docker.swarm.task", "io.kubernetes.pod", "team")
-    wishes = replace(random_wishes(dice), keep_labels=dice.choice((("fleetclean.keep",), ("team=a",), (), ("*.keep", "oth*=?"))))
+    wishes = random_wishes(dice)._replace(keep_labels=dice.choice((("fleetclean.keep",), ("team=a",), (), ("*.keep", "oth*=?"))))
 
     def labelled(each: t.Any) -> t.Any:
-        return replace(each, labels={**each.labels, **{key: dice.choice(("a", "b", "")) for key in keys if dice.chance(0.3)}})
+        return each._replace(labels={**each.labels, **{key: dice.choice(("a", "b", "")) for key in keys if dice.chance(0.3)}})
 
     def without(each: t.Any) -> t.Any:
-        return replace(each, labels={key: value for key, value in each.labels.items() if looked_at(key, value)})
+        return each._replace(labels={key: value for key, value in each.labels.items() if looked_at(key, value)})
 
     looked_at = managers.looked_at(wishes.keep_labels)
     here = random_world(dice)
-    whole = replace(here, containers=tuple(map(labelled, here.containers)), images=tuple(map(labelled, here.images)))
-    less = replace(whole, containers=tuple(map(without, whole.containers)), images=tuple(map(without, whole.images)))
+    whole = here._replace(containers=tuple(map(labelled, here.containers)), images=tuple(map(labelled, here.images)))
+    less = whole._replace(containers=tuple(map(without, whole.containers)), images=tuple(map(without, whole.images)))
     assert policy.decide(less, wishes) == policy.decide(whole, wishes)
 
 

@@ -42,6 +42,11 @@ from model import Box, Model
 from worlds import sha
 
 MADE: dict[Kind, Made] = {JSON_FILE: LINES, LOCAL: FRAMES, CACHE: FRAMES}
+#: What is said of a log whose readers are stale.
+ADVICE = (
+    "docker logs --tail and -f stay silent or hang until it is started again; restart: engine with live_restore: enable (no container stops) or "
+    "restart: containers cures that"
+)
 RECORDS = 2000  # of 120 bytes
 SIZE = RECORDS * 120
 
@@ -109,7 +114,14 @@ class World:
         patch.setattr(history, "note", lambda folder, *_more, **_options: self.noted.append(folder))
         patch.setattr(pausing, "_QUIET", 0.01)
         patch.setattr(restarting, "restart_engine", lambda _engine, _found: self._restart_engine())
+        patch.setattr(restarting, "check", lambda _engine, _found: self._look_for_engine())
+        #: Why the engine cannot be restarted, if it cannot.
+        self.no_restart: FleetcleanError | None = None
         patch.setattr(restarting, "cured", lambda look, seconds=0.0: look())
+
+    def _look_for_engine(self) -> None:
+        if self.no_restart:
+            raise self.no_restart
 
     def _restart_engine(self) -> None:
         self.restarts_of_engine += 1
@@ -144,8 +156,9 @@ class World:
         return MADE[kind].numbers(self.path(name, kind).read_bytes())
 
     def run(self, check: bool = False, diff: bool = False, **wishes: t.Any) -> dict[str, t.Any]:
+        """Run the module. Most tests are about cuts, which this engine's readers would not survive: they are allowed unless said otherwise."""
         spec = {**options.shared_spec(), **options.truncate_spec()}
-        validated = ArgumentSpecValidator(spec).validate({"keep": "12000", "state_dir": str(self.root / "state"), **wishes})
+        validated = ArgumentSpecValidator(spec).validate({"keep": "12000", "state_dir": str(self.root / "state"), "stale_readers": "allow", **wishes})
         assert not validated.error_messages
         self.warnings: list[str] = []
         module = type("Module", (), {"params": validated.validated_parameters, "check_mode": check, "_diff": diff, "warn": self.warnings.append})
@@ -206,7 +219,8 @@ def test_each_log_is_cut_in_its_own_format_and_all_of_it_is_told(make: Make) -> 
         reclaimed = entry.pop("reclaimed_bytes")
         assert entry == {
             "container": world.ident(name), "name": name, "driver": driver, "path": str(world.path(name, kind)), "bytes_before": SIZE, "bytes_after": 12_000,
-            "method": method, "readers": readers, "slow_seconds": 0.0, "repeats": True, "unbounded": unbounded, "words": "",
+            "method": method, "readers": readers, "slow_seconds": 0.0, "repeats": True, "unbounded": unbounded,
+            "words": ADVICE if readers == "stale" else "",
         }
         assert reclaimed == (SIZE + 4095) // 4096 * 4096 - 12_288
         assert world.numbers(name, kind) == list(range(RECORDS - 100, RECORDS))
@@ -418,14 +432,13 @@ def test_fillers_of_earlier_cuts_are_said_to_be_what_goes(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("version", "stale"), [("20.10.24", False), ("22.0.0", False), ("23.0.0", True), ("28.5.2", True), ("29.0.0-rc.1", True)])
-def test_a_warning_names_whose_readers_stay_silent(make: Make, version: str, stale: bool) -> None:
+def test_a_log_whose_readers_stay_silent_says_so_and_what_cures_it(make: Make, version: str, stale: bool) -> None:
     world = make(version=version)
     world.add("web")
+    assert (ADVICE in " ".join(world.run(check=True, diff=True)["diff"]["prepared"].split())) == stale
     world.run()
-    assert world.entry("web")["readers"] == ("stale" if stale else "ok")
-    assert world.warnings == [
-        "docker logs --tail and -f stay silent or hang for web until they are started again (restart: engine, with live-restore, or restart: containers)"
-    ] * stale
+    assert (world.entry("web")["readers"], world.entry("web")["words"]) == (("stale", ADVICE) if stale else ("ok", ""))
+    assert world.warnings == []
 
 
 @pytest.mark.parametrize("version", ["9" * 5000, "\N{ARABIC-INDIC DIGIT THREE}", "", "v" * 200 + "1.2"])
@@ -433,16 +446,6 @@ def test_a_version_that_is_none_ends_nothing(make: Make, version: str) -> None:
     world = make(version=version)
     world.add("web")
     assert names(world.run()) == ["web"]
-
-
-def test_a_warning_is_of_bounded_length_and_moves_no_cursor(make: Make) -> None:
-    world = make()
-    for number in range(7):
-        world.add(f"web-{number}")
-    world.add("a\x1b[2J")
-    world.run(check=True)
-    (warning,) = world.warnings
-    assert warning.startswith("docker logs --tail and -f would stay silent or hang for a?[2J, web-0, web-1, web-2, web-3 and 3 more until")
 
 
 def test_the_disk_of_another_machine_is_not_touched(make: Make) -> None:
@@ -786,3 +789,115 @@ def test_a_containers_folder_that_is_a_link_is_followed_only_once_it_was_verifie
     assert "failure" not in result
     assert [(entry["name"], entry["path"].startswith(f"{elsewhere}/")) for entry in result["logs"]] == [("large", True)]
     assert world.run()["logs"] == []
+
+
+# -- readers that would be stale -----------------------------------------------------------------
+
+
+def filled(monkeypatch: pytest.MonkeyPatch, available: int, size: int = 1000) -> None:
+    """Every filesystem has so many blocks, and so many of them available."""
+    real = os.statvfs
+
+    def statvfs(path: t.Any) -> t.Any:
+        found = list(real(path))
+        found[2], found[4] = size, available  # f_blocks, f_bavail
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+
+@pytest.mark.parametrize(
+    ("rule", "available", "is_cut"),
+    [("when_full", 1000, False), ("when_full", 100, False), ("when_full", 99, True), ("when_full", 0, True), ("avoid", 0, False), ("allow", 1000, True)],
+)
+@pytest.mark.parametrize("kind", [JSON_FILE, LOCAL, CACHE], ids=["json-file", "local", "cache"])
+def test_a_log_whose_readers_would_be_stale_is_cut_only_where_space_is_short_or_that_is_allowed(
+    make: Make, monkeypatch: pytest.MonkeyPatch, rule: str, available: int, is_cut: bool, kind: Kind
+) -> None:
+    filled(monkeypatch, available)
+    world = make()
+    world.add("web", kind)
+    world.add("job", kind, state="exited")
+    before = world.path("web", kind).read_bytes()
+    told = world.run(check=True, stale_readers=rule)
+    assert told == world.run(stale_readers=rule)
+    entry = world.entry("web")
+    assert world.entry("job")["method"] == "rewrite", "nobody writes it: its readers are well"
+    assert (entry["method"], entry["readers"]) == (("paused", "stale") if is_cut else ("none", "spared"))
+    assert "failure" not in told
+    if not is_cut:
+        assert world.path("web", kind).read_bytes() == before
+        assert (entry["bytes_before"], entry["bytes_after"], entry["reclaimed_bytes"]) == (SIZE, SIZE, 0)
+        share = {"when_full": f", and {available // 10} % of its filesystem is free", "avoid": ""}[rule]
+        assert entry["words"] == (
+            f"224.0 KB stay (stale_readers: {rule}): docker logs --tail and -f would stay silent or hang after the cut{share}. Ways out: restart: engine "
+            "with live_restore: enable (no container stops) or restart: containers; a new container with max-size, whose log the engine rotates; "
+            "stale_readers: allow"
+        )
+        assert world.engine.calls == [], "nothing stands still for that"
+
+
+def test_the_plan_and_the_run_decide_alike_though_each_cut_makes_room(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make()
+    for number in range(3):
+        world.add(f"web-{number}")
+    filled(monkeypatch, 99)
+    real = log_cuts.outcome
+    told = world.run(check=True, stale_readers="when_full")
+    # Each cut, which is told in a process of its own as well, gives a lot back.
+    monkeypatch.setattr(log_cuts, "outcome", lambda *about: (filled(monkeypatch, 900), real(*about))[1])
+    assert world.run(stale_readers="when_full") == told
+    assert {entry["method"] for entry in told["logs"]} == {"paused"}
+
+
+@pytest.mark.parametrize("version", ["20.10.24", "22.0.0"])
+def test_engines_whose_readers_are_well_afterwards_have_their_logs_cut_as_ever(make: Make, version: str) -> None:
+    world = make(version=version)
+    world.add("web")
+    assert world.run(stale_readers="avoid")["changed"]
+    assert world.entry("web")["readers"] == "ok"
+
+
+@pytest.mark.parametrize("rule", ["avoid", "when_full"])
+def test_what_a_restart_cures_in_the_same_run_is_cut(make: Make, rule: str) -> None:
+    world = make(live_restore=True)
+    for name in ("web", "db"):
+        world.add(name)
+    told = world.run(check=True, stale_readers=rule, restart="engine")
+    assert told == world.run(stale_readers=rule, restart="engine")
+    assert (told["restarted"], {entry["readers"] for entry in told["logs"]}) == (["engine"], {"ok"})
+    world.add("more")
+    assert world.run(stale_readers=rule, restart="containers")["restarted"] == ["more"]
+
+
+def test_a_restart_that_cannot_be_done_from_here_cures_nothing(make: Make) -> None:
+    world = make(live_restore=True)
+    world.add("web")
+    world.no_restart = FleetcleanError("restart: engine: its process cannot be found from here", "denied")
+    for check in (True, False):
+        result = world.run(check=check, stale_readers="when_full", restart="engine")
+        assert (result["changed"], result["restarted"], world.restarts_of_engine) == (False, [], 0)
+        assert world.entry("web")["readers"] == "spared"
+        assert "(restart: engine: its process cannot be found from here)" in world.entry("web")["words"]
+
+
+def test_a_disk_that_refuses_a_block_is_full_whatever_it_says(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """btrfs, without room for its metadata, has free space that nobody can have."""
+    world = make()
+    world.add("web")
+    real = log_cuts.decide
+
+    def decide(*about: t.Any) -> tuple[list[log_cuts.Plan], str]:
+        plans, why = real(*about)
+        return [log_cuts.Plan("clone", plan.size, plan.text, plan.start) for plan in plans] + plans, why
+
+    def carry_out(_descriptor: int, _form: t.Any, plans: t.Sequence[log_cuts.Plan], _pause: t.Any) -> log_cuts.Plan:
+        if [plan.method for plan in plans] == ["clone"]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plans[0]
+
+    monkeypatch.setattr(log_cuts, "decide", decide)
+    monkeypatch.setattr(log_cuts, "carry_out", carry_out)
+    assert world.run(stale_readers="avoid")["failure"] == "disk_full"
+    assert "failure" not in world.run(stale_readers="when_full")
+    assert (world.entry("web")["method"], world.entry("web")["readers"]) == ("paused", "stale")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 import typing as t
-from dataclasses import replace
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy
@@ -360,7 +359,7 @@ def test_what_images_share_goes_behind_them_where_a_target_may_end_the_run_befor
 
 def test_a_volume_that_was_written_is_as_young_as_that() -> None:
     """Since engine 26 CreatedAt is the making of a volume, and never moves."""
-    here = world(replace(volume("v", 30 * DAY), changed=ago(HOUR)), replace(volume("w", 30 * DAY), changed=ago(20 * DAY)))
+    here = world(volume("v", 30 * DAY)._replace(changed=ago(HOUR)), volume("w", 30 * DAY)._replace(changed=ago(20 * DAY)))
     plan = plan_of(here, volumes=VolumeWish("unused", older_than=DAY))
     assert goes(plan) == ["w"]
     assert reason(plan, "w").endswith("changed last 20 days ago")

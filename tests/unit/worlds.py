@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import typing as t
-from dataclasses import replace
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
@@ -150,7 +149,7 @@ def fake_carry_out(snapshot: Snapshot, plan: policy.Plan) -> Snapshot:
             if step.kind == "tag":
                 if step.name not in found.tags or len(found.tags) == 1:
                     raise Refused(f"{step.name} is no tag that can go alone")
-                images[step.id] = replace(found, tags=tuple(tag for tag in found.tags if tag != step.name))
+                images[step.id] = found._replace(tags=tuple(tag for tag in found.tags if tag != step.name))
                 continue
             if users and not step.force:
                 raise Refused(f"{step.name} is used by a stopped container")
@@ -173,8 +172,7 @@ def fake_carry_out(snapshot: Snapshot, plan: policy.Plan) -> Snapshot:
             del cache[step.id]
         else:
             raise Refused(f"no such kind: {step.kind}")
-    return replace(
-        snapshot,
+    return snapshot._replace(
         containers=tuple(containers.values()),
         images=tuple(images.values()),
         volumes=tuple(volumes.values()),

@@ -1,0 +1,46 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role cleanup prints the fleet's table with this, and nobody else does. It runs on the controller and has no module.
+
+Ansible's own ``debug`` prints a list as a quoted one: no column is where it has to be, and a line of a hundred columns wraps. So the
+lines go to Ansible's Display as they are, once, and stand in the result as well.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible import constants
+from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import callback_loader
+from ansible.utils.display import Display
+from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
+
+#: The callback that shows no result of a task that went well, and from which those are derived that print for people as it does.
+_DEFAULT = "ansible.plugins.callback.default"
+
+
+class ActionModule(ActionBase):
+    """Prints ``lines`` and returns them in ``msg``."""
+
+    _requires_connection = False
+
+    def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        result = super().run(tmp, task_vars)
+        # The names in them are other people's.
+        lines = [printable(line) for line in self._task.args.get("lines") or ()]
+        if lines and _leaves_results_out():
+            Display().display("\n".join(lines))
+        # With -v Ansible would print them again.
+        return {**result, "changed": False, "_ansible_verbose_override": True, "msg": lines}
+
+
+def _leaves_results_out() -> bool:
+    """Whether what prints the run is for people and shows no results.
+
+    Any other callback, such as json, minimal or null, shows the lines as a part of the result or wants nothing on the screen. A line
+    among its JSON would make that no JSON any more.
+    """
+    callback = callback_loader.get(constants.DEFAULT_STDOUT_CALLBACK, class_only=True)
+    return any(base.__module__ == _DEFAULT for base in getattr(callback, "__mro__", ()))

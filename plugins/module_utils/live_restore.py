@@ -1,0 +1,331 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turn an engine's live-restore on by a reload, so that the engine can be restarted without stopping a container.
+
+Invariants
+
+* The file is the one that the engine reads: what its proven process was started with, seen alike from there and from here, and of nobody else's.
+* Only `live-restore` is added: all else stays to the byte, and so do mode, owner and attributes. An explicit `false` is somebody's decision.
+* A new file is written whole beside the old one and renamed. Where the engine does not say afterwards that live-restore is on, the old one is
+  put back, the same inode.
+* No container stops: SIGHUP makes the engine read the file again (moby, cmd/dockerd/daemon.go: reloadConfig).
+
+A swarm node refuses live-restore ("incompatible with swarm mode"), and an engine refuses an option that is given as a flag and in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import typing as t
+
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes, restarting, safe_open, trust
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+
+_KEY = "live-restore"
+#: moby, cmd/dockerd/config_unix.go and opts: defaultDaemonConfigFile.
+_DEFAULT_PATH = "/etc/docker/daemon.json"
+_MAX_FILE_BYTES = 1 << 20
+_RELOAD_TIMEOUT_S = 15.0
+#: Beside the file, in a folder that nobody else may write to; what a run that was killed left has these names.
+_NEW, _OLD = ".{0}.fleetclean-new", ".{0}.fleetclean-old"
+#: Ways in which systemd stops a service and lets what it started live on, containers' shims among them (systemd.kill(5)).
+_KILL_MODES = ("process", "none")
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BOM = b"\xef\xbb\xbf"
+
+
+class Change(t.NamedTuple):
+    """What turning live-restore on does: ``content`` becomes the file's at ``path`` (None: it has it already) in place of ``before`` (None: no file)."""
+
+    process: processes.Process
+    path: str
+    before: os.stat_result | None
+    content: bytes | None
+
+
+def check(engine: Engine, found: processes.Engine) -> Change:
+    """Return what would be done to turn live-restore on, and do nothing.
+
+    :param found: the engine's processes, as far as they are proven.
+    :raises FleetcleanError: it cannot or must not be done; the message says why.
+    """
+    state = str((engine.info.get("Swarm") or {}).get("LocalNodeState") or "inactive")
+    if state != "inactive":
+        raise _refusal(f"this host is a swarm node ({state}), and a swarm refuses live-restore. Use restart: containers")
+    if any("rootless" in str(option) for option in engine.info.get("SecurityOptions") or []):
+        raise _refusal("this engine runs without root, and its containers end with its namespaces. Use restart: containers")
+    process = restarting.check(engine, found)
+    _refuse_unit(process)
+    path = _path(process)
+    try:
+        before, content = _read(process, path, {0, found.user_id})
+    except (OSError, trust.NotTrusted) as error:
+        raise _refusal(f"{path}: {getattr(error, 'strerror', None) or error}. Turn live-restore on yourself, or use restart: containers", "denied") from None
+    if content is not None:
+        _refuse_other_data_root(path, content, str(engine.info.get("DockerRootDir") or ""))
+    return Change(process, path, before, None if content is None else _with_key(path, content))
+
+
+def enable(engine: Engine, found: processes.Engine, connect: t.Callable[[], Engine]) -> None:
+    """Turn live-restore on and see that the engine says so; no container stops.
+
+    :param connect: makes a new connection to the engine.
+    :raises FleetcleanError: it is off still, and the file as it was.
+    """
+    change = check(engine, found)
+    try:
+        with _replaced(change) as settled:
+            _reload(change.process)
+            if not _is_on(connect):
+                raise _refusal(f"the engine does not say that it is on after {change.path} was reloaded; its log says why. The file is as it was", "engine")
+            settled()
+    except FleetcleanError:
+        if change.content is not None:
+            # What the engine may have read of it is not true any more.
+            with contextlib.suppress(OSError):
+                _reload(change.process)
+        raise
+    except OSError as error:
+        raise _refusal(f"{change.path} could not be changed: {error.strerror or error}. The engine was not restarted", "disk") from None
+
+
+def _refusal(why: str, code: str = "bad_input") -> FleetcleanError:
+    return FleetcleanError(f"live_restore: enable: {why}.", code)
+
+
+# -- what may be done --------------------------------------------------------------------------------
+
+
+def _refuse_unit(process: processes.Process) -> None:
+    """Refuse an engine whose service systemd stops with all that it started."""
+    command = restarting.service_command(process)
+    if not command:
+        return
+    show = [part if part != "restart" else "show" for part in command] + ["--property=KillMode"]
+    done = subprocess.run(
+        show, env={"PATH": _SYSTEM_PATH, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, check=False,
+    )
+    mode = done.stdout.decode("utf-8", "replace").strip().partition("=")[2]
+    if mode not in _KILL_MODES:
+        raise _refusal(
+            f"{command[-1]} has KillMode={mode or '?'}, with which systemd may end containers together with the engine. Use KillMode=process, "
+            "or restart: containers"
+        )
+
+
+def _path(process: processes.Process) -> str:
+    """The configuration that a process reads, by its command line."""
+    try:
+        arguments = processes.read_text(f"/proc/{process.pid}/cmdline").split("\0")[1:-1]
+        folder = os.readlink(f"/proc/{process.pid}/cwd")
+    except OSError as error:
+        raise _refusal(f"process {process.pid} cannot be looked at ({error}); use become: true", "denied") from None
+    if any(argument.split("=", 1)[0] == f"--{_KEY}" for argument in arguments):
+        raise _refusal(f"its command line has --{_KEY}, and the engine refuses what is given there and in its file. Change the command line")
+    path = _DEFAULT_PATH
+    for number, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name == "--config-file":
+            path = value if given else "".join(arguments[number + 1:number + 2])
+    return os.path.join(folder, path)
+
+
+def _read(process: processes.Process, path: str, users: t.Collection[int]) -> tuple[os.stat_result | None, bytes | None]:
+    """The file as it is, and its content; no stat where there is none, no content where it has live-restore already.
+
+    :raises OSError, trust.NotTrusted: it cannot be read, is no plain file, or another user could change it.
+    """
+    folder = trust.resolve(os.path.dirname(path), users, missing=True)
+    if not os.path.isdir(folder):
+        _refuse_other_view(process, os.path.dirname(folder))
+        return None, b""
+    _refuse_other_view(process, folder)
+    try:
+        descriptor = safe_open.open_regular(os.path.join(folder, os.path.basename(path)))
+    except FileNotFoundError:
+        return None, b""
+    except safe_open.NotRegular:
+        raise trust.NotTrusted("it is a link or no plain file") from None
+    try:
+        about = os.fstat(descriptor)
+        if about.st_nlink > 1 and not _is_left(folder, os.path.basename(path), about):
+            raise trust.NotTrusted("it has another name elsewhere (a hard link)")
+        if about.st_uid not in users or trust.others_may_write(about, path):
+            raise trust.NotTrusted("others than root may write it")
+        content = b""
+        while len(content) <= _MAX_FILE_BYTES:
+            piece = os.read(descriptor, _MAX_FILE_BYTES)
+            if not piece:
+                return about, None if _values(path, content).get(_KEY) is True else content
+            content += piece
+        raise trust.NotTrusted("it is larger than 1 MB")
+    finally:
+        os.close(descriptor)
+
+
+def _is_left(folder: str, name: str, about: os.stat_result) -> bool:
+    """Whether a run of ours that was killed left a file's other name."""
+    try:
+        return about.st_nlink == 2 and os.path.samestat(about, os.lstat(os.path.join(folder, _OLD.format(name))))
+    except OSError:
+        return False
+
+
+def _refuse_other_view(process: processes.Process, folder: str) -> None:
+    """Refuse a folder that is another one to the engine (a mount namespace, a root directory of its own)."""
+    if not os.path.samestat(os.stat(f"/proc/{process.pid}/root{folder}"), os.stat(folder)):
+        raise trust.NotTrusted(f"{folder} is another folder to the engine")
+
+
+def _refuse_other_data_root(path: str, content: bytes, root: str) -> None:
+    """Refuse a file that was changed since the engine read it: restarted, it would have none of its containers."""
+    values = _values(path, content)
+    for key in ("data-root", "graph"):
+        if isinstance(values.get(key), str):
+            wanted, real = os.path.realpath(values[key]), os.path.realpath(root)
+            if real != wanted and not real.startswith(f"{wanted}/"):
+                raise _refusal(
+                    f'{path} says "{key}": {json.dumps(values[key])}, and the engine\'s data root is {root}: restarted, it would have none of its '
+                    "containers. Mend it"
+                )
+
+
+def _values(path: str, content: bytes) -> dict[str, t.Any]:
+    try:
+        found = json.loads(content.decode("utf-8-sig")) if content.strip() else {}
+    except ValueError as error:
+        raise _refusal(f"{path} is no JSON ({error}). Mend it") from None
+    if not isinstance(found, dict):
+        raise _refusal(f"{path} is no JSON object. Mend it")
+    return found
+
+
+def _with_key(path: str, content: bytes) -> bytes:
+    """The same with live-restore, all else as it was."""
+    values = _values(path, content)
+    if _KEY in values:
+        raise _refusal(f'{path} says "{_KEY}": {json.dumps(values[_KEY])[:40]}, which somebody decided. Change it there')
+    head, brace, rest = content.partition(b"{")
+    if not values:
+        tail = rest.partition(b"}")[2] if brace else b"\n"
+        added = (_BOM if content.startswith(_BOM) else b"") + b'{\n  "%s": true\n}' % _KEY.encode() + tail
+    else:
+        blank = t.cast("re.Match[bytes]", re.match(rb"[ \t\r\n]*", rest))[0]
+        added = head + b"{" + blank + b'"%s": true,' % _KEY.encode() + (blank or b" ") + rest[len(blank):]
+    if _values(path, added) != {**values, _KEY: True}:
+        raise _refusal(f"{path} cannot be changed with all else as it is. Change it yourself")
+    return added
+
+
+# -- doing it ----------------------------------------------------------------------------------------
+
+
+def _reload(process: processes.Process) -> None:
+    processes.send_signal(process, signal.SIGHUP)
+
+
+def _is_on(connect: t.Callable[[], Engine]) -> bool:
+    end = time.monotonic() + _RELOAD_TIMEOUT_S
+    while True:
+        with contextlib.suppress(FleetcleanError):
+            if connect().info.get("LiveRestoreEnabled"):
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _replaced(change: Change) -> t.Iterator[t.Callable[[], None]]:
+    """Put the new content in the file's place, and the old file back unless what is yielded was called."""
+    if change.content is None:
+        yield lambda: None
+        return
+    name, is_settled = os.path.basename(change.path), False
+    new, old = _NEW.format(name), _OLD.format(name)
+    folder_path = os.path.realpath(os.path.dirname(change.path))
+    is_made = not os.path.isdir(folder_path)
+    if is_made:
+        os.mkdir(folder_path, 0o755)
+
+    def settle() -> None:
+        nonlocal is_settled
+        is_settled = True
+
+    folder = os.open(folder_path, safe_open.DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _clean_up(folder, name)
+        try:
+            _write(folder, new, name, change)
+            if change.before is not None:
+                os.link(name, old, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            _clean_up(folder, name)
+            raise
+        try:
+            os.fsync(folder)
+            yield settle
+        finally:
+            if not is_settled:
+                _put_back(folder, name, change)
+            _clean_up(folder, name)
+    finally:
+        os.close(folder)
+        if is_made and not is_settled:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder_path)
+
+
+def _write(folder: int, new: str, name: str, change: Change) -> None:
+    """Write the new file beside the old one, with all that belongs to that."""
+    before = change.before
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        with open(os.dup(descriptor), "wb") as stream:
+            stream.write(change.content or b"")
+        if before is not None:
+            was = safe_open.open_regular(name, dir_fd=folder)
+            try:
+                now = os.fstat(was)
+                if (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns):
+                    raise OSError(f"somebody changes it at this moment ({name})")
+                os.fchown(descriptor, now.st_uid, now.st_gid)
+                for attribute in os.listxattr(was):
+                    with contextlib.suppress(OSError):  # not all can be set by everybody
+                        os.setxattr(descriptor, attribute, os.getxattr(was, attribute))
+            finally:
+                os.close(was)
+        os.fchmod(descriptor, 0o644 if before is None else before.st_mode & 0o7777)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_back(folder: int, name: str, change: Change) -> None:
+    try:
+        if change.before is None:
+            os.unlink(name, dir_fd=folder)
+        else:
+            os.rename(_OLD.format(name), name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+    except OSError as error:
+        raise _refusal(f"{change.path} could not be put back ({error.strerror or error}); take {_KEY} out of it", "disk") from None
+
+
+def _clean_up(folder: int, name: str) -> None:
+    """Remove what this run, or one that was killed, left beside the file."""
+    for left in (_NEW.format(name), _OLD.format(name)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(left, dir_fd=folder)

@@ -1,0 +1,284 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""live-restore is turned on in the file that the engine reads. The engine is a fake: a process that reads it again on SIGHUP."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils import live_restore, processes, restarting
+from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
+
+#: Writes down at each SIGHUP what the file says then, or that it cannot be read. Its first argument is the file, its second where it writes.
+FAKE_ENGINE = """
+import signal, sys
+def reload(*_):
+    try:
+        content = open(sys.argv[1]).read()
+    except OSError:
+        content = ""
+    with open(sys.argv[2], "a") as stream:
+        stream.write(repr(content) + "\\n")
+signal.signal(signal.SIGHUP, reload)
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+class Fake:
+    """An engine's process, and all there is of ``Engine`` here."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.path, self.reloads = folder / "etc", folder / "etc/daemon.json", folder / "reloads"
+        self.folder.mkdir()
+        self.info: dict[str, t.Any] = {"DockerRootDir": "/var/lib/docker", "Swarm": {"LocalNodeState": "inactive"}}
+        #: Whether it takes what it reads.
+        self.obeys = True
+        self.process: subprocess.Popen[bytes] | None = None
+        patch.setattr(restarting, "check", lambda _engine, found: found.processes[0])
+        patch.setattr(restarting, "service_command", lambda _process: [])
+        patch.setattr(live_restore, "_DEFAULT_PATH", str(self.path))
+        patch.setattr(live_restore, "_RELOAD_TIMEOUT_S", 5.0)
+
+    def start(self, *arguments: str) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", FAKE_ENGINE, str(self.path), str(self.reloads), *arguments], cwd=self.folder, stdout=subprocess.PIPE)
+        assert self.process.stdout and self.process.stdout.readline()
+
+    @property
+    def found(self) -> processes.Engine:
+        if not self.process:
+            self.start()
+        assert self.process
+        process = processes.look(self.process.pid)
+        assert process
+        return processes.Engine((process,), os.geteuid())
+
+    def check(self) -> live_restore.Change:
+        return live_restore.check(t.cast(t.Any, self), self.found)
+
+    def enable(self) -> None:
+        live_restore.enable(t.cast(t.Any, self), self.found, lambda: t.cast(t.Any, self.asked()))
+
+    def asked(self) -> t.Any:
+        """The engine, asked anew."""
+        read = self.read[-1] if self.read else ""
+        return type("Engine", (), {"info": {"LiveRestoreEnabled": self.obeys and '"live-restore": true' in read}})
+
+    @property
+    def read(self) -> list[str]:
+        """What it has read at each reload."""
+        return self.reloads.read_text().splitlines() if self.reloads.exists() else []
+
+    def refused(self) -> str:
+        before = {path: (path.read_bytes(), path.stat().st_ino) for path in self.folder.rglob("*")}
+        with pytest.raises(FleetcleanError) as caught:
+            self.check()
+        with pytest.raises(FleetcleanError):
+            self.enable()
+        assert {path: (path.read_bytes(), path.stat().st_ino) for path in self.folder.rglob("*")} == before
+        assert self.read == []
+        return str(caught.value)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    made = Fake(tmp_path, monkeypatch)
+    yield made
+    if made.process:
+        made.process.kill()
+        made.process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('{\n    "data-root": "/var/lib/docker",\n    "labels": ["a=b"]\n}\n', '{\n    "live-restore": true,\n    "data-root": "/var/lib/docker",\n    "labels": ["a=b"]\n}\n'),
+        ('{"debug":true}', '{"live-restore": true, "debug":true}'),
+        ('{\r\n\t"debug": true }\r\n', '{\r\n\t"live-restore": true,\r\n\t"debug": true }\r\n'),
+        ('\ufeff{ "x": {"live-restore": false} }', '\ufeff{ "live-restore": true, "x": {"live-restore": false} }'),
+        ("{}", '{\n  "live-restore": true\n}'),
+        (" { } \n\n", '{\n  "live-restore": true\n} \n\n'),
+        ("", '{\n  "live-restore": true\n}\n'),
+        ("\n", '{\n  "live-restore": true\n}\n'),
+        ('{"big": 123456789012345678901234567890, "float": 1.10, "text": "\\u00e4ä"}', '{"live-restore": true, "big": 123456789012345678901234567890, "float": 1.10, "text": "\\u00e4ä"}'),
+    ],
+)
+def test_all_else_in_the_file_stays_as_it_is(fake: Fake, before: str, after: str) -> None:
+    fake.path.write_text(before, newline="")
+    fake.path.chmod(0o640)
+    fake.check()
+    assert (fake.path.read_bytes().decode(), fake.read) == (before, []), "a look changes nothing"
+    fake.enable()
+    assert fake.path.read_bytes().decode() == after
+    assert fake.path.stat().st_mode & 0o7777 == 0o640
+    assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+    assert len(fake.read) == 1
+
+
+def test_the_owner_stays(fake: Fake) -> None:
+    if os.geteuid():
+        pytest.skip("not here: needs root")
+    fake.path.write_text("{}")
+    os.chown(fake.path, 0, 12345)
+    fake.enable()
+    assert fake.path.stat().st_gid == 12345
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_a_file_that_is_not_there_is_made(fake: Fake, with_folder: bool) -> None:
+    """An engine that was never configured has none, and reads one that is there once it is told to."""
+    found = fake.found  # it stands in the folder
+    if not with_folder:
+        fake.folder.rmdir()
+    assert live_restore.check(t.cast(t.Any, fake), found).before is None
+    assert fake.folder.exists() == with_folder
+    fake.enable()
+    assert json.loads(fake.path.read_text()) == {"live-restore": True}
+    assert fake.path.stat().st_mode & 0o7777 == 0o644
+
+
+@pytest.mark.parametrize("arguments", [("--config-file", "{0}/other.json"), ("--config-file={0}/other.json",), ("--config-file", "other.json"),
+                                       ("--config-file=/nowhere", "--config-file={0}/other.json", "--debug")])
+def test_the_file_is_the_one_that_the_command_line_names(fake: Fake, arguments: tuple[str, ...]) -> None:
+    fake.path.write_text('{"debug": true}')
+    other = fake.folder / "other.json"
+    other.write_text("{}")
+    fake.start(*(argument.format(fake.folder) for argument in arguments))
+    assert fake.check().path == str(other)
+    assert live_restore.check(t.cast(t.Any, fake), fake.found).content == b'{\n  "live-restore": true\n}'
+
+
+def test_a_file_that_says_so_already_is_only_read_again(fake: Fake) -> None:
+    """As a run left it that was killed, or an admin who has not reloaded it yet."""
+    fake.path.write_text('{"live-restore": true}')
+    inode = fake.path.stat().st_ino
+    fake.enable()
+    assert (fake.path.stat().st_ino, len(fake.read)) == (inode, 1)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_engine_that_does_not_take_it_gets_its_file_back(fake: Fake, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(live_restore, "_RELOAD_TIMEOUT_S", 0.3)
+    fake.obeys = False
+    if there:
+        fake.path.write_text('{"no-such-option": 1}')
+        inode = fake.path.stat().st_ino
+    with pytest.raises(FleetcleanError, match="the engine does not say that it is on after .*daemon.json was reloaded; its log says why. The file is as it was"):
+        fake.enable()
+    if there:
+        assert (fake.path.read_text(), fake.path.stat().st_ino) == ('{"no-such-option": 1}', inode)
+    assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"] * there
+    # What it may have read of the file is not true any more.
+    end = 100
+    while len(fake.read) < 2 and end:
+        end -= 1
+        subprocess.run(["sleep", "0.05"], check=True)
+    assert len(fake.read) == 2
+
+
+def test_what_a_killed_run_left_beside_the_file_is_no_obstacle(fake: Fake) -> None:
+    fake.path.write_text("{}")
+    (fake.folder / ".daemon.json.fleetclean-new").write_text("half")
+    os.link(fake.path, fake.folder / ".daemon.json.fleetclean-old")
+    fake.enable()
+    assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+
+
+def test_a_file_that_somebody_changes_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.path.write_text("{}")
+    real = live_restore.check
+
+    def check(*about: t.Any) -> live_restore.Change:
+        found = real(*about)
+        fake.path.write_text('{"debug": true}')
+        return found
+
+    monkeypatch.setattr(live_restore, "check", check)
+    with pytest.raises(FleetcleanError, match="could not be changed: somebody changes it at this moment"):
+        fake.enable()
+    assert (fake.path.read_text(), fake.read) == ('{"debug": true}', [])
+    assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+
+
+@pytest.mark.parametrize("state", ["active", "pending", "locked", "error"])
+def test_a_swarm_node_is_refused(fake: Fake, state: str) -> None:
+    fake.info["Swarm"] = {"LocalNodeState": state}
+    assert f"live_restore: enable: this host is a swarm node ({state}), and a swarm refuses live-restore. Use restart: containers." == fake.refused()
+
+
+def test_an_engine_without_root_is_refused(fake: Fake) -> None:
+    fake.info["SecurityOptions"] = ["name=seccomp,profile=builtin", "name=rootless"]
+    assert "runs without root" in fake.refused()
+
+
+@pytest.mark.parametrize("flag", ["--live-restore", "--live-restore=false"])
+def test_a_flag_of_the_command_line_decides(fake: Fake, flag: str) -> None:
+    """The engine refuses an option that is given twice: "specified both as a flag and in the configuration file"."""
+    fake.path.write_text("{}")
+    fake.start("--debug", flag)
+    assert "its command line has --live-restore" in fake.refused()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"live-restore": false}', 'says "live-restore": false, which somebody decided. Change it there'),
+        ('{"live-restore": null}', 'says "live-restore": null'),
+        ("{", "is no JSON"), ("[]", "is no JSON object"), ('{"a": 1} x', "is no JSON"),
+        ('{"data-root": "/srv/docker"}', "restarted, it would have none of its containers"),
+        ('{"graph": "/srv/docker"}', "restarted, it would have none of its containers"),
+        ("x" * (1 << 20) + "xx", "larger than 1 MB"),
+    ],
+)
+def test_a_file_that_says_otherwise_or_nothing_at_all_is_refused(fake: Fake, content: str, words: str) -> None:
+    fake.path.write_text(content)
+    assert words in fake.refused()
+
+
+def test_the_data_root_of_user_namespaces_is_the_one_that_is_named(fake: Fake) -> None:
+    fake.info["DockerRootDir"] = "/var/lib/docker/100000.100000"
+    fake.path.write_text('{"data-root": "/var/lib/docker/"}')
+    assert fake.check().content
+
+
+def test_a_file_that_others_could_change_or_that_is_elsewhere_is_refused(fake: Fake) -> None:
+    fake.path.write_text("{}")
+    fake.path.chmod(0o666)
+    assert "others than root may write it" in fake.refused()
+    fake.path.chmod(0o644)
+    os.link(fake.path, fake.folder / "again")
+    assert "it has another name elsewhere (a hard link)" in fake.refused()
+    fake.path.unlink()
+    fake.path.symlink_to("again")
+    assert "it is a link or no plain file" in fake.refused()
+    fake.path.unlink()
+    fake.folder.chmod(0o777)
+    assert "others may write to" in fake.refused()
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("process", False), ("none", False), ("control-group", True), ("mixed", True), ("", True)])
+def test_a_service_that_systemd_stops_with_all_that_it_started_is_refused(fake: Fake, monkeypatch: pytest.MonkeyPatch, mode: str, refused: bool) -> None:
+    calls = []
+
+    def run(command: list[str], **_more: t.Any) -> t.Any:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0, f"KillMode={mode}\n".encode())
+
+    found = fake.found
+    monkeypatch.setattr(restarting, "service_command", lambda _process: ["systemctl", "restart", "docker.service"])
+    monkeypatch.setattr(subprocess, "run", run)
+    if refused:
+        with pytest.raises(FleetcleanError, match="docker.service has KillMode="):
+            live_restore.check(t.cast(t.Any, fake), found)
+    else:
+        live_restore.check(t.cast(t.Any, fake), found)
+    assert calls == [["systemctl", "show", "docker.service", "--property=KillMode"]]
