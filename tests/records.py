@@ -60,7 +60,7 @@ def engine_result(seed: int = 0, exact: bool = True, names: Optional[List[str]] 
         "engine": {"name": "engine", "version": "26.1.5", "storage_driver": "overlay2", "root_dir": "/var/lib/docker", "root_dir_proven": True},
         "filesystems": [{"mount_point": "/", "type": "ext4", "size": size, "used": used, "free": size - used, "available": size - used}],
         "usage": usage,
-        "items": items,
+        "largest": items,
         "reclaimable": {
             "unused_images": {"bytes": usage["images"]["reclaimable_bytes"], "count": 7, "means": "docker_clean, images: {scope: unused}"},
             "logs": {"bytes": usage["logs"]["reclaimable_bytes"], "count": 3, "means": "docker_log_truncate"},
@@ -137,7 +137,7 @@ def report_fleet(exact: bool = True) -> List[Dict[str, Any]]:
 
 def clean_fleet() -> List[Dict[str, Any]]:
     """A host that was cleaned, one where nothing was to do, one that failed half-way and one that is down."""
-    engine = {**engine_result(1, size=50 * GB, used=50 * GB), "usage": {}, "items": {}, "totals": {}, "reclaimable": {}}
+    engine = {**engine_result(1, size=50 * GB, used=50 * GB), "usage": {}, "largest": {}, "totals": {}, "reclaimable": {}}
     idle = {**clean_result(0), "changed": False, "removed": [], "planned_bytes": 0, "reclaimed_bytes": 0, "reclaimed_by_kind": {}, "free_after": 0}
     failures = [{"kind": "image", "id": "i", "name": "ci/build:9", "bytes": GB, "reason": "unused", "error": 'the engine says "conflict"'}]
     bad = {**clean_result(8 * GB), "failures": failures, **failed("engine", "1 object could not be removed, all else was done.")}
@@ -157,9 +157,9 @@ def hostile_fleet() -> List[Dict[str, Any]]:
         engine["engine"].update(root_dir=evil, version=evil, storage_driver=evil)
         engine["filesystems"][0]["type"] = evil
         engine["usage"][evil] = dict(engine["usage"]["images"])
-        engine["items"][evil] = engine["items"]["images"]
-        engine["items"]["containers"][0]["state"] = evil
-        engine["items"]["leftovers"][0]["reason"] = evil
+        engine["largest"][evil] = engine["largest"]["images"]
+        engine["largest"]["containers"][0]["state"] = evil
+        engine["largest"]["leftovers"][0]["reason"] = evil
         engine["reclaimable"][evil] = {"bytes": 5 * GB, "count": 1, "means": evil}
         holder = {"path": evil, "bytes": 4 * GB, "pid": 4711, "command": evil, "unit": evil, "container": evil, "processes": 1}
         engine["deleted_open"] = {"count": 1, "bytes": 4 * GB, "unread": 0, "largest": [holder]}

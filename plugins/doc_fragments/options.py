@@ -24,7 +24,8 @@ options:
       - Who may put a socket there decides which engine is cleaned. For an engine without root, run the module as its user
         (C(become_user)).
       - Without it, the environment variable E(DOCKER_HOST) on the host counts, as for the other options E(DOCKER_API_VERSION),
-        E(DOCKER_TIMEOUT), E(DOCKER_TLS), E(DOCKER_TLS_VERIFY) and E(DOCKER_TLS_HOSTNAME).
+        E(DOCKER_TIMEOUT), E(DOCKER_TLS), E(DOCKER_TLS_VERIFY) and E(DOCKER_TLS_HOSTNAME). They are read as community.docker reads them, so
+        V(0) and V(no) are false; an empty one is not set.
     type: str
     default: unix:///var/run/docker.sock
     aliases: [docker_url]
@@ -63,15 +64,19 @@ options:
     description: The name to expect in the server's certificate, if it is not the one in O(docker_host).
     type: str
   ca_path:
-    description: File of the authorities that may have signed the server's certificate.
+    description:
+      - File of the authorities that may have signed the server's certificate, with O(validate_certs=true).
+      - Without it, C(ca.pem) in the folder that E(DOCKER_CERT_PATH) names on the host; without both, the host's own authorities.
     type: path
     aliases: [ca_cert, tls_ca_cert, cacert_path]
   client_cert:
-    description: The client's certificate; needs O(client_key).
+    description:
+      - The client's certificate; needs O(client_key).
+      - Without it, C(cert.pem) in the folder that E(DOCKER_CERT_PATH) names on the host, wherever TLS is used.
     type: path
     aliases: [tls_client_cert, cert_path]
   client_key:
-    description: The client's key; needs O(client_cert).
+    description: The client's key; needs O(client_cert). Without it, C(key.pem) in the folder that E(DOCKER_CERT_PATH) names on the host.
     type: path
     aliases: [tls_client_key, key_path]
   sdk:

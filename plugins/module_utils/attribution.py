@@ -44,7 +44,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.accounts import 
     Paths,
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
-from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Ledger
+from ansible_collections.fleetclean.docker.plugins.module_utils.ledger import Going, Ledger
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import COPIES, Storage, from_info, is_name
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import pool as outside
 from ansible_collections.fleetclean.docker.plugins.module_utils.walk import Figures, Sizes
@@ -126,6 +126,19 @@ def survey(engine: Engine, storage: Storage | None, how: How, wanted: snapshot.W
 def sharers(storage: Storage, looked: snapshot.Snapshot) -> dict[str, frozenset[str]]:
     """The images that have a build cache record's layer, by the engine's records on the disk; by the record's id."""
     return _sharers(layers.read(_where_it_leads(storage), looked), looked)
+
+
+def measure_alone(storage: Storage, looked: snapshot.Snapshot, how: How, going: t.Collection[str], most_files: int) -> Ledger | None:
+    """Measure no more than what these objects, such as ``container:<id>``, hold and no other does.
+
+    :param most_files: with more files and folders than this nothing is measured.
+    :returns: a ledger that is good for these objects alone, in any order; None where it would not be exact without all the rest, as with
+        drivers that share files or extents between layers, where a record cannot be read, or where there are too many files.
+    """
+    own = _where_it_leads(storage)
+    if own.sharing or own.pools or outside(own).layers:
+        return None
+    return _Surveyor(own, looked, how, leftovers.Listing()).look_at(going, most_files)
 
 
 def _where_it_leads(storage: Storage) -> Storage:
@@ -213,6 +226,39 @@ class _Surveyor:
             remembered=len(remembered),
             remembered_bytes=self._remembered_bytes,
         )
+
+    def look_at(self, going: t.Collection[str], most_files: int) -> Ledger | None:
+        """Walk only what these objects alone hold."""
+        accounts, first = self._accounts, self._accounts.room
+        holdings = layers.read(self._storage, self._looked, accounts, self._owners)
+        if holdings.doubts:
+            return None
+        self._layers(holdings, first)
+        self._containers()
+        self._volumes()
+        self._drop_what_has_no_path()
+        self._part_by_place()
+        known, _notes = self._remembered() if self._how.state_dir else ({}, {})
+        gone = Going(accounts, going)
+        mine: dict[str, None] = {}
+        for path, account in self._owners.items():
+            group = accounts.group_number(account)
+            if group != NOBODY and account not in known and gone.has_all(group) and os.path.lexists(path):
+                if not self._is_plain(os.path.dirname(path)):
+                    return None
+                mine[path] = None
+        # What lies in another one of them is walked with it, and goes on its own account there.
+        paths = [path for path in mine if not any(above in mine for above in _above(path))]
+        if not _are_few(paths, most_files):
+            return None
+        found = walk.walk([walk.Unit((path,)) for path in paths], self._owners, self._models(), 1, self._heavy, self._places)
+        if found.unread or found.limits:
+            return None
+        figures, found.sizes = found.sizes, Figures()
+        for account, size in known.items():
+            figures.add(account, size)
+        self._linked(found, figures)
+        return Ledger(accounts, figures)
 
     # -- owners --------------------------------------------------------------------------------
 
@@ -371,9 +417,7 @@ class _Surveyor:
         storage = self._storage
         if self._how.gentle:
             walk.give_way()
-        models = {}
-        for place in self._places:
-            models[os.stat(place).st_dev] = walk.model_of(place, measure.filesystem(place).type)
+        models = self._models()
         sharing = storage.sharing
         if sharing == COPIES and not any(model.reflinks for model in models.values()):
             sharing = ""
@@ -402,6 +446,10 @@ class _Surveyor:
             units.first.append(walk.Unit(tuple(together), sharing))
         processes = walk.spare_processors(self._how.gentle)
         return walk.walk(units, self._owners, models, processes, self._heavy, self._places), processes
+
+    def _models(self) -> dict[int, walk.Model]:
+        """What the filesystem of each place gives back for a file, by device number."""
+        return {os.stat(place).st_dev: walk.model_of(place, measure.filesystem(place).type) for place in self._places}
 
     def _part_by_place(self) -> None:
         """Give each account its filesystem; one that has paths in several places becomes several."""
@@ -504,6 +552,37 @@ class _Surveyor:
         if folder not in self._plain:
             self._plain[folder] = os.path.realpath(folder) == folder
         return self._plain[folder]
+
+
+def _above(path: str) -> t.Iterator[str]:
+    """The folders above a path, from the lowest."""
+    while len(path) > 1:
+        path = os.path.dirname(path)
+        yield path
+
+
+def _are_few(paths: t.Iterable[str], most: int) -> bool:
+    """Whether there are no more than so many files and folders, counted by their names alone and not below what is mounted there."""
+    waiting, count = list(paths), 0
+    mounts = {mount.path for mount in measure.mounts_below(waiting)}
+    while waiting:
+        path = waiting.pop()
+        count += 1
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.path not in mounts:
+                            waiting.append(entry.path)
+                    else:
+                        count += 1
+                    if count + len(waiting) > most:
+                        return False
+        except NotADirectoryError:
+            continue  # a file of its own
+        except OSError:
+            return False
+    return count <= most
 
 
 #: The account of layers that come while we look: kind, id and category.

@@ -104,7 +104,7 @@ def parse_address(docker_host: str, tls: bool) -> Address:
 
 
 def tls_context(validate: bool, ca_path: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
-    """Return what TLS has to be. Without ``ca_path`` the host's own authorities count.
+    """Return what TLS has to be. Without ``ca_path`` the host's own authorities count; it is looked at only where the server is checked.
 
     :raises FleetcleanError: a file cannot be used; which one is named.
     """
@@ -115,6 +115,7 @@ def tls_context(validate: bool, ca_path: str | None, client_cert: str | None, cl
     context.hostname_checks_common_name = False
     context.check_hostname = validate
     context.verify_mode = ssl.CERT_REQUIRED if validate else ssl.CERT_NONE
+    ca_path = ca_path if validate else None
     for option, path in (("ca_path", ca_path), ("client_cert", client_cert), ("client_key", client_key)):
         if path and not os.path.exists(path):
             raise FleetcleanError(f"{option}: {path}: no such file; name one on the managed host.", "bad_input")

@@ -518,9 +518,30 @@ def _connect(params: dict[str, t.Any]) -> Engine:
         _look_at_socket(host)
     # Who names https:// and says nothing of certificates wants them to be right. ``validate_certs`` wins over ``tls``.
     validate = bool(params.get("validate_certs")) or not asked_tls
-    context = tls_context(validate, params.get("ca_path"), *both) if address.tls else None
+    context = tls_context(validate, *_certificates(params, validate)) if address.tls else None
     connection = Connection(address, params["timeout"], limit, context, params.get("tls_hostname"))
     return Engine(connection, host, params["timeout"], version)
+
+
+#: The files in the folder that DOCKER_CERT_PATH names.
+_CERTIFICATES = {"ca_path": "ca.pem", "client_cert": "cert.pem", "client_key": "key.pem"}
+
+
+def _certificates(params: dict[str, t.Any], validate: bool) -> list[str | None]:
+    """The authorities, the client's certificate and its key: what the options name, else the files in DOCKER_CERT_PATH.
+
+    As community.docker reads them: an option that is empty has none, the authorities are needed only to check the server.
+    """
+    folder = os.environ.get("DOCKER_CERT_PATH")
+    found: list[str | None] = []
+    for option, name in _CERTIFICATES.items():
+        path = params.get(option)
+        if path is None and folder and (validate or option != "ca_path"):
+            path = os.path.join(folder, name)
+            if not os.path.isfile(path):
+                raise FleetcleanError(f"DOCKER_CERT_PATH: {path}: no such file; put it there, or give {option} (empty for none).", "bad_input")
+        found.append(path)
+    return found
 
 
 def _look_at_socket(host: str) -> None:

@@ -15,6 +15,8 @@ import typing as t
 
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
+#: A list that limits what is removed; one without a value would not.
+_SELECTS = re.compile(r"[._]only(_labels)?$")
 _LINES = re.compile(r"\r\n|\r|\n")
 
 
@@ -29,6 +31,8 @@ def split_lists(values: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any], sect
     result = dict(values)
     for name, about in spec.items():
         value, option = result.get(name), f"{section}{name}"
+        if value is None and name in result and _SELECTS.search(option):
+            raise refused(option, "has no value; leave it out if all are meant", None)
         if isinstance(value, t.Mapping) and "options" in about:
             result[name] = split_lists(value, about["options"], f"{option}.")
         elif about.get("type") == "list" and about.get("elements", "str") == "str" and value is not None:

@@ -18,6 +18,8 @@ _HUB = "docker.io"
 _OFFICIAL = "library/"
 #: The host of a registry that has an IPv6 address for a name, at the beginning of a pattern.
 _IPV6_HOST = re.compile(r"\[(?=[0-9A-Fa-f.*?]*:[0-9A-Fa-f:.*?]*\](?:[:/*?]|$))")
+#: So much of a digest is enough, as of an id.
+_DIGEST_PREFIX = re.compile("[^:]+:[0-9a-f]{4,}")
 ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{4,64}")
 
 #: A container's id, whole or as the engine shortens it, that is neither a part of a path nor of a digest; in a call of the API it is.
@@ -166,6 +168,15 @@ def fits_image(pattern: str, name: str) -> bool:
         return _split_domain(name)[0] == _HUB and (glob_fits(path, plain) or glob_fits(path, full))
     glob = escape_host(pattern)
     return pattern == name or glob_fits(glob, plain) or glob_fits(glob, name)
+
+
+def names_digest(pattern: str, digest: str) -> bool:
+    """Whether ``name@digest``, with a tag before the ``@`` or without, names one of an image's digests."""
+    named, at, wanted = pattern.partition("@")
+    name, _at, own = digest.partition("@")
+    if not at or not (fits_image(named, name) or fits_image(repository(named), name)):
+        return False
+    return glob_fits(wanted, own) or bool(_DIGEST_PREFIX.fullmatch(wanted) and own.startswith(wanted))
 
 
 def escape_host(pattern: str) -> str:

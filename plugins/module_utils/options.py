@@ -9,6 +9,7 @@ controller, before the first host is asked. The documentation fragment ``options
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible.module_utils.basic import env_fallback
@@ -34,31 +35,39 @@ MOST_BYTES = 2**60
 INCLUDES = ("filesystem", "images", "containers", "volumes", "build_cache", "logs", "leftovers")
 
 
+def set_in_environment(*names: str) -> str:
+    """Return the first of these variables that has a value; an empty one has none, as Docker reads them.
+
+    What counts as true is Ansible's to say (``1``, ``yes``, ``on``, ...), as for community.docker.
+    """
+    return t.cast(str, env_fallback(*(name for name in names if os.environ.get(name))))
+
+
 def shared_spec() -> dict[str, t.Any]:
     """The options that all three modules have. Names and meaning are those of community.docker."""
     return {
         "docker_host": {
             "type": "str",
             "default": "unix:///var/run/docker.sock",
-            "fallback": (env_fallback, ["DOCKER_HOST"]),
+            "fallback": (set_in_environment, ["DOCKER_HOST"]),
             "aliases": ["docker_url"],
         },
         "api_version": {
             "type": "str",
             "default": "auto",
-            "fallback": (env_fallback, ["DOCKER_API_VERSION"]),
+            "fallback": (set_in_environment, ["DOCKER_API_VERSION"]),
             "aliases": ["docker_api_version"],
         },
-        "timeout": {"type": "int", "default": 60, "fallback": (env_fallback, ["DOCKER_TIMEOUT"])},
+        "timeout": {"type": "int", "default": 60, "fallback": (set_in_environment, ["DOCKER_TIMEOUT"])},
         "max_answer_size": {"type": "str", "default": "64MB"},
-        "tls": {"type": "bool", "default": False, "fallback": (env_fallback, ["DOCKER_TLS"])},
+        "tls": {"type": "bool", "default": False, "fallback": (set_in_environment, ["DOCKER_TLS"])},
         "validate_certs": {
             "type": "bool",
             "default": False,
-            "fallback": (env_fallback, ["DOCKER_TLS_VERIFY"]),
+            "fallback": (set_in_environment, ["DOCKER_TLS_VERIFY"]),
             "aliases": ["tls_verify"],
         },
-        "tls_hostname": {"type": "str", "fallback": (env_fallback, ["DOCKER_TLS_HOSTNAME"])},
+        "tls_hostname": {"type": "str", "fallback": (set_in_environment, ["DOCKER_TLS_HOSTNAME"])},
         "ca_path": {"type": "path", "aliases": ["ca_cert", "tls_ca_cert", "cacert_path"]},
         "client_cert": {"type": "path", "aliases": ["tls_client_cert", "cert_path"]},
         "client_key": {"type": "path", "aliases": ["tls_client_key", "key_path"]},
@@ -89,6 +98,9 @@ def report_spec() -> dict[str, t.Any]:
 def clean_spec() -> dict[str, t.Any]:
     age = {"type": "str"}
     keep = {"type": "list", "elements": "str", "default": []}
+    # Without a default: an empty list selects nothing, and is not the same as none.
+    only = {"type": "list", "elements": "str"}
+    selected = {"only": only, "only_labels": only}
     return {
         "containers": _section(
             states={
@@ -97,6 +109,7 @@ def clean_spec() -> dict[str, t.Any]:
                 "choices": list(STATES),
                 "default": ["created", "exited", "dead"],
             },
+            **selected,
             older_than=age,
             keep=keep,
             volumes={"type": "bool", "default": False},
@@ -104,6 +117,7 @@ def clean_spec() -> dict[str, t.Any]:
         ),
         "images": _section(
             scope={"type": "str", "choices": ["dangling", "unused", "all"], "default": "dangling"},
+            **selected,
             older_than=age,
             dangling_older_than=age,
             keep=keep,
@@ -112,11 +126,12 @@ def clean_spec() -> dict[str, t.Any]:
         ),
         "volumes": _section(
             scope={"type": "str", "choices": ["anonymous", "unused"], "default": "anonymous"},
+            **selected,
             older_than=age,
             keep=keep,
             drivers={"type": "list", "elements": "str", "default": ["local"]},
         ),
-        "networks": _section(older_than=age, keep=keep),
+        "networks": _section(**selected, older_than=age, keep=keep),
         "build_cache": _section(
             scope={"type": "str", "choices": ["unused", "all"], "default": "unused"},
             older_than=age,
@@ -280,7 +295,7 @@ def _values(section: str, given: dict[str, t.Any]) -> dict[str, t.Any]:
                 raise FleetcleanError(f"{option}: {value} is less than nothing; use 0 or more.", "bad_input")
             values[name] = value
         elif isinstance(value, list):
-            drivers = given.get("drivers") if option == "volumes.keep" else None
+            drivers = given.get("drivers") if option in ("volumes.keep", "volumes.only") else None
             values[name] = patterns.read_list(option, value, drivers)
         else:
             values[name] = value

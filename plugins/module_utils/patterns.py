@@ -126,13 +126,17 @@ _LABELS = _Kind("label", f"key or key=value ({_GLOBS.format('tier=data*')})", _l
 #: By the names of the options; a list that is not here has choices.
 _KINDS = {
     "containers": _CONTAINERS,
-    "containers.keep": _CONTAINERS,
-    "images.keep": _Kind("image", f"repository:tag, repository, digests or IDs ({_GLOBS.format('app/*')})", _image),
-    "volumes.keep": _Kind("volume of the driver local", f"names of volumes ({_GLOBS.format('db-*')})", _volume),
     "volumes.drivers": _Kind("volume driver", f"names of volume drivers ({_GLOBS.format('local/*')})", _driver),
-    "networks.keep": _Kind("network", f"names or IDs of networks ({_GLOBS.format('front-*')})", _network),
     "keep_labels": _LABELS,
 }
+_SECTIONS = {
+    "containers": _CONTAINERS,
+    "images": _Kind("image", f"repository:tag, repository, digests or IDs ({_GLOBS.format('app/*')})", _image),
+    "volumes": _Kind("volume of the driver local", f"names of volumes ({_GLOBS.format('db-*')})", _volume),
+    "networks": _Kind("network", f"names or IDs of networks ({_GLOBS.format('front-*')})", _network),
+}
+for _section, _kind in _SECTIONS.items():
+    _KINDS.update({f"{_section}.keep": _kind, f"{_section}.only": _kind, f"{_section}.only_labels": _LABELS})
 #: The same by the names of the role's variables.
 _BY_VARIABLE = {f"cleanup_{name.replace('.', '_')}": kind for name, kind in _KINDS.items() if name != "containers"}
 _BY_VARIABLE["cleanup_logs_containers"] = _CONTAINERS

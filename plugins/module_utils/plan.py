@@ -16,11 +16,15 @@ PARENT_STAYS = "parent of an image that stays"
 
 
 class ContainerWish(t.NamedTuple):
+    """``only`` and ``only_labels``: None means all, an empty list none; so in the other sections."""
+
     states: tuple[str, ...] = ("created", "exited", "dead")
     older_than: int | None = None
     keep: tuple[str, ...] = ()
     volumes: bool = False
     compose: bool = False
+    only: tuple[str, ...] | None = None
+    only_labels: tuple[str, ...] | None = None
 
 
 class ImageWish(t.NamedTuple):
@@ -30,6 +34,8 @@ class ImageWish(t.NamedTuple):
     keep: tuple[str, ...] = ()
     keep_latest: int = 0
     keep_local: bool = False
+    only: tuple[str, ...] | None = None
+    only_labels: tuple[str, ...] | None = None
 
 
 class VolumeWish(t.NamedTuple):
@@ -37,11 +43,15 @@ class VolumeWish(t.NamedTuple):
     older_than: int | None = None
     keep: tuple[str, ...] = ()
     drivers: tuple[str, ...] = ("local",)
+    only: tuple[str, ...] | None = None
+    only_labels: tuple[str, ...] | None = None
 
 
 class NetworkWish(t.NamedTuple):
     older_than: int | None = None
     keep: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    only_labels: tuple[str, ...] | None = None
 
 
 class CacheWish(t.NamedTuple):
@@ -62,6 +72,12 @@ class Wishes(t.NamedTuple):
     orchestrated: str = "keep"
     #: Order for a run that stops as soon as enough is free: the cheapest loss first.
     cheapest_first: bool = False
+
+    @property
+    def label_patterns(self) -> tuple[str, ...]:
+        """All patterns that objects' labels are compared with."""
+        sections = (self.containers, self.images, self.volumes, self.networks)
+        return self.keep_labels + tuple(pattern for section in sections if section for pattern in section.only_labels or ())
 
 
 class Kept(t.NamedTuple):
@@ -97,7 +113,7 @@ class Step(t.NamedTuple):
     ``of``: the container right behind which a volume goes, as a part of it.
     ``bytes``, ``inodes``: what comes free with it at its place in the plan. ``frees``: the same on each filesystem that has anything of it, so
     that its going can help to meet a target there, be it together with others; None if that was not measured.
-    ``after``: containers that have to be gone before this can go.
+    ``after``: containers that have to be gone before this can go. ``logical_bytes``: the engine's figure, where ``bytes`` is not it.
     """
 
     kind: str
@@ -116,6 +132,7 @@ class Step(t.NamedTuple):
     inodes: int = 0
     frees: tuple[Freed, ...] | None = None
     after: tuple[str, ...] = ()
+    logical_bytes: int | None = None
 
     def helps(self, devices: t.Collection[str]) -> bool:
         """Whether its going can free something on one of these filesystems."""
@@ -123,7 +140,7 @@ class Step(t.NamedTuple):
 
     def kept(self, reason: str) -> Kept:
         """What it is if it is not done."""
-        return Kept(self.kind, self.id, self.name, self.bytes, reason)
+        return Kept(self.kind, self.id, self.name, self.logical_bytes if self.bytes is None else self.bytes, reason)
 
 
 class Plan(t.NamedTuple):
@@ -134,6 +151,12 @@ class Plan(t.NamedTuple):
     def bytes(self) -> int:
         """The bytes of all steps whose size is known."""
         return sum(step.bytes or 0 for step in self.steps)
+
+    @property
+    def logical_bytes(self) -> int | None:
+        """The sum of the engine's figures; None if it has none of some object."""
+        sizes = [step.logical_bytes for step in self.steps if step.kind not in ("tag", "network")]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     def kept_by_reason(self) -> list[dict[str, t.Any]]:
         """Kind, reason, count and bytes of what stays, the most objects first."""

@@ -18,6 +18,7 @@ Rules that hold whatever is wished:
 
 from __future__ import annotations
 
+import functools
 import re
 import typing as t
 from collections import Counter, defaultdict
@@ -49,6 +50,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.names import (
     image_names,
     matches,
     mounted_by,
+    names_digest,
     repository,
     spellings,
 )
@@ -64,6 +66,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
     VolumeWish,
     Wishes,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils.selection import names_image, names_object, names_tag, why_unselected
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     LIVE_STATES,
     SERVICES,
@@ -86,8 +89,6 @@ _INNER_CACHE = ("internal", "frontend")
 #: At its start an engine takes each folder beside its volumes for one of them. These are what filesystems and their tools keep at the top of a
 #: disk (``lost+found``, ``.snapshots``, ``$RECYCLE.BIN``, ``@eaDir``): names that the engine gives no volume (moby, volume/local, validateName).
 _NO_VOLUME = re.compile(r"lost\+found|[.@#$][a-zA-Z0-9][^/]*")
-#: So much of a digest is enough, as of an id.
-_DIGEST_PREFIX = re.compile("[^:]+:[0-9a-f]{4,}")
 #: With graph drivers the engine keeps no more than that of either: then the longer of two ages counts.
 _DIGESTS_ALONE = "known by its digest alone (pulled by it, or its tag moved on)"
 
@@ -330,7 +331,17 @@ def _killable(wish: ContainerWish) -> tuple[str, ...]:
     return tuple(state for state in wish.states if state in LIVE_STATES or not wish.older_than)
 
 
+def _why_container_is_not_meant(container: Container, wish: ContainerWish) -> str | None:
+    def named(patterns: t.Sequence[str]) -> bool:
+        return names_object(patterns, container.id, container.names or (container.name,))
+
+    return why_unselected("containers", wish, container.labels, named)
+
+
 def _why_container_stays(draft: _Draft, container: Container, wish: ContainerWish) -> str | None:
+    unselected = _why_container_is_not_meant(container, wish)
+    if unselected:
+        return unselected
     if container.state not in wish.states:
         return container.state if container.live else f"its state is {container.state}"
     if matches(wish.keep, container.id, container.names or (container.name,)):
@@ -411,6 +422,8 @@ def _decide_images(
         if not reason and any(child not in going for child in mine):
             reason = PARENT_STAYS
         reason = reason or _why_image_stays(draft, image, wish, evidence.moment, follows=bool(mine))
+        if reason != PARENT_STAYS and not (mine and _is_step(image)):
+            reason = why_unselected("images", wish, image.labels, functools.partial(names_image, image=image)) or reason
         tags_kept = {} if reason else _why_tags_stay(image, wish, newest)
         if tags_kept and len(tags_kept) == len(image.tags):
             reason = next(iter(tags_kept.values()))
@@ -487,7 +500,7 @@ def _wanted_by_name(draft: _Draft, container: Container) -> bool:
     wish = draft.wishes.containers
     named = wish and matches(wish.keep, container.id, container.names or (container.name,))
     managed = draft.leaves_managed and draft.managers.of_container(container)
-    needed = container.id in draft.needed
+    needed = container.id in draft.needed or (wish and _why_container_is_not_meant(container, wish))
     return bool(named or managed or needed or _starts_again(draft, container) or draft.protected(container.labels))
 
 
@@ -527,17 +540,11 @@ def _is_step(image: Image) -> bool:
 
 def _kept_by_digest(image: Image, patterns: t.Sequence[str]) -> bool:
     """Whether a pattern names one of the image's digests: as ``name@digest``, with a tag before it, or the digest alone."""
-    for given in patterns:
-        named, at, wanted = given.partition("@")
-        for own in image.digests:
-            name, _at, digest = own.partition("@")
-            if not at:
-                if matches([given], digest, ()):
-                    return True
-            elif fits_image(named, name) or fits_image(repository(named), name):
-                if glob_fits(wanted, digest) or (_DIGEST_PREFIX.fullmatch(wanted) and digest.startswith(wanted)):
-                    return True
-    return False
+    return any(
+        names_digest(pattern, own) if "@" in pattern else matches([pattern], own.partition("@")[2], ())
+        for pattern in patterns
+        for own in image.digests
+    )
 
 
 def _why_tags_stay(image: Image, wish: ImageWish, newest: set[str]) -> dict[str, str]:
@@ -549,6 +556,8 @@ def _why_tags_stay(image: Image, wish: ImageWish, newest: set[str]) -> dict[str,
             kept[tag] = "named in images.keep"
         elif tag in newest:
             kept[tag] = f"the newest {wish.keep_latest} of {family}"
+        elif wish.only is not None and not names_tag(wish.only, image, tag):
+            kept[tag] = "not named in images.only"
     return kept
 
 
@@ -669,7 +678,8 @@ def _decide_volumes(
         goes_along = volume.anonymous and volume.name in of_going
         if wish is None and not goes_along:
             continue
-        reason = "used by a container" if volume.name in used else bound.get(VOLUME + volume.name) or unsure
+        reason = None if wish is None or goes_along else _why_volume_is_not_meant(volume, wish)
+        reason = reason or ("used by a container" if volume.name in used else bound.get(VOLUME + volume.name) or unsure)
         reason = reason or ("used by a swarm service" if any(template.fits(volume.name) for template in services) else None)
         reason = reason or _looked_after(draft, volume.labels, projects)
         reason = reason or _why_volume_stays(draft, volume, wish, goes_along, last_use(volume))
@@ -709,6 +719,13 @@ def _keep_what_is_shown(volumes: t.Sequence[Volume], reasons: dict[str, str | No
                 for shown in (name[len(VOLUME):] for name in volume.shows if name.startswith(VOLUME)):
                     if not reasons.get(shown, "not asked for"):
                         reasons[shown], found = f"volume {volume.name} shows its data", True
+
+
+def _why_volume_is_not_meant(volume: Volume, wish: VolumeWish) -> str | None:
+    def named(patterns: t.Sequence[str]) -> bool:
+        return names_object(patterns, volume.name, ()) if volume.anonymous else names_object(patterns, "", (volume.name,))
+
+    return why_unselected("volumes", wish, volume.labels, named)
 
 
 def _why_volume_goes(draft: _Draft, volume: Volume, moment: float | None) -> str:
@@ -775,8 +792,11 @@ def _decide_networks(
     uses = network_uses(snapshot, last_seen_used)
     for network in sorted(snapshot.networks, key=lambda n: (n.created or 0, n.id)):
         use = uses.get(network.id)
-        reason: str | None
-        if network.predefined:
+        named = functools.partial(names_object, ident=network.id, names=(network.name,))
+        reason = why_unselected("networks", wish, network.labels, named)
+        if reason:
+            pass
+        elif network.predefined:
             reason = "predefined"
         elif network.swarm:
             reason = "swarm's"

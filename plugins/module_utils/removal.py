@@ -51,6 +51,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import 
 )
 from ansible_collections.fleetclean.docker.plugins.module_utils.storage import Storage
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import parse_time
+from ansible_collections.fleetclean.docker.plugins.module_utils.words import printable
 
 #: How a step came out.
 _DONE, _GONE, _KEPT, _FAILED = "done", "gone", "kept", "failed"
@@ -77,6 +78,7 @@ class Result(t.NamedTuple):
     """How one step came out; ``words`` say why it was kept or failed, empty otherwise.
 
     ``later``: it may come out better once other steps are done (space is free, an image is gone).
+    ``touched``: though it was not done, something was changed, or nobody can tell that nothing was.
     """
 
     step: Step
@@ -84,13 +86,14 @@ class Result(t.NamedTuple):
     words: str = ""
     later: bool = False
     disk_full: bool = False
+    touched: bool = False
 
 
 @dataclass
 class Outcome:
     """All that was done. ``by_kind`` is what came free on the filesystem, bytes, None where it is not ours to see.
 
-    ``images`` are the ids of those that are gone.
+    ``images`` are the ids of those that are gone. ``touched``: what was not removed was changed.
     """
 
     removed: list[Step] = field(default_factory=list)
@@ -99,15 +102,21 @@ class Outcome:
     failed: list[Result] = field(default_factory=list)
     by_kind: dict[str, int] = field(default_factory=dict)
     images: set[str] = field(default_factory=set)
+    touched: bool = False
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.removed) or self.touched
 
     def add(self, result: Result) -> None:
         step = result.step
+        self.touched = self.touched or result.touched
         if step.kind == "image" and result.outcome in (_DONE, _GONE):
             self.images.add(step.id)
         if result.outcome == _DONE:
             self.removed.append(step)
         elif result.outcome == _GONE:
-            self.gone.append(step._replace(bytes=0, reason=f"{step.reason}; was gone already"))
+            self.gone.append(step._replace(bytes=0, logical_bytes=0, reason=f"{step.reason}; was gone already"))
         elif result.outcome == _KEPT:
             self.kept.append(step.kept(result.words))
         else:
@@ -172,6 +181,10 @@ def _kind_group(step: Step) -> str:
     if step.of:
         return "container"
     return "image" if step.kind == "tag" else step.kind
+
+
+def _key(step: Step) -> tuple[str, str, str]:
+    return step.kind, step.id, step.name
 
 
 def _unit(step: Step) -> str:
@@ -254,6 +267,8 @@ class _Actor:
         self._went = went
         self._presence = presence
         self._look = look
+        #: What was right before the engine was asked to remove it, by kind, id and name: a container's state, an image's names.
+        self._sent: dict[tuple[str, str, str], object] = {}
 
     def remove(self, steps: list[Step]) -> list[Result]:
         """Do steps, if they are still right. Raises nothing: whatever happens is the result."""
@@ -294,8 +309,8 @@ class _Actor:
             except Exception as error:  # pylint: disable=broad-except
                 return [Result(step, _FAILED, f"{type(error).__name__}: {error}") for step in steps]
         if self._presence.lost:
-            return [Result(step, _KEPT, _LOST) for step in steps]
-        return [Result(step, _FAILED, last) for step in steps]
+            return [Result(step, _KEPT, _LOST, touched=_key(step) in self._sent) for step in steps]
+        return [Result(step, _FAILED, last, touched=_key(step) in self._sent) for step in steps]
 
     def _one(self, step: Step) -> list[Result]:
         if any(child not in self._went for child in step.children):
@@ -319,8 +334,29 @@ class _Actor:
             if "already in progress" in error.answer:
                 return Result(step, _GONE)
             # A child, or a container, that had to wait may hold it: then it is tried once more.
-            return Result(step, _KEPT, f'the engine says "{error.answer}"', later=True)
-        return Result(step, _FAILED, str(error), later=error.disk_full, disk_full=error.disk_full)
+            touched = step.kind in ("tag", "image") and bool(self._change(step))
+            return Result(step, _KEPT, f'the engine says "{error.answer}"', later=True, touched=touched)
+        change = self._change(step)
+        return Result(step, _FAILED, f"{error}{change}", later=error.disk_full, disk_full=error.disk_full, touched=bool(change))
+
+    def _change(self, step: Step) -> str:
+        """What a removal changed that came to no good end, in words; a blank if nobody can tell, empty if nothing was changed."""
+        if _key(step) not in self._sent:
+            return ""
+        before = self._sent[_key(step)]
+        try:
+            if step.kind == "container":
+                now = container_from({"Id": step.id}, self._engine.container(step.id)).state
+                if now == before:
+                    return "" if now != "dead" else " "
+                return f" It is {now} now{', and cannot start again' if now == 'dead' else ''}."
+            if step.kind in ("tag", "image"):
+                names = {name for group in references(self._engine.image(step.id)) for name in group}
+                lost = sorted(name for name in t.cast("set[str]", before) if name not in names)
+                return f" It has lost its name{'' if len(lost) == 1 else 's'} {', '.join(map(printable, lost))}." if lost else ""
+        except EngineError:
+            pass
+        return " "
 
     def _vanished(self, step: Step) -> bool:
         """Whether an image that somebody else is removing is gone within a moment."""
@@ -344,6 +380,7 @@ class _Actor:
         reason = self._look.why_needed(step.id, step.users) or self._look.why_held("container", step.id)
         if reason:
             return Result(step, _KEPT, reason, later=True)  # by a container perhaps that is about to go
+        self._sent[_key(step)] = now.state
         self._engine.remove_container(step.id, force=step.force and now.live)
         return Result(step, _DONE)
 
@@ -358,6 +395,7 @@ class _Actor:
             return Result(step, _KEPT, _TAGGED)  # then the image stays, and with all its names
         if self._came_into_use(step, tags + digests):
             return Result(step, _KEPT, _IN_USE)
+        self._sent[_key(step)] = {*tags, *digests}
         self._engine.remove_image(step.name)
         return Result(step, _DONE)
 
@@ -374,6 +412,7 @@ class _Actor:
         held = self._look.why_held("image", step.id)
         if held:
             return Result(step, _KEPT, held, later=True)
+        self._sent[_key(step)] = {*tags, *digests}
         try:
             self._engine.remove_image(step.id, force=step.force)
         except EngineError as error:
@@ -396,6 +435,7 @@ class _Actor:
         # A volume has no id: one that was made anew under this name, or used, is another one.
         if step.expects and repr(parse_time(self._engine.volume(step.id).get("CreatedAt"))) not in step.expects:
             return Result(step, _KEPT, "it was made anew or changed meanwhile")
+        self._sent[_key(step)] = None
         self._engine.remove_volume(step.id)
         return Result(step, _DONE)
 
@@ -406,6 +446,7 @@ class _Actor:
             return Result(step, _KEPT, _IN_USE)
         if step.unused_for and self._look.network_used_at(step.id) > engine_clock(self._engine.info) - step.unused_for:
             return Result(step, _KEPT, _WAS_USED)
+        self._sent[_key(step)] = None
         try:
             self._engine.remove_network(step.id)
         except EngineError as error:
@@ -418,7 +459,10 @@ class _Actor:
         try:
             went = self._engine.remove_cache_records([step.id for step in steps], min(step.unused_for for step in steps))
         except EngineError as error:
-            return [self._refused(step, error) for step in steps]
+            # It went through them one by one until then.
+            there = self._records_left()
+            done = [step for step in steps if there is not None and step.id not in there]
+            return [Result(step, _DONE) for step in done] + [self._refused(step, error) for step in steps if step not in done]
         results = [Result(step, _DONE) for step in steps if step.id in went]
         left = [step for step in steps if step.id not in went]
         if left:

@@ -146,7 +146,7 @@ class Report:
             items = count.of(self._items(category))
             if category == "images":
                 items = chain(items, self._held_by_the_engine())
-            result["items"][category] = _largest(items, self._top)
+            result["largest"][category] = _largest(items, self._top)
             result["usage"][category] = self._usage(category, count, ways)
         result["reclaimable"] = ways
         result["totals"] = self._totals(ways)

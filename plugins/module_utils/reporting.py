@@ -27,7 +27,7 @@ def report(module: AnsibleModule, result: dict[str, t.Any]) -> None:
         from ansible_collections.fleetclean.docker.plugins.module_utils import measure
 
         result["filesystems"] = [{**measure.filesystem(disk.path)._asdict(), "holds": list(disk.holds)} for disk in places.disks(own)]
-    result.update(usage={}, items={}, reclaimable={}, roots=[], mounts=[], unread={"count": 0, "vanished": 0, "examples": []})
+    result.update(usage={}, largest={}, reclaimable={}, roots=[], mounts=[], unread={"count": 0, "vanished": 0, "examples": []})
     result["totals"] = dict.fromkeys(("disk_bytes", "attributed_bytes", "unattributed_bytes", "shared_bytes", "reclaimable_bytes"))
     result["deleted_open"] = {}
     if not include:

@@ -12,7 +12,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
-from ansible_collections.fleetclean.docker.plugins.module_utils import lists, options, places, state_folder, tmp_leftovers
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists, misuse, options, places, state_folder, tmp_leftovers
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
     FleetcleanError,
 )
@@ -80,19 +80,20 @@ class Site(t.NamedTuple):
 
 
 class _Module(AnsibleModule):
-    """A module whose lists may be texts: they are split before Ansible does it, which knows commas only."""
+    """A module whose lists may be texts: they are split before Ansible does it, which knows commas only; and that explains what is misused."""
 
     params: dict[str, t.Any]
-    list_error: FleetcleanError | None = None
+    input_error: FleetcleanError | None = None
 
     def _load_params(self) -> None:
         super()._load_params()
         try:
+            misuse.check(self.params, self.argument_spec)
             self.params = lists.split_lists(self.params, self.argument_spec)
         except FleetcleanError as error:
             # To be told once the module can tell anything, and before Ansible says less of the same.
-            self.list_error = error
-            self.params = {name: value for name, value in self.params.items() if name not in self.argument_spec}
+            self.input_error = error
+            self.params = {name: value for name, value in self.params.items() if name.startswith("_ansible_")}
 
 
 #: Options of mallopt(3): what is larger comes from the system and goes back to it at once; so much at the end of the heap goes back; and how many
@@ -121,8 +122,8 @@ def main(spec: dict[str, t.Any], work: t.Callable[[AnsibleModule, dict[str, t.An
     result: dict[str, t.Any] = {"changed": False}
     name = module._name.rsplit(".", 1)[-1]
     try:
-        if module.list_error:
-            raise module.list_error
+        if module.input_error:
+            raise module.input_error
         if not module.check_mode:
             tmp_leftovers.sweep()
         if state_folder.has_file(module.params["state_dir"] or ""):

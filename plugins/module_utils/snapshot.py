@@ -31,6 +31,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.units import par
 
 #: States in which a container has processes, and goes only by being killed.
 LIVE_STATES = ("running", "paused", "restarting")
+REMOVING = "removing"
 #: Networks that every engine makes for itself, and swarm's own.
 PREDEFINED_NETWORKS = ("bridge", "host", "none", "ingress", "docker_gwbridge", "default", "nat")
 #: Stands before a volume's name where names of images and volumes are keys of one mapping.
@@ -582,7 +583,8 @@ def _containers(
 
     def read(listed: Container) -> Container | None:
         live = engine.speaks("1.23") and listed.state in LIVE_STATES
-        record = _record(storage, listed.id) if storage and engine.speaks("1.23") else None
+        # After a removal that failed the list has "removing" until the engine starts again, and the record has no word for it (moby 22260, 27381).
+        record = _record(storage, listed.id) if storage and engine.speaks("1.23") and listed.state != REMOVING else None
         if record and not live and not any(record["State"][name] for name in ("Running", "Paused", "Restarting")):
             # On a full disk the engine cannot write down that a container ended; then its record is of no use.
             found = _with_details(listed, record)
@@ -605,9 +607,13 @@ def _containers(
         # A container whose layer is gone, after a removal that failed half-way, has no size, and no other one has one then.
         unreadable["containers' sizes"] = error.answer
         listed = engine.containers_as(first)
-    if not inspect:
+    if not inspect and not any(found.state == REMOVING for found in listed):
         return tuple(listed)
-    return tuple(sharing(found) for found in _in_turn(pool, read, listed) if found)
+
+    def look(found: Container) -> Container | None:
+        return read(found) if inspect or found.state == REMOVING else found
+
+    return tuple(sharing(found) for found in _in_turn(pool, look, listed) if found)
 
 
 def _record(storage: Storage, container_id: str) -> dict[str, t.Any] | None:
@@ -657,6 +663,24 @@ def _images(
     found = tuple(_in_turn(pool, read, engine.images_as(first)))
     _chain_id.cache_clear()
     return found
+
+
+def with_layers(looked: Snapshot, engine: Engine, storage: Storage) -> Snapshot | None:
+    """Return the same with the layers of each image, by the records on the disk; None if one of them has none there."""
+    records: dict[str, image_records.ImageRecord] = {}
+    if storage.image_store != "graphdriver":
+        records = image_records.read(storage, (str(engine.version.get("Os")), str(engine.version.get("Arch"))), True)
+    images = []
+    for image in looked.images:
+        if not image.layers:
+            record = records.get(image.id)
+            digests = record.layers if record else storage.image_layers(image.id)
+            if digests is None:
+                return None
+            image = image._replace(layers=_with_image_details(image, {"RootFS": {"Layers": digests}}, None).layers)
+        images.append(image)
+    _chain_id.cache_clear()
+    return looked._replace(images=tuple(images))
 
 
 def _in_turn(pool: ThreadPoolExecutor, read: t.Callable[[_Entry], _Read], listed: list[_Entry]) -> t.Iterator[_Read]:

@@ -1006,7 +1006,8 @@ class _Walk:
                 self._shares = self._shares or bool(shared)
             if model.copies:
                 frees = 0 if inline else blocks - shared
-                frees += model.metadata(len(os.fsencode(name)), found.st_size, found.st_blocks)
+                own_name = name.rpartition("/")[2] if folder is None else name
+                frees += model.metadata(len(os.fsencode(own_name)), found.st_size, found.st_blocks)
             else:
                 frees = blocks - shared + model.inode_bytes
         if found.st_dev not in self._plan.models:

@@ -54,12 +54,20 @@ def wrapped(head: str, text: str) -> str:
     return head + "\n".join(lines)[len(head):] if lines else head.rstrip()
 
 
-def step_line(kind: str, name: str, size: int | None, reason: str) -> str:
-    """One line for one object that goes; a reason that is too long goes on below itself."""
+def step_line(kind: str, name: str, size: int | None, reason: str, logical: int | None = None) -> str:
+    """One line for one object that goes; a reason that is too long goes on below itself.
+
+    :param logical: the engine's figure, which stands in place of a ``size`` that was not measured, and is marked.
+    """
     shown = printable(name.split(":", 1)[1][:12] if name.startswith("sha256:") else name, _NAME_WIDTH)
     return wrapped(
-        f"- {kind.replace('_', ' '):<11} {shown:<{_NAME_WIDTH}} {say_size(size):>9}   ", printable(reason)
+        f"- {kind.replace('_', ' '):<11} {shown:<{_NAME_WIDTH}} {say_measured(size, logical):>9}   ", printable(reason)
     )
+
+
+def say_measured(size: int | None, logical: int | None) -> str:
+    """A size, or the engine's figure with a mark, ``~3.1 GB``."""
+    return say_size(size) if size is not None or logical is None else f"~{say_size(logical)}"
 
 
 def kept_line(kind: str, count: int, size: int | None, reason: str) -> str:
@@ -87,7 +95,7 @@ def policy_lines(wishes: Wishes, marks: Watermarks) -> list[str]:
 
 def _containers(wish: ContainerWish) -> list[str]:
     states = f"{', '.join(wish.states[:-1])} or {wish.states[-1]}" if len(wish.states) > 1 else "".join(wish.states) or "in no state"
-    parts = [states + _for(wish.older_than), *_named(wish.keep)]
+    parts = [states + _for(wish.older_than), *_only(wish), *_named(wish.keep)]
     parts += ["their anonymous volumes as well"] if wish.volumes else []
     return parts + (["also services of running compose projects"] if wish.compose else [])
 
@@ -106,18 +114,18 @@ def _images(wish: ImageWish) -> list[str]:
         parts.append(f"keep the newest {wish.keep_latest} of each repository")
     if wish.keep_local:
         parts.append("keep what was never pushed or pulled")
-    return parts + _named(wish.keep)
+    return parts + _only(wish) + _named(wish.keep)
 
 
 def _volumes(wish: VolumeWish) -> list[str]:
     parts = [("anonymous, unused" if wish.scope == "anonymous" else "unused") + _for(wish.older_than)]
     if tuple(wish.drivers) != ("local",):
         parts.append(f"of the drivers {', '.join(map(printable, wish.drivers)) or 'none'}")
-    return parts + _named(wish.keep)
+    return parts + _only(wish) + _named(wish.keep)
 
 
 def _networks(wish: NetworkWish) -> list[str]:
-    return [f"used by no container{_for(wish.older_than)}", *_named(wish.keep)]
+    return [f"used by no container{_for(wish.older_than)}", *_only(wish), *_named(wish.keep)]
 
 
 def _cache(wish: CacheWish) -> list[str]:
@@ -154,6 +162,11 @@ def _for(seconds: int | None) -> str:
     return f" for {say_span(seconds)}" if seconds else ""
 
 
+def _only(wish: ContainerWish | ImageWish | VolumeWish | NetworkWish) -> list[str]:
+    limits = (("named", wish.only), ("labelled", wish.only_labels))
+    return [f"only those {how} {', '.join(map(printable, limit)) or 'in an empty list: none'}" for how, limit in limits if limit is not None]
+
+
 def _named(keep: t.Sequence[str]) -> list[str]:
     return [f"keep those named {', '.join(map(printable, keep))}"] if keep else []
 
@@ -164,8 +177,8 @@ def plan_lines(
     """The wishes; what goes, largest first; what stays, by reason; and what is free before and after."""
     lines = [wrapped(f"  {'wished':<11} ", line) for line in policy]
     lines += [
-        step_line(step.kind, step.name, step.bytes, step.reason)
-        for step in sorted(steps, key=lambda step: -(step.bytes or 0))
+        step_line(step.kind, step.name, step.bytes, step.reason, step.logical_bytes)
+        for step in sorted(steps, key=lambda step: -(step.bytes or step.logical_bytes or 0))
     ]
     lines += [
         kept_line(entry["kind"], entry["count"], entry["bytes"], entry["reason"])

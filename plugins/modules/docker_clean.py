@@ -52,6 +52,18 @@ options:
         elements: str
         choices: [created, exited, dead, running, paused, restarting]
         default: [created, exited, dead]
+      only:
+        description:
+          - Only those with one of these names (globs) or ids; others stay, and what they have.
+          - Where O(containers.only_labels) is given as well, both have to select it. Without the option all are meant; an empty list selects nothing,
+            be it that a template found nothing. What O(containers.keep) or O(keep_labels) names stays all the same.
+          - Of an id the twelve digits that Docker shows are enough.
+        type: list
+        elements: str
+      only_labels:
+        description: Only those with one of these labels, which read as O(keep_labels) does; see O(containers.only) for both together and for an empty list.
+        type: list
+        elements: str
       older_than:
         description: Only those that stopped (never started ones, were created) longer ago. For running ones, the creation counts.
         type: str
@@ -86,6 +98,20 @@ options:
         type: str
         choices: [dangling, unused, all]
         default: dangling
+      only:
+        description:
+          - Only those named, as C(repository:tag), C(repository), digest or id; they read as in O(images.keep).
+          - Where O(images.only_labels) is given as well, both have to select it. Without the option all are meant; an empty list selects nothing,
+            be it that a template found nothing. What O(images.keep) or O(keep_labels) names stays all the same.
+          - Of an id the twelve digits that Docker shows are enough.
+          - Of an image with several tags those go that are selected, and it stays under the others. One without a tag or a digest has no name, so no
+            glob selects it; the steps of its build go with the last image that they belong to.
+        type: list
+        elements: str
+      only_labels:
+        description: Only those with one of these labels, which read as O(keep_labels) does; see O(images.only) for both together and for an empty list.
+        type: list
+        elements: str
       older_than:
         description:
           - Only those not used for longer. The latest sign of use counts, a container's start or stop, the last tagging,
@@ -136,6 +162,19 @@ options:
         type: str
         choices: [anonymous, unused]
         default: anonymous
+      only:
+        description:
+          - Only those with one of these names (globs).
+          - Where O(volumes.only_labels) is given as well, both have to select it. Without the option all are meant; an empty list selects nothing,
+            be it that a template found nothing. What O(volumes.keep) or O(keep_labels) names stays all the same.
+          - An anonymous volume has no name that a glob selects, only its id, of which twelve digits are enough. One that goes
+            with its container (O(containers.volumes)) is selected with it.
+        type: list
+        elements: str
+      only_labels:
+        description: Only those with one of these labels, which read as O(keep_labels) does; see O(volumes.only) for both together and for an empty list.
+        type: list
+        elements: str
       older_than:
         description:
           - Only those not used for longer. The latest sign of use counts, a container that has or had it, the last change of its top
@@ -160,6 +199,18 @@ options:
         compose project as long as a container of it does.
     type: dict
     suboptions:
+      only:
+        description:
+          - Only those with one of these names (globs) or ids.
+          - Where O(networks.only_labels) is given as well, both have to select it. Without the option all are meant; an empty list selects nothing,
+            be it that a template found nothing. What O(networks.keep) or O(keep_labels) names stays all the same.
+          - Of an id the twelve digits that Docker shows are enough.
+        type: list
+        elements: str
+      only_labels:
+        description: Only those with one of these labels, which read as O(keep_labels) does; see O(networks.only) for both together and for an empty list.
+        type: list
+        elements: str
       older_than:
         description:
           - Only those not used for longer. The latest counts of its creation, the last use of a container that is there and attached to it,
@@ -176,7 +227,10 @@ options:
         elements: str
         default: []
   build_cache:
-    description: Which records of the engine's build cache to remove. Needs API 1.39.
+    description:
+      - Which records of the engine's build cache to remove. Needs API 1.39.
+      - Records have no names and no labels that anybody gave, and one may be of many images' builds, so nothing can be selected among them as with
+        O(images.only). Leave the section out where only some things may go.
     type: dict
     suboptions:
       scope:
@@ -286,6 +340,12 @@ EXAMPLES = r"""
     only_below: 15%
     free_target: 30%
 
+- name: Only what one team built, on hosts that others use as well
+  fleetclean.docker.docker_clean:
+    containers: {only_labels: [com.example.team=search], older_than: 1h}
+    images: {scope: unused, only: ["registry.example:5000/search/*"], older_than: 3d}
+    volumes: {scope: unused, only: ["search-*"], older_than: 3d}
+
 - name: Everything but what carries a label
   fleetclean.docker.docker_clean:
     containers: {states: [created, exited, dead, running, paused, restarting], volumes: true}
@@ -309,7 +369,8 @@ removed:
   type: list
   elements: dict
   sample:
-    - {kind: image, id: sha256:5f2a, name: "ci/build:417", bytes: 2200000000, reason: unused for 34 days (last container)}
+    - {kind: image, id: sha256:5f2a, name: "ci/build:417", bytes: 2200000000, logical_bytes: 2100000000,
+       reason: unused for 34 days (last container)}
   contains:
     kind: {description: 'container, image, tag, volume, network or build_cache.', type: str, returned: always}
     id: {description: "The engine's id (for a tag, its image's).", type: str, returned: always}
@@ -317,7 +378,13 @@ removed:
     bytes:
       description: >-
         What comes free with it at its place in the plan, with all that goes along (a container's folder and log, a layer with the last
-        that has it). In check mode measured on the disk; else the engine's figure, and null where it was not asked for.
+        that has it), measured on the disk in check mode and with a target. In a plain run it is measured where that costs little, before the
+        removal, for up to 50 objects that have up to 20,000 files on a host with up to 2,000 objects, with a driver whose layers share no
+        files; else null.
+      type: int
+      returned: always
+    logical_bytes:
+      description: The engine's figure for it, a sum of file lengths; null where it has none or was not asked.
       type: int
       returned: always
     reason: {description: Why it goes., type: str, returned: always}
@@ -332,6 +399,7 @@ failures:
     id: {description: "The engine's id (for a tag, its image's).", type: str, returned: always}
     name: {description: What people call it., type: str, returned: always}
     bytes: {description: What should have come free with it., type: int, returned: always}
+    logical_bytes: {description: The engine's figure for it., type: int, returned: always}
     reason: {description: Why it should go., type: str, returned: always}
     error: {description: Why it could not., type: str, returned: always}
 kept:
@@ -344,14 +412,19 @@ kept:
     kind: {description: 'As in RV(removed[].kind).', type: str, returned: always}
     reason: {description: Why they stay., type: str, returned: always}
     count: {description: How many they are., type: int, returned: always}
-    bytes: {description: What they have., type: int, returned: always}
+    bytes: {description: 'What they have, by the engine''s figures.', type: int, returned: always}
 planned_bytes:
   description: >-
-    The sum of RV(removed[].bytes) of the whole plan. In check mode it is measured, as
+    The sum of RV(removed[].bytes) of the whole plan, and null where they were not measured. In check mode it is measured, as
     M(fleetclean.docker.docker_disk_report) does with C(measure=exact), and is what the filesystem will have more.
   returned: when the engine answers
   type: int
   sample: 13600000000
+planned_logical_bytes:
+  description: The sum of RV(removed[].logical_bytes) of the whole plan; null where the engine's figure for one of them is not known.
+  returned: when the engine answers
+  type: int
+  sample: 12900000000
 reclaimed_bytes:
   description: What came free on all RV(filesystems), measured there; null where they are not this host's, and in check mode 0.
   returned: when the engine answers

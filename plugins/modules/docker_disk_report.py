@@ -269,7 +269,7 @@ usage:
         along (a container's folder and log); the engine's figure where nothing was measured.
       type: int
       returned: always
-items:
+largest:
   description: >-
     By category the largest items, with C(id), C(name), C(size), C(logical_bytes), C(disk_bytes), C(shared_bytes),
     C(reclaimable_bytes) (removing it alone; an image takes the unnamed steps of its build along), C(age) in seconds, C(active)

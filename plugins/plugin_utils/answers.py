@@ -28,7 +28,7 @@ from ansible.module_utils.common.yaml import yaml_load
 
 #: Of one answer as it comes from a host, and of all that is known of one host as JSON with an indent of one. Twenty thousand logs that
 #: were cut, and as many objects that were removed, are less.
-MAX_BYTES = 18 * 1024**2
+MAX_BYTES = 19 * 1024**2
 #: As long as a path can be.
 MAX_TEXT = 4096
 #: A plan of so many lines and columns, or what a module wrote instead of an answer.

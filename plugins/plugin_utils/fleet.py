@@ -227,8 +227,10 @@ def clean_figures(record: HostRecord, check: bool) -> CleanFigures | None:
     freed: int | None = log_bytes
     if check and clean:
         for entry in clean["removed"]:
-            by_kind[entry["kind"]] = by_kind.get(entry["kind"], 0) + (entry["bytes"] or 0)
-        freed = (clean["planned_bytes"] or 0) + log_bytes
+            size = entry["logical_bytes"] if entry["bytes"] is None else entry["bytes"]
+            by_kind[entry["kind"]] = by_kind.get(entry["kind"], 0) + (size or 0)
+        planned = clean["planned_logical_bytes"] if clean["planned_bytes"] is None else clean["planned_bytes"]
+        freed = (planned or 0) + log_bytes
     elif clean:
         by_kind = dict(clean["reclaimed_by_kind"])
     by_kind["log"] = log_bytes
@@ -389,7 +391,7 @@ def could_be_had(record: HostRecord) -> int | None:
 
 def largest_items(record: HostRecord, count: int) -> list[tuple[str, Item]]:
     """The largest items of all categories of a host, each with its category."""
-    found = [(category, item) for category, items in record["items"].items() for item in items if item["size"]]
+    found = [(category, item) for category, items in record["largest"].items() for item in items if item["size"]]
     return sorted(found, key=lambda entry: (-entry[1]["size"], entry[0], entry[1]["name"]))[:count]
 
 

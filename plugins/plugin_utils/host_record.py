@@ -201,7 +201,7 @@ class Report(t.TypedDict):
     filesystems: t.List[Filesystem]
     deleted_open: DeletedOpen
     usage: t.Dict[str, Usage]
-    items: t.Dict[str, t.List[Item]]
+    largest: t.Dict[str, t.List[Item]]
     reclaimable: t.Dict[str, Way]
     totals: Totals
     roots: t.List[Root]
@@ -249,6 +249,7 @@ class Removed(t.TypedDict):
     id: t.Optional[str]
     name: str
     bytes: t.Optional[int]
+    logical_bytes: t.Optional[int]
     reason: t.Optional[str]
 
 
@@ -280,6 +281,7 @@ class Clean(Outcome):
     failures: t.List[NotRemoved]
     kept: t.List[Kept]
     planned_bytes: t.Optional[int]
+    planned_logical_bytes: t.Optional[int]
     reclaimed_bytes: t.Optional[int]
     reclaimed_by_kind: t.Dict[str, int]
     free_before: t.Optional[int]

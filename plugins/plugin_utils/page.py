@@ -411,7 +411,7 @@ def _wished(record: HostRecord) -> str:
 
 def _removed(record: HostRecord, count: int, done: bool) -> str:
     entries = [
-        (_number(entry["bytes"]) or 0, entry["kind"], entry["name"], entry["reason"])
+        (_number(entry["logical_bytes"] if entry["bytes"] is None else entry["bytes"]) or 0, entry["kind"], entry["name"], entry["reason"])
         for entry in (record["clean"]["removed"] if record["clean"] else ())
     ]
     for log in record["logs"]["logs"] if record["logs"] else ():

@@ -172,6 +172,12 @@ def random_wishes(dice: Dice, engine: Model) -> policy.Wishes:
     def some(*patterns: str) -> tuple[str, ...]:
         return tuple(pattern for pattern in patterns if dice.chance(0.15))
 
+    def only(*patterns: str) -> tuple[str, ...] | None:
+        return tuple(pattern for pattern in patterns if dice.chance(0.4)) if dice.chance(0.15) else None
+
+    def only_labels() -> tuple[str, ...] | None:
+        return dice.choice(((), ("tier",), ("tier=data*", "other"))) if dice.chance(0.1) else None
+
     image = dice.choice(sorted(engine.pictures) or [sha("none")])
     digest = dice.choice([digest for picture in engine.pictures.values() for digest in picture.digests] or ["no@digest"])
     return policy.Wishes(
@@ -182,6 +188,8 @@ def random_wishes(dice: Dice, engine: Model) -> policy.Wishes:
                 keep=some("c1", "c[23]", hexadecimal("container 4"), hexadecimal("container 0")[:12], "*/alias5"),
                 volumes=dice.chance(0.5),
                 compose=dice.chance(0.3),
+                only=only("c1", "c[23]", hexadecimal("container 0")[:12], "*/alias5"),
+                only_labels=only_labels(),
             )
         ),
         images=maybe(
@@ -192,15 +200,19 @@ def random_wishes(dice: Dice, engine: Model) -> policy.Wishes:
                 keep=some("app", "*:latest", "docker.io/library/deadbeef", "host:5000/*", image, image[7:19], digest),
                 keep_latest=dice.choice((0, 0, 0, 1, 2)),
                 keep_local=dice.chance(0.2),
+                only=only("app", "*:latest", "docker.io/library/deadbeef", "host:5000/*", image, image[7:19], digest),
+                only_labels=only_labels(),
             )
         ),
         volumes=maybe(
             policy.VolumeWish(
                 dice.choice(("anonymous", "unused")), dice.choice(AGES), some("v1", "v[23]", hexadecimal("v0")),
                 drivers=dice.choice((("local",), ("local",), ("local", "rexray"), ("*",), ("local", "local/bind"), ())),
+                only=only("v1", "v[23]", "*", hexadecimal("v0")[:12]),
+                only_labels=only_labels(),
             )
         ),
-        networks=maybe(policy.NetworkWish(dice.choice(AGES), some("[ab]", "../*", hexadecimal("network a b")))),
+        networks=maybe(policy.NetworkWish(dice.choice(AGES), some("[ab]", "../*", hexadecimal("network a b")), only("[ab]", "../*"), only_labels())),
         build_cache=maybe(policy.CacheWish(dice.choice(("unused", "all")), dice.choice(AGES), dice.choice((None, None, 0, 10, 40)))),
         keep_labels=dice.choice((("fleetclean.keep",), ("fleetclean.keep",), ("tier=data*", "fleetclean.*"), ("tier=x",), ())),
         orchestrated=dice.choice(("keep", "clean")),

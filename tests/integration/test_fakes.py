@@ -75,7 +75,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def items(result: Dict[str, Any], category: str) -> Dict[str, Dict[str, Any]]:
-    return {item["name"]: item for item in result["items"][category]}
+    return {item["name"]: item for item in result["largest"][category]}
 
 
 def test_every_byte_of_a_fakes_data_root_has_an_owner(fakes: Fakes, name: str) -> None:
@@ -95,7 +95,7 @@ def test_each_category_of_a_fake_has_what_was_laid_out_for_it(fakes: Fakes, name
 
 
 def test_what_nobody_owns_on_a_fake_is_named_with_its_reason(fakes: Fakes, name: str) -> None:
-    found = {item["path"]: item["reason"] for item in fakes.said(name)["items"]["leftovers"]}
+    found = {item["path"]: item["reason"] for item in fakes.said(name)["largest"]["leftovers"]}
     expected = fakes.engines[name].tree.leftovers
     assert set(found) == set(expected)
     assert [path for path, reason in found.items() if expected[path] not in reason] == []
@@ -103,7 +103,7 @@ def test_what_nobody_owns_on_a_fake_is_named_with_its_reason(fakes: Fakes, name:
 
 def test_an_administrators_file_in_a_fakes_data_root_is_nobodys_that_is_known(fakes: Fakes, name: str) -> None:
     root = fakes.engines[name].tree.root
-    assert [item["name"] for item in fakes.said(name)["items"]["unattributed"] if item["disk_bytes"]] == [f"{root}/backup-before-upgrade.tar"]
+    assert [item["name"] for item in fakes.said(name)["largest"]["unattributed"] if item["disk_bytes"]] == [f"{root}/backup-before-upgrade.tar"]
 
 
 @pytest.mark.parametrize("kind", ["exact", "fast"])
@@ -111,11 +111,11 @@ def test_a_fakes_images_are_as_large_as_its_layer_store_says(fakes: Fakes, name:
     engine, result = fakes.engines[name], fakes.said(name, kind)
     # Of Docker 1.9 these are the figures in graph/<id>/layersize.
     assert result["usage"]["images"]["logical_bytes"] == sum(engine.layer_bytes.values())
-    web = next(item for item in result["items"]["images"] if "app/web:1" in item["tags"])
+    web = next(item for item in result["largest"]["images"] if "app/web:1" in item["tags"])
     assert web["logical_bytes"] == 420 * KB, "all its layers, as a person counts"
     assert web["active"] and web["used_by"] == ["web"]
     assert web["layers"] == 2
-    assert sorted(item["dangling"] for item in result["items"]["images"]).count(True) == 1
+    assert sorted(item["dangling"] for item in result["largest"]["images"]).count(True) == 1
 
 
 @pytest.mark.parametrize("kind", ["exact", "fast"])
@@ -164,7 +164,7 @@ def test_check_mode_gives_the_same_answer_on_a_fake(fakes: Fakes, name: str) -> 
     assert not second["changed"]
 
     def told(result: Dict[str, Any]) -> Dict[str, List[Dict[str, Any]]]:
-        return {category: [{**item, "age": None, "last_used": None} for item in found] for category, found in result["items"].items()}
+        return {category: [{**item, "age": None, "last_used": None} for item in found] for category, found in result["largest"].items()}
 
     assert told(first) == told(second)
 

@@ -177,7 +177,7 @@ def test_what_was_pulled_by_digest_goes_by_the_age_of_images_and_not_of_dangling
         graph = host.name == "one"
         assert by_digest & dangling == (by_digest if graph else set())
         report = by_itself(host, "docker_disk_report", include=["images"], state_dir="", top=-1, measure="fast")
-        assert {item["id"] for item in report["items"]["images"] if item["dangling"]} == dangling
+        assert {item["id"] for item in report["largest"]["images"] if item["dangling"]} == dangling
         assert report["reclaimable"]["dangling_images"]["count"] == len(dangling)
         time.sleep(1.1)
         result = clean(host, {**UNUSED, "images": {"scope": "unused", "older_than": "1d", "dangling_older_than": "1s"}})

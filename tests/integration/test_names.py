@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 from urllib.parse import quote
 
 import pytest
+import yaml
 
 from tests.fleet import Fleet, Host, HostSpec
 from tests.fleet.dirty import load_image, tar
@@ -460,6 +464,59 @@ def test_lists_as_surveys_give_them_keep_what_they_name_and_nothing_else(host: H
     assert now["tags"] == {*wanted, "base/app:1"}
     policy = run.task("Remove what the profile allows")[host.name]["policy"]
     assert any(words.endswith("keep those named docker.io/library/*, [2001:db8::1]:5000/*, registry.example:5000/team/*") for words in policy)
+
+
+def readme_play(name: str) -> Dict[str, Any]:
+    """A play of the README's, by its name."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return next(play for block in blocks for play in yaml.safe_load(block) if play.get("name") == name)
+
+
+@both_stores
+def test_the_readmes_play_for_one_team_takes_what_that_team_built_and_nothing_else(host: Host, ansible: Ansible, tmp_path: Path) -> None:
+    """It said "only what this team built" and selected nothing (moby 33229, docker/cli 625)."""
+    play = readme_play("Only what this team built")
+    for number, tag in enumerate(("search/app:1", "search/app:2", "search/app:3", "registry.example:5000/search/job:1", "other/app:1", "search:1")):
+        load_image(host, tag, {"a": tag.encode()}, created=datetime.now(timezone.utc) - timedelta(days=40 - number))
+    host.must("POST", "/images/search/app:1/tag?repo=other/copy&tag=1")
+    container(host, "ours", "base/app:1", ["/bin/true"], run="done", labels={"com.example.team": "search"})
+    container(host, "theirs", "base/app:1", ["/bin/true"], run="done", labels={"com.example.team": "other"})
+    for task in play["tasks"]:
+        for section in task.get("fleetclean.docker.docker_clean", {}).values():
+            section["older_than"] = "0"  # days, which nobody waits for here
+    (tmp_path / "play.yml").write_text(json.dumps([{**play, "hosts": host.name}]))
+    run = ansible.run(["ansible-playbook", "-i", ansible.inventory, str(tmp_path / "play.yml")])
+    assert run.code == 0, run.text
+    now = state(host)
+    assert set(now["containers"]) == {"theirs"}
+    kept_tags = {"base/app:1", "other/app:1", "search:1", "other/copy:1", "search/app:2", "search/app:3", "registry.example:5000/search/job:1"}
+    assert now["tags"] == kept_tags, "of its repositories the newest two, of what several have the others' names"
+    result = next(line["result"] for line in run.lines if line["result"].get("removed"))
+    assert {"not named in images.only", "used by a container"} & set(kept(result, "image"))
+    assert kept(result, "container") == {"without a label of containers.only_labels": 1}
+
+
+@both_stores
+def test_what_is_selected_goes_and_an_empty_selection_takes_nothing(host: Host) -> None:
+    labels = {"team": "search"}
+    for name in ("web-1", "job-1"):
+        host.must("POST", "/volumes/create", {"Name": name, "Labels": labels if name == "web-1" else {}})
+        host.must("POST", "/networks/create", {"Name": f"{name}-net", "Driver": "bridge", "Internal": True, "Labels": labels if name == "web-1" else {}})
+        container(host, name, "base/app:1", ["/bin/true"], labels=labels if name == "web-1" else {}, Binds=["anonymous:/data"])
+    host.must("POST", "/volumes/create", {})
+    before = state(host)
+    empty = {"only": [], "older_than": "0"}
+    result = clean(host, containers=empty, images={"scope": "unused", **empty}, volumes={"scope": "unused", **empty}, networks=empty, build_cache=None)
+    assert (result["changed"], result["removed"], state(host)) == (False, [], before)
+    assert kept(result, "volume") == {"not named in volumes.only, which is empty": 4}
+    by_label = {"only_labels": ["team=s*"]}
+    said = clean(host, check=True, containers=by_label, images={}, volumes={"scope": "unused", **by_label}, networks=by_label)
+    result = clean(host, containers=by_label, images={}, volumes={"scope": "unused", **by_label}, networks=by_label)
+    assert set(removed(said)) == set(removed(result))
+    assert set(removed(result)) == {"web-1", "web-1-net"}
+    result = clean(host, containers={"only": ["job-*"]}, images={}, volumes={"scope": "unused", "only": ["*"]}, networks={"only": ["job-*"]})
+    assert set(removed(result)) == {"job-1", "job-1-net", "anonymous"}, "a volume without a name is selected by no glob"
+    assert len(state(host)["volumes"]) == 1
 
 
 def test_a_driver_may_call_its_volumes_what_it_likes(host: Host) -> None:

@@ -130,7 +130,7 @@ def test_hosts_that_answer_what_they_like_get_nothing_and_cost_only_themselves(f
     for name, words in (
         ("b-odd", "unexpected answer (docker_disk_report.engine.root_dir: missing)"),
         ("c-types", "unexpected answer (engine: a text, where a mapping is documented)"),
-        ("d-large", "unexpected answer (the whole: more than 18 MB)"),
+        ("d-large", "unexpected answer (the whole: more than 19 MB)"),
         ("e-deep", "unexpected answer (the whole: lists or mappings without end)"),
     ):
         assert found[name]["status"] == "trouble" and found[name]["error"].startswith(words), found[name]["error"]

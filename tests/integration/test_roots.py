@@ -297,7 +297,7 @@ def test_every_byte_has_an_owner(world: World, name: str) -> None:
     assert abs(both - said) <= said * 0.005
     assert sum(place["disk_bytes"] for place in report["roots"]) == both == totals["disk_bytes"]
     # What others have in the same containerd is theirs: it is known, and not this engine's.
-    nobodys = report["items"]["unattributed"]
+    nobodys = report["largest"]["unattributed"]
     assert sum(item["disk_bytes"] for item in nobodys) <= both * 0.01, nobodys
     assert report["unread"]["count"] == 0
 
@@ -356,7 +356,7 @@ def test_a_link_that_somebody_else_made_is_not_followed_and_a_warning_says_so(wo
 def test_what_was_in_use_before_is_a_leftover_and_nothing_else_is(world: World, name: str) -> None:
     _host, report = world[name]
     # What containerd's collector has not got to yet is small.
-    setup, found = SETUPS[name], {item["path"]: item for item in report["items"]["leftovers"] if item["disk_bytes"] > MB // 16}
+    setup, found = SETUPS[name], {item["path"]: item for item in report["largest"]["leftovers"] if item["disk_bytes"] > MB // 16}
     assert sorted(found) == [f"{setup.places[0]}/{part}" for part in setup.leftovers]
     assert all(item["reason"] == "of an image store that is not in use" and item["disk_bytes"] > 2 * MB for item in found.values())
 
@@ -366,7 +366,7 @@ def test_what_others_have_in_the_same_containerd_is_nobodys_leftover(world: Worl
     host, report = world[name]
     listed = host.exec(["ctr", "-n", "somebody", "images", "list", "-q"]).stdout.split()
     assert sorted(entry.rpartition("/")[2] for entry in listed) == ["base:1", "own:1"]
-    theirs = [item["disk_bytes"] for item in report["items"]["other_users"]]
+    theirs = [item["disk_bytes"] for item in report["largest"]["other_users"]]
     # Their own layer as it was sent, and unpacked; the other one's archive the engine has as well.
     assert 4 * MB <= sum(theirs) < 9 * MB
     assert not [line for line in words(report) if "records" in line or "containerd" in line]

@@ -243,9 +243,9 @@ def test_an_image_of_two_hundred_layers_is_measured_and_goes(host: Host) -> None
     container(host, "deep", "app/deep:1", ["/x"])
     said = by_itself(host, "docker_disk_report", measure="exact", state_dir="")
     assert not said["failed"], said
-    (item,) = (entry for entry in said["items"]["images"] if entry["name"] == "app/deep:1")
+    (item,) = (entry for entry in said["largest"]["images"] if entry["name"] == "app/deep:1")
     assert item["disk_bytes"] >= 200 * 4096
-    assert (said["totals"]["unattributed_bytes"], said["items"]["leftovers"]) == (0, [])
+    assert (said["totals"]["unattributed_bytes"], said["largest"]["leftovers"]) == (0, [])
     free = host.free_bytes()
     result = clean(host)
     assert not result["failed"], result
@@ -290,6 +290,29 @@ def test_a_container_that_cannot_be_removed_is_told_and_goes_next_time_as_a_dead
     assert (state(host)["containers"], state(host)["images"]) == ({}, set())
     assert not file.parent.exists()
     until(lambda: not clean(host, check=True)["changed"], 1)
+
+
+def test_a_container_whose_layer_cannot_be_removed_is_half_gone_and_goes_next_time(host: Host) -> None:
+    """The engine's list calls it "removing" until the engine starts again (moby 22260, 27381), though nobody is removing it any more."""
+    ident = container(host, "stuck", "base/app:1", ["/bin/sh", "-c", "echo x > /held"], run="done")
+    file = host.path(host.must("GET", f"/containers/{ident}/json")["GraphDriver"]["Data"]["UpperDir"]) / "held"
+    attribute(file, FS_IMMUTABLE_FL)
+    try:
+        wishes = {"images": None, "volumes": None, "networks": None}
+        result = clean(host, **wishes)
+        assert set(errors(result)) == {"stuck"}
+        assert result["changed"], "it cannot be started any more"
+        assert result["msg"].endswith("The next run tries again."), result["msg"]
+        assert [entry["State"] for entry in host.must("GET", "/containers/json?all=1")] == ["removing"]
+        again = clean(host, **wishes)
+        assert set(errors(again)) == {"stuck"}, "and that is so"
+    finally:
+        attribute(file, FS_IMMUTABLE_FL, False)
+    said = clean(host, check=True, **wishes)
+    assert removed(said)["stuck"].startswith("dead")
+    result = clean(host, **wishes)
+    assert not result["failed"], result
+    assert (set(removed(result)), state(host)["containers"]) == ({"stuck"}, {})
 
 
 # -- what began at the start ---------------------------------------------------------------------

@@ -75,13 +75,19 @@ class Expected:
 
     # Shared by all kinds.
 
-    def labelled(self, labels_: dict[str, str]) -> bool:
-        for pattern in self.wishes.keep_labels:
+    def labelled(self, labels_: dict[str, str], patterns: t.Iterable[str] | None = None) -> bool:
+        for pattern in self.wishes.keep_labels if patterns is None else patterns:
             key, equals, value = pattern.partition("=")
             for own, content in labels_.items():
                 if fnmatchcase(own, key) and (not equals or fnmatchcase(content, value)):
                     return True
         return False
+
+    def meant(self, wish: t.Any, labels_: dict[str, str], named: t.Callable[[t.Sequence[str]], bool]) -> bool:
+        """Both lists have to select it; an empty one selects nothing."""
+        if wish.only is not None and not named(wish.only):
+            return False
+        return wish.only_labels is None or self.labelled(labels_, wish.only_labels)
 
     def young(self, since: float | None, older_than: int | None) -> bool:
         """Nothing known is no permission; 0 is no limit."""
@@ -112,11 +118,16 @@ class Expected:
     def box_stays(self, box: Box, wish: policy.ContainerWish) -> bool:
         stopped_at = box.finished or (None if box.state == "exited" else box.created)
         return (
-            box.state not in wish.states
+            not self.box_is_meant(box, wish)
+            or box.state not in wish.states
             or self.wanted(box)
             or (self.starts_again(box) and "running" not in wish.states)
             or self.young(box.created if box.live else stopped_at, wish.older_than)
         )
+
+    def box_is_meant(self, box: Box, wish: policy.ContainerWish) -> bool:
+        links = [link.lstrip("/") for link in box.links]
+        return self.meant(wish, box.labels, lambda patterns: self.named(patterns, box.id, box.name, *links))
 
     def starts_again(self, box: Box) -> bool:
         tries = box.restart == "on-failure" and box.exit_code != 0 and (box.retries == 0 or box.restarted < box.retries)
@@ -145,7 +156,8 @@ class Expected:
         wish = self.wishes.containers
         links = [link.lstrip("/") for link in box.links]
         return (
-            (wish is not None and self.named(wish.keep, box.id, box.name, *links))
+            (wish is not None and not self.box_is_meant(box, wish))
+            or (wish is not None and self.named(wish.keep, box.id, box.name, *links))
             or (self.keeping and bool(self.manager(box.labels, box)))
             or self.labelled(box.labels)
         )
@@ -165,7 +177,7 @@ class Expected:
                 todo.append(picture)
                 continue
             self.judged[picture.id] = self.image_stays(picture, wish, bool(mine)) or any(self.judged[child] for child in mine)
-            kept = {tag for tag in picture.tags if self.tag_stays(tag, wish)}
+            kept = {tag for tag in picture.tags if self.tag_stays(tag, wish) or not self.tag_is_meant(tag, picture, wish)}
             if kept and self.has_user(picture):
                 self.judged[picture.id] = True  # it stays anyway, and then with all names by which it would be pulled again
             if not self.judged[picture.id]:
@@ -187,8 +199,11 @@ class Expected:
         hosts = [box for box in self.engine.boxes.values() if self.manager(box.labels, box) == "host"]
         repositories = [] if picture.tags else [digest.partition("@")[0] for digest in picture.digests]
         local = not picture.digests or self.engine.containerd
+        step = parent and not picture.tags and not picture.digests
         if (
             users
+            or (not step and not picture.tags and not self.meant(wish, picture.labels, lambda patterns: self.names_untagged(patterns, picture)))
+            or (wish.only_labels is not None and not step and not self.labelled(picture.labels, wish.only_labels))
             or (self.keeping and (hosts or self.served(picture)))
             or self.labelled(picture.labels)
             # Beside tags, each of which is judged by itself, a digest counts only where it is named as one.
@@ -208,6 +223,16 @@ class Expected:
         elif not picture.tags and not by_digest and wish.dangling_older_than is not None:
             limit = wish.dangling_older_than
         return self.young(self.last_use(picture), limit)
+
+    def names_untagged(self, patterns: t.Sequence[str], picture: Picture) -> bool:
+        return self.named(self.plain(patterns), picture.id, *picture.digests, *(digest.partition("@")[0] for digest in picture.digests))
+
+    def tag_is_meant(self, tag: str, picture: Picture, wish: policy.ImageWish) -> bool:
+        if wish.only is None:
+            return True
+        family = tag.rpartition(":")[0]
+        by_digest = [pattern for pattern in wish.only if pattern in picture.digests and pattern.partition("@")[0] == family]
+        return bool(by_digest) or self.named(self.plain(wish.only), picture.id, tag, family)
 
     def served(self, picture: Picture) -> bool:
         specs = [service.get(which) or {} for service in self.engine.swarm_services for which in ("Spec", "PreviousSpec")]
@@ -253,8 +278,10 @@ class Expected:
             driver = "local/bind" if data.options["type"] == "none" else f"local/{data.options['type']}"
         drivers = wish.drivers if wish else ("local",)
         served = any(data.name == "v1" for _ in self.engine.swarm_services)
+        names = () if data.anonymous else (data.name,)
         if (
-            any(data.name in box.volumes for box in self.staying)
+            (not along and wish is not None and not self.meant(wish, data.labels, lambda patterns: self.named(patterns, data.name if data.anonymous else "", *names)))
+            or any(data.name in box.volumes for box in self.staying)
             or data.name in self.reached
             or data.cluster
             or self.labelled(data.labels)
@@ -278,7 +305,8 @@ class Expected:
         wish = self.wishes.networks
         assert wish
         return (
-            net.name in ("bridge", "host", "none")
+            not self.meant(wish, net.labels, lambda patterns: self.named(patterns, net.id, net.name))
+            or net.name in ("bridge", "host", "none")
             or net.scope == "swarm"
             or any({net.name, net.id} & set(box.networks) for box in self.staying)
             or self.named(wish.keep, net.id, net.name)

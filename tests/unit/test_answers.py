@@ -218,7 +218,7 @@ def test_what_is_no_answer_at_all_is_cut_made_visible_and_can_be_read_as_none(te
         ("docker_log_truncate", {"logs": [{"slow_seconds": float("nan")}]}, "logs[0].slow_seconds: a number out of bounds"),
         ("docker_log_truncate", {"logs": [{"slow_seconds": float("inf")}]}, "logs[0].slow_seconds: a number out of bounds"),
         ("docker_disk_report", {"usage": {"images": 5}}, "usage.images: a whole number, where a mapping is documented"),
-        ("docker_disk_report", {"items": {"images": [{"used_by": [7]}]}}, "items.images[0].used_by[0]: a whole number, where a text is documented"),
+        ("docker_disk_report", {"largest": {"images": [{"used_by": [7]}]}}, "largest.images[0].used_by[0]: a whole number, where a text is documented"),
     ],
 )
 def test_what_is_documented_otherwise_is_refused_with_place_and_reason(module: str, answer: dict[str, t.Any], words: str) -> None:
@@ -240,7 +240,7 @@ def test_lengths_of_sparse_files_that_a_container_made_cost_its_host_no_figure()
     ("engine", "words"),
     [
         ({"engine": {"name": "x"}}, "docker_disk_report.engine.root_dir: missing"),
-        ({"items": {"images": [{"size": 1}]}}, "docker_disk_report.items.images[0].name: missing"),
+        ({"largest": {"images": [{"size": 1}]}}, "docker_disk_report.largest.images[0].name: missing"),
         ({"filesystems": [{"mount_point": "/", "size": 1, "used": None, "available": 1}]}, "docker_disk_report.filesystems[0].used: missing"),
     ],
 )

@@ -200,10 +200,62 @@ def test_a_filesystem_without_a_number_of_inodes_never_lacks_any(make: t.Callabl
     assert (result["changed"], result["target_met"]) == (False, True)
 
 
-def test_a_plain_run_measures_nothing(make: t.Callable[..., World]) -> None:
+def figures(result: dict[str, t.Any]) -> dict[str, tuple[int | None, int | None]]:
+    return {entry["name"]: (entry["bytes"], entry["logical_bytes"]) for entry in result["removed"] if entry["kind"] == "image"}
+
+
+def test_a_plain_run_says_the_engines_figures_by_their_name_where_nothing_was_measured(make: t.Callable[..., World]) -> None:
     world = make()
-    assert len(world.run(**WISHES)["removed"]) == 4
+    engines = {f"{image.tags[0]}": image.bytes for image in cleaning.snapshot.take(t.cast(t.Any, world.engine), cleaning.snapshot.Wanted(images=True), None).images}
+    result = world.run(**WISHES)
+    assert len(result["removed"]) == 4
     assert world.surveys == 0
+    assert figures(result) == {name: (None, size) for name, size in engines.items()}
+    assert (result["planned_bytes"], result["planned_logical_bytes"]) == (None, sum(size or 0 for size in engines.values()))
+
+
+@pytest.mark.parametrize(("objects", "measured"), [(3, True), (2, False)])
+def test_a_plain_run_measures_a_small_plan_and_nothing_else(
+    make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch, objects: int, measured: bool
+) -> None:
+    world = make()
+    monkeypatch.setattr(cleaning, "_FEW_OBJECTS", objects)
+    monkeypatch.setattr(cleaning.snapshot, "with_layers", lambda looked, _engine, _storage: looked)
+    asked: list[t.Collection[str]] = []
+
+    def fake_measure(_storage: object, _looked: object, how: object, going: t.Collection[str], most_files: int) -> t.Any:
+        asked.append(going)
+        return world._survey(world.engine, None, how, cleaning.snapshot.Wanted(images=True)).ledger
+
+    monkeypatch.setattr(attribution, "measure_alone", fake_measure)
+    check = make().run(check=True, **WISHES)
+    world = make()
+    result = world.run(**WISHES)
+    assert [sorted(going) for going in asked] == ([sorted(f"image:{entry['id']}" for entry in result["removed"] if entry["kind"] == "image")] if measured else [])
+    if measured:
+        assert figures(result) == figures(check)
+        assert result["planned_bytes"] == check["planned_bytes"] == result["filesystems"][0]["planned_bytes"] == 60 * MB
+    else:
+        assert {size for size, _logical in figures(result).values()} == {None}
+
+
+def test_a_disk_that_cannot_be_measured_is_no_reason_to_remove_nothing(make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake_layers(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cleaning.snapshot, "with_layers", fake_layers)
+    result = make().run(**WISHES)
+    assert (len(result["removed"]), result["planned_bytes"]) == (4, None)
+
+
+def test_files_are_counted_by_their_names_and_no_further_than_is_needed(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"folder{number}").mkdir()
+        (tmp_path / f"folder{number}" / "file").touch()
+    (tmp_path / "link").symlink_to("/")
+    assert attribution._are_few([str(tmp_path)], 12) and not attribution._are_few([str(tmp_path)], 11)
+    assert attribution._are_few([str(tmp_path / "folder0" / "file")], 1), "a file of its own"
+    assert not attribution._are_few([str(tmp_path / "nothing")], 100), "what cannot be looked at has nobody knows how many"
 
 
 def test_on_a_read_only_filesystem_nothing_is_tried_and_check_mode_still_tells(make: t.Callable[..., World]) -> None:
@@ -279,6 +331,110 @@ def test_an_engine_that_is_lost_for_the_second_look_is_told_beside_what_failed(m
     assert caught.value.code == "engine_down"
     assert len(world.result["failures"]) == 2 and "a:1" in names(world.result)
     assert not {"msg", "failure"} & world.result.keys(), "these are the error's, and are given once"
+
+
+# -- what failed ---------------------------------------------------------------------------------------------
+
+
+def failing(world: World, removal: str, act: t.Callable[[str], None] = lambda _name: None) -> None:
+    """Let each such removal fail, after ``act`` did a part of it."""
+
+    def fake_trouble(call: str, name: str) -> None:
+        if call == removal:
+            act(name)
+            raise EngineError(f"DELETE /{name}", 500, "operation not permitted")
+
+    world.engine.before = fake_trouble
+
+
+def test_what_failed_and_is_in_the_next_plan_is_tried_again_and_nothing_else_is_promised(make: t.Callable[..., World]) -> None:
+    world = make()
+    failing(world, "remove_image")
+    result = world.run(**WISHES)
+    assert result["msg"].startswith("3 objects could not be removed, all else was done. The first: image a:1: ")
+    assert result["msg"].endswith('the engine says "operation not permitted" (HTTP 500). The next run tries again.')
+    assert (result["changed"], names(result)) == (True, ["one"])
+    result = world.run(images={"scope": "unused"})
+    assert (result["changed"], len(result["failures"])) == (False, 3), "nothing was changed"
+
+
+def test_an_image_that_lost_its_name_half_way_is_said_to_have_and_is_not_promised_to_a_run_that_goes_by_names(make: t.Callable[..., World]) -> None:
+    world = make()
+    failing(world, "remove_image", lambda ident: world.engine.pictures[ident].references.clear())
+    result = world.run(images={"scope": "unused", "only": ["a", "b"], "keep_latest": 0})
+    assert result["changed"]
+    assert result["failures"][0]["error"].endswith("It has lost its name a:1.")
+    assert "tries again" not in result["msg"]
+    assert result["msg"].endswith("It leaves image a:1: not named in images.only. Remove that by hand, or ask for it.")
+    world.engine.add_image("d", "d:1", created=NOW - DAY)
+    failing(world, "remove_image", lambda ident: world.engine.pictures[ident].references.clear() if world.engine.pictures[ident].tags == ["c:1"] else None)
+    result = world.run(images={"scope": "unused", "only": ["c", "d"]})
+    assert "The next run tries 1 of them again. It leaves image c:1: not named" in result["msg"]
+
+
+def test_an_anonymous_volume_whose_container_is_gone_is_not_tried_again_where_volumes_are_not_asked_for(make: t.Callable[..., World]) -> None:
+    world = make()
+    world.engine.add_volume("d" * 64, created=NOW - DAY)
+    world.engine.add_box("box", next(iter(world.engine.pictures)), finished=NOW - DAY, volumes=["d" * 64])
+    failing(world, "remove_volume")
+    result = world.run(containers={"volumes": True})
+    assert names(result) == ["box"]
+    assert result["msg"].endswith(f"It leaves volume {'d' * 64}: it is not asked for any more. Remove that by hand, or ask for it.")
+    assert world.run(volumes={})["msg"].endswith("The next run tries again.")
+
+
+def test_what_is_gone_in_the_end_was_removed_whatever_the_engine_answered(make: t.Callable[..., World]) -> None:
+    world = make()
+    failing(world, "remove_network", lambda ident: world.engine.nets.pop(ident) and None)
+    result = world.run(networks={})
+    assert (result["failures"], names(result), result["changed"], "msg" in result) == ([], ["one"], True, False)
+
+
+def test_nothing_is_promised_where_nobody_can_look_any_more(make: t.Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make()
+    failing(world, "remove_network")
+    looks: list[int] = []
+    look = cleaning._look
+
+    def fake_look(site: t.Any, wanted: t.Any) -> t.Any:
+        looks.append(1)
+        if len(looks) > 1:
+            raise OSError(5, "Input/output error")
+        return look(site, wanted)
+
+    monkeypatch.setattr(cleaning, "_look", fake_look)
+    result = world.run(networks={})
+    assert result["failure"] == "engine"
+    assert result["msg"].endswith("What the next run makes of it cannot be told: [Errno 5] Input/output error")
+
+
+def test_with_a_watermark_the_next_run_tries_when_it_needs_the_space(make: t.Callable[..., World]) -> None:
+    world = make()
+    failing(world, "remove_image")
+    assert world.run(images={"scope": "unused"}, only_below="50%")["msg"].endswith("The next run that needs the space tries again.")
+
+
+def test_a_stopped_container_that_became_dead_was_changed(make: t.Callable[..., World]) -> None:
+    world = make()
+    box = world.engine.add_box("box", next(iter(world.engine.pictures)), finished=NOW - DAY)
+    failing(world, "remove_container", lambda _ident: setattr(box, "state", "dead"))
+    result = world.run(containers={})
+    assert result["changed"]
+    assert result["failures"][0]["error"].endswith("It is dead now, and cannot start again.")
+    assert result["msg"].endswith("The next run tries again.")
+    box.state = "exited"
+    failing(world, "remove_container")
+    assert not world.run(containers={})["changed"]
+
+
+def test_records_that_went_before_the_builder_failed_were_removed(make: t.Callable[..., World]) -> None:
+    world = make()
+    world.engine.add_record("r1", created=NOW - DAY)
+    world.engine.add_record("r2", created=NOW - DAY)
+    failing(world, "remove_cache_records", lambda _ids: world.engine.records.pop("r1", None) and None)
+    result = world.run(build_cache={})
+    assert (names(result), result["changed"]) == (["r1"], True)
+    assert [entry["name"] for entry in result["failures"]] == ["r2"]
 
 
 # -- several filesystems -----------------------------------------------------------------------------------

@@ -599,6 +599,49 @@ def test_tls_is_as_it_was_asked_for(place: Place, certificates: Certificates, nu
     assert "Check tls, validate_certs, ca_path and tls_hostname." in str(caught.value)
 
 
+#: Files in the folder that DOCKER_CERT_PATH names and whose they are, the options, and whether the server lets us in, or the start of the error.
+CERT_PATH: tuple[tuple[dict[str, str], dict[str, t.Any], bool | str], ...] = (
+    ({"ca.pem": "ca.pem", "cert.pem": "client.pem", "key.pem": "client.key"}, {"validate_certs": True}, True),
+    ({"ca.pem": "ca.pem", "cert.pem": "client.pem", "key.pem": "client.key"}, {"tls": True}, True),
+    ({"ca.pem": "ca.pem", "cert.pem": "client.pem", "key.pem": "client.key"}, {"scheme": "https"}, True),
+    ({"cert.pem": "client.pem", "key.pem": "client.key"}, {"tls": True}, True),
+    ({"ca.pem": "other-ca.pem", "cert.pem": "client.pem", "key.pem": "client.key"}, {"tls": True}, True),
+    ({"ca.pem": "other-ca.pem", "cert.pem": "client.pem", "key.pem": "client.key"}, {"validate_certs": True}, False),
+    ({"ca.pem": "other-ca.pem", "cert.pem": "client.pem", "key.pem": "client.key"}, {"validate_certs": True, "ca_path": "ca.pem"}, True),
+    ({"ca.pem": "ca.pem", "cert.pem": "stranger.pem", "key.pem": "stranger.key"}, {"validate_certs": True}, False),
+    ({"ca.pem": "ca.pem", "cert.pem": "stranger.pem", "key.pem": "stranger.key"}, {"validate_certs": True, "client_cert": "client.pem", "client_key": "client.key"}, True),
+    ({"ca.pem": "ca.pem"}, {"validate_certs": True, "client_cert": "", "client_key": ""}, False),
+    ({"cert.pem": "client.pem", "key.pem": "client.key"}, {"validate_certs": True}, "DOCKER_CERT_PATH: {folder}/ca.pem: no such file; put it there, or give ca_path"),
+    ({"ca.pem": "ca.pem", "cert.pem": "client.pem"}, {"tls": True}, "DOCKER_CERT_PATH: {folder}/key.pem: no such file; put it there, or give client_key"),
+    ({"ca.pem": "ca.pem", "key.pem": "client.key"}, {"tls": True, "client_cert": "client.pem"}, "client_cert and client_key belong together"),
+)
+
+
+@pytest.mark.parametrize("number", range(len(CERT_PATH)))
+def test_docker_cert_path_is_read_as_community_docker_reads_it(
+    place: Place, certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """An option goes before it, authorities count where the server is checked, the client's certificate wherever TLS is used."""
+    files, given, outcome = CERT_PATH[number]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(Path(certificates.path(content)).read_bytes())
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    params = {key: certificates.path(value) if value and isinstance(value, str) else value for key, value in given.items() if key != "scheme"}
+    address = place.serve_tcp(certificates.server("server", True))
+    if outcome is True:
+        assert place.connect(f"{given.get('scheme', 'tcp')}://{address}", **params).containers() == []
+        return
+    with pytest.raises(FleetcleanError) as caught:
+        place.connect(f"tcp://{address}", **params)
+    assert str(caught.value).startswith(outcome.format(folder=tmp_path) if outcome else f"tcp://{address}: "), str(caught.value)
+    assert caught.value.code == ("bad_input" if outcome else "denied")
+
+
+def test_without_tls_nobody_looks_for_certificates(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CERT_PATH", "/nonexistent")
+    assert place.connect(f"tcp://{place.serve_tcp()}").containers() == []
+
+
 def test_a_server_without_tls_is_told_apart(place: Place) -> None:
     address = place.serve_tcp()
     with pytest.raises(FleetcleanError) as caught:

@@ -15,6 +15,7 @@ import yaml
 from ansible_collections.fleetclean.docker.plugins.doc_fragments.options import ModuleDocFragment
 from ansible_collections.fleetclean.docker.plugins.module_utils import options, policy
 from conftest import ROOT
+from jinja2 import Environment
 
 MODULES = {
     "docker_disk_report": options.report_spec,
@@ -141,6 +142,39 @@ def test_every_return_value_says_when_what_and_how_it_looks(name: str) -> None:
         assert about.get("returned"), key
         assert about.get("type"), key
         assert "sample" in about, key
+
+
+def named_keys(returned: object) -> t.Iterator[str]:
+    """Every key of a mapping that a module returns: the documented ones, and those by name that its samples have."""
+    if isinstance(returned, dict):
+        for key, value in returned.items():
+            yield str(key)
+            yield from named_keys(value)
+    elif isinstance(returned, list):
+        for value in returned:
+            yield from named_keys(value)
+
+
+def documented_keys(about: dict[str, t.Any]) -> t.Iterator[str]:
+    for key, inner in about.items():
+        yield key
+        yield from named_keys(inner.get("sample"))
+        yield from documented_keys(inner.get("contains") or {})
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_return_value_can_be_read_with_a_dot_in_a_template(name: str) -> None:
+    """Jinja asks a mapping for its methods first: ``result.items`` would be one."""
+    keys = set(documented_keys(yaml.safe_load(module(name).RETURN)))
+    assert len(keys) > 10
+    environment = Environment(autoescape=True)
+    assert [key for key in sorted(keys) if environment.getattr({key: "the value"}, key) != "the value"] == []
+
+
+def test_a_key_that_a_template_cannot_read_would_be_seen() -> None:
+    returned = {"largest": {"sample": {"logs": [{"pop": 1}]}, "contains": {"keys": {"contains": {"copy": {}}}}}}
+    assert {"pop", "keys", "copy"} <= set(documented_keys(returned))
+    assert Environment(autoescape=True).getattr({"pop": "the value"}, "pop") != "the value"
 
 
 def test_every_kind_of_failure_is_documented() -> None:

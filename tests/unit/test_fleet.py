@@ -191,7 +191,7 @@ ENGINE = {
         "containers": {"count": 1, "active": 1, "logical_bytes": 2 * GB, "disk_bytes": None, "reclaimable_bytes": None},
         "logs": {"count": 1, "active": 1, "logical_bytes": 9 * GB, "disk_bytes": 8 * GB, "reclaimable_bytes": 8 * GB},
     },
-    "items": {
+    "largest": {
         "images": [
             {
                 "id": "sha256:5f",
@@ -375,6 +375,15 @@ def test_the_table_says_where_live_restore_was_turned_on() -> None:
     assert "live-restore would be turned on in /etc/docker/daemon.json" in " ".join(fleet.fleet_table([host], "clean", check=True))
 
 
+def test_in_check_mode_the_engines_figures_count_where_nothing_was_measured() -> None:
+    """As with another machine's engine, whose disk is not looked at."""
+    measured = record("a", engine=ENGINE, clean=CLEAN_RESULT)
+    removed = [{**entry, "bytes": None, "logical_bytes": entry["bytes"]} for entry in CLEAN_RESULT["removed"]]
+    said = record("a", engine=ENGINE, clean={**CLEAN_RESULT, "removed": removed, "planned_bytes": None, "planned_logical_bytes": CLEAN_RESULT["planned_bytes"]})
+    assert fleet.clean_figures(said, True) == fleet.clean_figures(measured, True)
+    assert fleet.fleet_table([said], "clean", True) == fleet.fleet_table([measured], "clean", True)
+
+
 def test_the_table_of_a_cleaning_says_what_came_free_where() -> None:
     lines = fleet.fleet_table(fleet_of(), "clean")
     assert lines[0].split() == [
@@ -477,7 +486,7 @@ REPORT: dict[str, t.Any] = {
         "logs": {"count": 1, "active": 1, "logical_bytes": None, "disk_bytes": 8 * GB, "reclaimable_bytes": 8 * GB},
         "leftovers": {"count": 3, "active": 0, "logical_bytes": None, "disk_bytes": GB, "reclaimable_bytes": GB},
     },
-    "items": {
+    "largest": {
         "images": [
             {"name": "ci/build:417, ci/build:latest", "size": 2 * GB, "disk_bytes": 2 * GB, "age": 90 * 86400, "last_used": 34 * 86400, "used_by": []},
             {"name": "app:1", "size": GB, "disk_bytes": GB, "age": None, "used_by": ["web", "db", "job"]},
@@ -506,7 +515,7 @@ def test_the_table_of_a_report_says_what_could_be_had_and_the_largest_items() ->
 
 
 def test_what_was_not_measured_is_marked_and_the_footer_says_what_the_mark_means() -> None:
-    lines = report_of(usage=ENGINE["usage"], items=ENGINE["items"])
+    lines = report_of(usage=ENGINE["usage"], largest=ENGINE["largest"])
     assert lines[1].split()[-6:] == ["~18.0", "~2.0", "-", "-", "8.0", "-"]
     assert "Columns are GB on disk. ~ is the engine's own figure, not measured." in lines
     assert any("image ci/build:417 ~2.0 GB" in line for line in lines)
@@ -588,7 +597,7 @@ def test_no_line_has_more_than_a_hundred_columns(table: str, check: bool) -> Non
     long = copy.deepcopy(ENGINE)
     long["engine"]["root_dir"] = "/srv/" + "very-long/" * 20
     long["unread"] = {"count": 5, "examples": [{"path": "/srv/" + "very-long/" * 20, "error": "w" * 200}]}
-    for items in long["items"].values():
+    for items in long["largest"].values():
         for item in items:
             item["name"] = "registry.example.com/" + "x" * 200
     records = [
@@ -606,7 +615,7 @@ def test_no_line_has_more_than_a_hundred_columns(table: str, check: bool) -> Non
 def test_names_cannot_move_a_cursor(table: str) -> None:
     evil = copy.deepcopy(ENGINE)
     evil["engine"]["root_dir"] = "/var/\x1b[2J"
-    evil["items"]["logs"][0]["name"] = "web\x1b]0;owned\x07\r"
+    evil["largest"]["logs"][0]["name"] = "web\x1b]0;owned\x07\r"
     for line in fleet.fleet_table([record("h\x1b[1most\n", engine=evil, clean=CLEAN_RESULT)], table):
         assert line.isprintable(), repr(line)
 

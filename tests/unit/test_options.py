@@ -9,7 +9,7 @@ import typing as t
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.fleetclean.docker.plugins.module_utils import lists, options, policy
+from ansible_collections.fleetclean.docker.plugins.module_utils import lists, misuse, options, policy
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import Share
 
@@ -259,6 +259,73 @@ def test_what_becomes_of_rotated_logs_and_what_may_be_started_again_is_kept_unle
     assert (truncate().rotated, truncate().restart) == ("keep", "never")
     told = truncate(rotated="remove", restart="engine")
     assert (told.rotated, told.restart) == ("remove", "engine")
+
+
+@pytest.mark.parametrize(
+    ("variable", "option", "value", "read"),
+    [
+        *(("DOCKER_TLS_VERIFY", "validate_certs", value, True) for value in ("1", "yes", "on", "true", "True", "y", "t")),
+        *(("DOCKER_TLS_VERIFY", "validate_certs", value, False) for value in ("0", "no", "off", "false", "n", "f", "")),
+        ("DOCKER_TLS", "tls", "1", True),
+        ("DOCKER_TLS", "tls", "0", False),
+        ("DOCKER_HOST", "docker_host", "", "unix:///var/run/docker.sock"),
+        ("DOCKER_API_VERSION", "api_version", "1.41", "1.41"),
+        ("DOCKER_API_VERSION", "api_version", "", "auto"),
+        ("DOCKER_TIMEOUT", "timeout", "7", 7),
+        ("DOCKER_TIMEOUT", "timeout", "", 60),
+        ("DOCKER_TLS_HOSTNAME", "tls_hostname", "build1", "build1"),
+        ("DOCKER_TLS_HOSTNAME", "tls_hostname", "", None),
+        ("DOCKER_CERT_PATH", "ca_path", "/certificates", None),
+    ],
+)
+def test_the_environment_is_read_as_community_docker_reads_it(monkeypatch: pytest.MonkeyPatch, variable: str, option: str, value: str, read: object) -> None:
+    """Ansible says what is true; Docker's own client takes 0 for true. What is empty is not set, as with Docker."""
+    monkeypatch.setenv(variable, value)
+    assert validated(options.report_spec())[option] == read
+    if isinstance(read, bool):
+        assert validated(options.report_spec(), **{option: not read})[option] is not read, "what the task says goes first"
+
+
+def test_a_variable_that_is_neither_true_nor_false_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "always")
+    found = ArgumentSpecValidator({**options.shared_spec(), **options.report_spec()}).validate({})
+    assert "argument 'validate_certs'" in found.error_messages[0] and "always" in found.error_messages[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"images": True}, "images: true does not say which of them. Write images: {} for the defaults, or options such as images: {scope: unused, older_than: 7d}."),
+        ({"containers": "yes"}, "containers: yes does not say which of them. Write containers: {} for the defaults, or options such as containers: {older_than: 7d}."),
+        ({"volumes": False}, "volumes: false is no mapping of options. Leave the section out; what is not given is not touched."),
+        ({"networks": ["a", "b"]}, "networks: a list is no mapping of options. Write networks: {} for the defaults"),
+        ({"build_cache": 7}, 'build_cache: "7" is no mapping of options. Write build_cache: {}'),
+        ({"leftovers": "all"}, 'leftovers: "all" is no mapping of options. Write leftovers: {} for the defaults.'),
+        ({"images_filters": {"dangling": False}}, "images_filters: is an option of community.docker.docker_prune. Here it is older_than, only, "),
+        ({"builder_cache": True}, "builder_cache: is an option of community.docker.docker_prune. Here it is build_cache, a mapping"),
+        ({"build_cache": {"only": []}}, "build_cache.only: records of the build cache have no names and no labels. Leave the section out"),
+    ],
+)
+def test_what_was_written_for_docker_prune_is_told_what_to_write(given: dict[str, t.Any], words: str) -> None:
+    with pytest.raises(FleetcleanError) as caught:
+        misuse.check(given, options.clean_spec())
+    assert str(caught.value).startswith(words)
+    assert caught.value.code == "bad_input"
+
+
+@pytest.mark.parametrize("given", [{"images": {}}, {"images": None}, {"images": "scope=unused"}, {"images": '{"scope": "unused"}'}, {"state_dir": "yes"}, {"builder": 1}])
+def test_what_can_be_meant_is_left_to_ansible(given: dict[str, t.Any]) -> None:
+    misuse.check(given, options.clean_spec())
+
+
+def test_no_option_of_other_modules_is_taken_for_docker_prunes() -> None:
+    misuse.check({"containers": ["*"], "builder_cache": True}, options.truncate_spec())
+
+
+@pytest.mark.parametrize("spec", [options.clean_spec, options.report_spec, options.truncate_spec])
+def test_no_option_is_private(spec: t.Callable[[], dict[str, t.Any]]) -> None:
+    """Ansible names them all to somebody who misspelt one."""
+    assert [name for name in {**options.shared_spec(), **spec()} if name.startswith("_")] == []
 
 
 def test_the_shared_options_are_those_of_community_docker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_bar_is_the_whole_disk() -> None:
 
 def test_an_opened_host_shows_its_largest_items_and_ways() -> None:
     engine = records.engine_result(1)
-    engine["items"]["images"][0].update(name="ci/build:417, ci/build:latest", size=999 * GB, disk_bytes=999 * GB, age=34 * 86400, used_by=["web"])
+    engine["largest"]["images"][0].update(name="ci/build:417, ci/build:latest", size=999 * GB, disk_bytes=999 * GB, age=34 * 86400, used_by=["web"])
     words = show([records.hostvars("a", engine=engine)]).words
     assert "Largest image ci/build:417, ci/build:latest 999.0 GB used by web, made 34 days ago" in words
     assert "unused images 7 objects" in words and "docker_clean, images: {scope: unused}" in words
@@ -273,8 +273,8 @@ def test_the_policy_allows_this_style_and_this_script_and_nothing_else() -> None
         {"usage": {"images": 5}},
         {"usage": [1]},
         {"usage": {"images": {"disk_bytes": 10**40}}},
-        {"items": {"images": [7]}},
-        {"items": {"images": [{"size": [], "name": "x"}]}},
+        {"largest": {"images": [7]}},
+        {"largest": {"images": [{"size": [], "name": "x"}]}},
         {"totals": {"reclaimable_bytes": "lots"}},
         {"engine": 7},
         {"unread": {"count": 1, "examples": ["x"]}},
@@ -315,7 +315,7 @@ def test_a_thousand_hosts_make_a_page_of_a_few_megabytes_in_a_moment() -> None:
 
 def test_a_host_with_many_large_names_is_bounded() -> None:
     engine = records.engine_result(1, names=["'" * 4000])
-    engine["items"]["images"] *= 10_000
+    engine["largest"]["images"] *= 10_000
     clean = records.clean_result(0)
     clean["removed"] *= 10_000
     host = [records.hostvars("h" * 10_000, engine=engine, clean=clean, logs=records.log_result())]

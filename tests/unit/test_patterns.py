@@ -79,6 +79,17 @@ def test_a_list_that_is_not_given_stays_so(value: object) -> None:
     assert lists.split_lists(given, SPEC) == given
 
 
+@pytest.mark.parametrize("option", ["only", "only_labels"])
+def test_a_selection_without_a_value_is_refused_and_one_that_is_left_out_is_not(option: str) -> None:
+    """Without it all are meant: a template that comes to nothing must not mean that."""
+    with pytest.raises(FleetcleanError, match=rf"^images\.{option}: has no value; leave it out if all are meant\. Use "):
+        patterns.split_lists({"images": {option: None}}, options.clean_spec())
+    variable = f"cleanup_images_{option}"
+    with pytest.raises(FleetcleanError, match=f"^{variable}: has no value"):
+        patterns.split_lists({variable: None}, {variable: {"type": "list", "elements": "str"}})
+    assert patterns.split_lists({"images": {}}, options.clean_spec()) == {"images": {}}
+
+
 @pytest.mark.parametrize(
     ("value", "problem"),
     [

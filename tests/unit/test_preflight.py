@@ -153,6 +153,12 @@ def test_a_list_that_is_refused_says_what_it_takes(name: str, takes: str) -> Non
     assert words.startswith(f"cleanup_{name}: an entry is empty. Use {takes}")
 
 
+def test_a_selection_is_passed_on_as_it_is_and_left_out_where_nobody_has_one() -> None:
+    images = check(cleanup_images_only="app/*, b", cleanup_images_only_labels=[])["clean"]["images"]
+    assert (images["only"], images["only_labels"]) == ("app/*, b", []), "an empty one is one: it selects nothing"
+    assert not {"only", "only_labels"}.intersection(check()["clean"]["images"])
+
+
 def test_an_empty_state_dir_is_a_value() -> None:
     assert check(cleanup_state_dir="")["clean"]["state_dir"] == ""
 
@@ -174,6 +180,10 @@ def test_what_is_off_has_no_options() -> None:
         ({"cleanup_image_keep": ["app"]}, "cleanup_image_keep: there is no such variable; did you mean cleanup_images_keep?"),
         ({"cleanup_images_older_than": "3 fortnights"}, 'cleanup_images_older_than: "3 fortnights" is not a duration'),
         ({"cleanup_images_older_than": None}, "cleanup_images_older_than: has no value"),
+        ({"cleanup_images_only": None}, "cleanup_images_only: has no value; leave it out if all are meant. Use repository:tag, "),
+        ({"cleanup_volumes": True, "cleanup_volumes_only": ["db:1"]}, 'cleanup_volumes_only: "db:1" cannot match any volume of the driver local'),
+        ({"cleanup_networks_only_labels": ["a b"]}, 'cleanup_networks_only_labels: "a b" cannot match any label'),
+        ({"cleanup_image_only": ["app"]}, "cleanup_image_only: there is no such variable; did you mean cleanup_images_only?"),
         ({"cleanup_logs_keep": "some"}, 'cleanup_logs_keep: "some" is not a size'),
         ({"cleanup_leftovers": True}, "cleanup_leftovers: not there yet"),
     ],

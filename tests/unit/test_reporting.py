@@ -200,7 +200,7 @@ def strings(value: t.Any) -> t.Iterator[str]:
 
 
 def item(result: dict[str, t.Any], category: str, name: str) -> dict[str, t.Any]:
-    (found,) = (each for each in result["items"][category] if name in (each["name"], each["id"]))
+    (found,) = (each for each in result["largest"][category] if name in (each["name"], each["id"]))
     return found
 
 
@@ -307,15 +307,15 @@ def test_items_have_what_they_hold_and_what_goes_with_them_alone(host: Host) -> 
     assert (log["files"], log["logical_bytes"]) == (2, 70_000)
     assert log["reclaimable_bytes"] == log["disk_bytes"] == du(*logs_of(host.root, WEB))
     assert item(result, "build_cache", "r1")["disk_bytes"] == du(host.root / "overlay2" / CACHED)
-    kinds = {left["path"]: left["kind"] for left in result["items"]["leftovers"]}
+    kinds = {left["path"]: left["kind"] for left in result["largest"]["leftovers"]}
     assert kinds == {
         f"{host.root}/overlay2/{LOST}": "layer",
         host.layer(NOBODYS): "registered layer",
         f"{host.root}/image/overlay2/layerdb/sha256/{NOBODYS[7:]}": "registered layer",
         f"{host.root}/vfs": "other storage driver",
     }
-    assert [each["name"] for each in result["items"]["unattributed"]] == [f"{host.root}/somebody's backup"]
-    assert [each["name"] for each in result["items"]["tmp"] if "GetImageBlob1" in each["name"]]
+    assert [each["name"] for each in result["largest"]["unattributed"]] == [f"{host.root}/somebody's backup"]
+    assert [each["name"] for each in result["largest"]["tmp"] if "GetImageBlob1" in each["name"]]
 
 
 def test_an_image_takes_the_steps_of_its_build_along_that_are_nobody_elses(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,10 +388,10 @@ def test_names_are_printable(host: Host) -> None:
 def test_no_more_items_are_named_than_were_asked_for_and_the_largest_first(host: Host, top: int) -> None:
     result = host.report(top=top)
     whole = host.report()
-    for category, items in result["items"].items():
+    for category, items in result["largest"].items():
         sizes = [each["size"] for each in items]
         assert sizes == sorted(sizes, reverse=True)
-        assert items == (whole["items"][category] if top < 0 else whole["items"][category][:top])
+        assert items == (whole["largest"][category] if top < 0 else whole["largest"][category][:top])
         assert result["usage"][category] == whole["usage"][category]
 
 
@@ -408,7 +408,7 @@ def test_no_more_items_are_named_than_were_asked_for_and_the_largest_first(host:
 )
 def test_what_was_not_asked_for_is_not_told(host: Host, include: list[str], categories: set[str]) -> None:
     result = host.report(include=include)
-    assert set(result["usage"]) == set(result["items"]) == categories
+    assert set(result["usage"]) == set(result["largest"]) == categories
     assert bool(result["filesystems"]) == ("filesystem" in include)
     assert bool(host.engine.kinds) == bool(categories)
     # Sums are those of everything, whatever is told of it.
@@ -422,7 +422,7 @@ def test_with_torn_records_nothing_is_a_leftover_and_nothing_is_lost(host: Host)
     (host.root / "buildkit/snapshots.db").write_bytes(b"torn" * 5000)
     result = host.report()
     assert result["totals"]["disk_bytes"] == du(host.root)
-    assert {left["kind"] for left in result["items"]["leftovers"]} == {"other storage driver"}
+    assert {left["kind"] for left in result["largest"]["leftovers"]} == {"other storage driver"}
     assert result["totals"]["unattributed_bytes"] >= du(host.root / "overlay2" / LOST, host.layer(NOBODYS), host.root / "somebody's backup")
     assert any("snapshots.db" in warning for warning in result["warnings"])
 
@@ -431,7 +431,7 @@ def test_what_is_young_is_no_leftover(host: Host) -> None:
     for path in (host.root / "overlay2" / LOST, Path(host.layer(NOBODYS))):
         os.utime(path)
     result = host.report()
-    assert not [left for left in result["items"]["leftovers"] if left["path"] in (f"{host.root}/overlay2/{LOST}", host.layer(NOBODYS))]
+    assert not [left for left in result["largest"]["leftovers"] if left["path"] in (f"{host.root}/overlay2/{LOST}", host.layer(NOBODYS))]
     assert result["totals"]["disk_bytes"] == du(host.root) == sum(use["disk_bytes"] for use in result["usage"].values())
 
 
@@ -440,7 +440,7 @@ def test_what_no_image_names_is_one_item_and_no_image(host: Host) -> None:
     result = host.report()
     unnamed = item(result, "images", "layers that no image names")
     assert unnamed["disk_bytes"] >= du(host.layer(NOBODYS)) and unnamed["active"]
-    assert result["usage"]["images"]["count"] == len(result["items"]["images"]) - 1
+    assert result["usage"]["images"]["count"] == len(result["largest"]["images"]) - 1
 
 
 def test_what_is_half_made_has_a_way_to_be_had_back(host: Host) -> None:
@@ -463,7 +463,7 @@ def test_what_came_after_the_engine_was_asked_is_no_leftover(host: Host, monkeyp
 
     monkeypatch.setattr(snapshot, "take", fake_take)
     result = host.report()
-    assert len(result["items"]["leftovers"]) == 4
+    assert len(result["largest"]["leftovers"]) == 4
     assert result["totals"]["disk_bytes"] == du(host.root)
 
 
@@ -504,7 +504,7 @@ def test_what_is_from_the_future_has_the_age_nought(host: Host) -> None:
     host.engine.info["SystemTime"] = "2023-01-01T00:00:00Z"
     host.engine.usage["BuildCache"][0]["LastUsedAt"] = "2024-02-02T00:00:00Z"
     result = host.report()
-    ages = [entry[key] for entries in result["items"].values() for entry in entries for key in ("age", "last_used") if entry.get(key) is not None]
+    ages = [entry[key] for entries in result["largest"].values() for entry in entries for key in ("age", "last_used") if entry.get(key) is not None]
     assert min(ages) == 0 and ages.count(0) > 3
 
 
@@ -517,7 +517,7 @@ def test_the_second_time_layers_that_never_change_are_not_walked_and_sums_are_th
     second = host.report(state_dir=state)
     assert (first["measured"]["remembered_layers"], second["measured"]["remembered_layers"]) == (0, 3)
     assert second["measured"]["walked_bytes"] + second["measured"]["remembered_bytes"] == first["measured"]["walked_bytes"]
-    for what in ("totals", "usage", "items", "reclaimable", "roots"):
+    for what in ("totals", "usage", "largest", "reclaimable", "roots"):
         assert second[what] == first[what]
 
 
@@ -741,7 +741,7 @@ def test_of_an_engine_elsewhere_there_are_its_own_figures_and_no_others(host: Ho
     assert result["measured"]["mode"] == "fast"
     assert result["measured"]["files"] == 0
     assert result["usage"]["images"]["logical_bytes"] == 900_000
-    for items in result["items"].values():
+    for items in result["largest"].values():
         for each in items:
             assert (each["disk_bytes"], each["shared_bytes"]) == (None, None)
             assert each["size"] == (each["logical_bytes"] or 0)

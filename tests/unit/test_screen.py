@@ -69,14 +69,14 @@ def item(name: str, size: float, **more: t.Any) -> dict[str, t.Any]:
 REPORT = {
     "build1": answer(
         int(973.4 * MB), int(954.0 * MB), 0, **measured(164.3, 0.03, 0.01, 0.01, 0, 0.1, disk_bytes=int(958 * MB), unattributed_bytes=776 * MB),
-        items={
+        largest={
             "unattributed": [item("/var/lib/docker/.filler", 776)], "logs": [item("noisy", 143.11)],
             "images": [item("app/web:1.2", 7.7, used_by=["web"], age=21)],
         },
     ),
     "db1": answer(
         960 * MB, 270 * MB, 690 * MB, **measured(220, 0.02, 0.01, 0.01, 0.01, 0.2),
-        items={"logs": [item("noisy", 192.31)], "images": [item("app/web:1.2", 7.5, used_by=["web"], age=21), item("app/report:0", 5.7, last_used=30 * DAY)]},
+        largest={"logs": [item("noisy", 192.31)], "images": [item("app/web:1.2", 7.5, used_by=["web"], age=21), item("app/report:0", 5.7, last_used=30 * DAY)]},
     ),
     "web1": answer(2 * GB, int(0.09 * 2 * GB) + MB, GB, **measured(166.92, 0.03, 0.04, 0.01, 0.01, 0.1)),
     "web2": WEB2,

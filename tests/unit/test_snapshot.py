@@ -343,6 +343,21 @@ def test_layers_are_named_by_their_chain() -> None:
     assert snapshot.image_from(OLD_IMAGE, {"RootFS": {"Type": "layers", "Layers": None}}, None).layers == ()
 
 
+@pytest.mark.parametrize("ages", [True, False])
+@pytest.mark.parametrize("status", ["dead", "removing"])
+def test_what_a_failed_removal_left_is_dead_whatever_list_and_record_say(tmp_path: Path, ages: bool, status: str) -> None:
+    """The list goes on calling it "removing" (moby 22260, 27381); while somebody is removing it, the inspection does so, too."""
+    listed = [{"Id": "a" * 64, "Names": ["/stuck"], "State": "removing"}]
+    state = {"Status": status, "FinishedAt": "2024-02-01T00:00:00Z"}
+    folder = tmp_path / "containers" / ("a" * 64)
+    folder.mkdir(parents=True)
+    record = {"State": {"Running": False, "Paused": False, "Restarting": False, "Dead": True, "FinishedAt": "2024-02-01T00:00:00Z"}, "StoppedByHand": False}
+    (folder / "config.v2.json").write_text(json.dumps(record))
+    engine = FakeEngine(containers=listed, container={"State": state})
+    (found,) = take(engine, Storage(str(tmp_path), "overlay2", "graphdriver", {}), container_ages=ages).containers
+    assert (found.state, "container" in engine.asked) == (status, True)
+
+
 def test_an_images_arrival_and_layer_sizes_are_read_from_the_proven_storage(tmp_path: Path) -> None:
     hexadecimal = IMAGE.split(":")[1]
     content = tmp_path / "image/overlay2/imagedb/content/sha256"

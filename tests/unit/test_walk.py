@@ -679,6 +679,16 @@ def test_small_files_in_the_metadata_free_no_blocks(tree: Path) -> None:
     assert (1 << 20) < large.frees - small.frees < (1 << 20) * 1.01
 
 
+def test_a_file_that_is_walked_by_itself_gives_what_it_gives_in_its_folder(tree: Path) -> None:
+    """Its entry in the folder has its own name, and not the whole path."""
+    models = {os.stat(tree).st_dev: Model(inline=2048, copies=2)}
+    fill(tree / "file", 3000)
+    owners = {str(tree): "folder", str(tree / "file"): "file"}
+    together = walk.walk([walk.Unit((str(tree),))], owners, models).sizes["file"]
+    alone = walk.walk([walk.Unit((str(tree / "file"),))], owners, models).sizes["file"]
+    assert alone == together and together.frees > 4096
+
+
 def test_metadata_grows_with_names_contents_and_copies() -> None:
     one, two = Model(inline=2048, copies=1), Model(inline=2048, copies=2)
     empty = one.metadata(10, 0, 0)

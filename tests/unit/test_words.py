@@ -81,6 +81,12 @@ def test_a_line_has_a_hundred_columns_at_most(name: str, reason: str) -> None:
         assert " ".join(text.split()).endswith(reason)
 
 
+def test_the_engines_figure_is_marked_where_nothing_was_measured() -> None:
+    assert "  ~3.0 GB   why" in words.step_line("image", "a:1", None, "why", 3 * GB)
+    assert "   1.0 GB   why" in words.step_line("image", "a:1", GB, "why", 3 * GB)
+    assert "        -   why" in words.step_line("image", "a:1", None, "why")
+
+
 def test_even_a_reason_that_names_something_long_fits() -> None:
     repository = "registry.example.com:5000/" + "team/" * 20 + "app"
     line = words.step_line(

@@ -60,14 +60,14 @@ def run(ansible: Ansible, machine: Machine, module: str, options: Dict[str, Any]
 
 def item(said: Report, category: str, name: str) -> Dict[str, Any]:
     """The entry of one object, by its name."""
-    return next(entry for entry in said["items"][category] if entry["name"] == name)
+    return next(entry for entry in said["largest"][category] if entry["name"] == name)
 
 
 def figures(said: Report) -> Tuple[Any, ...]:
     """What must be the same each time: no ages, no durations."""
     items = {
         category: sorted((entry["id"], entry["logical_bytes"], entry["disk_bytes"], entry["reclaimable_bytes"]) for entry in entries)
-        for category, entries in said["items"].items()
+        for category, entries in said["largest"].items()
     }
     return said["totals"], said["usage"], said["reclaimable"], items
 
@@ -85,14 +85,14 @@ class Reporting:
 
     def test_all_of_it_has_an_owner(self, there: Reports) -> None:
         assert there.exact["totals"]["unattributed_bytes"] < MB
-        assert there.exact["items"]["leftovers"] == []
+        assert there.exact["largest"]["leftovers"] == []
 
     @pytest.mark.parametrize("mode", ["exact", "fast"])
     def test_the_engines_figures(self, there: Reports, mode: str) -> None:
         said: Report = getattr(there, mode)
         images = {tag: image["Size"] for image in there.machine.must("GET", "/images/json") for tag in image["RepoTags"]}
         # Besides them there is one entry for the pool, which no image has alone.
-        assert {entry["name"]: entry["logical_bytes"] for entry in said["items"]["images"] if entry["tags"]} == images
+        assert {entry["name"]: entry["logical_bytes"] for entry in said["largest"]["images"] if entry["tags"]} == images
         assert said["usage"]["images"]["logical_bytes"] == there.machine.must("GET", "/system/df")["LayersSize"]
         assert said["usage"]["images"]["active"] == 2
         assert item(said, "containers", content.STOPPED)["logical_bytes"] == content.STOPPED_BYTES
@@ -140,7 +140,7 @@ class Removing:
         finally:
             machine.sh("date -s @$(($(date +%s) + 172800))")
         assert (cleaned["changed"], cleaned["removed"]) == (False, [])
-        ages = [entry[key] for entries in said["items"].values() for entry in entries for key in ("age", "last_used") if entry.get(key) is not None]
+        ages = [entry[key] for entries in said["largest"].values() for entry in entries for key in ("age", "last_used") if entry.get(key) is not None]
         assert ages and min(ages) >= 0
 
     def test_what_is_reclaimable_comes_free(self, there: Reports) -> None:

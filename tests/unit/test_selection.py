@@ -1,0 +1,198 @@
+# Copyright (c) The fleetclean.docker contributors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ``only`` and ``only_labels`` select: whatever they do not stays, with that for a reason."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.fleetclean.docker.plugins.module_utils import managers, words
+from ansible_collections.fleetclean.docker.plugins.module_utils.options import Watermarks
+from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
+    ContainerWish,
+    ImageWish,
+    NetworkWish,
+    Plan,
+    VolumeWish,
+    Wishes,
+    decide,
+)
+from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Snapshot
+from worlds import container, hexadecimal, image, network, sha, volume, world
+
+ANONYMOUS = hexadecimal("an anonymous volume")
+TEAM = {"team": "search"}
+
+
+def plan_of(snapshot: Snapshot, **wishes: t.Any) -> Plan:
+    return decide(snapshot, Wishes(**wishes))
+
+
+def goes(plan: Plan) -> list[str]:
+    return [step.name for step in plan.steps]
+
+
+def stays(plan: Plan) -> dict[str, str]:
+    return {kept.name: kept.reason for kept in plan.kept}
+
+
+def every(labels: dict[str, str]) -> Snapshot:
+    return world(
+        container("web-1", labels=labels), container("job-1"), image("i1", "app/web:1", labels=labels), image("i2", "other/web:1"),
+        volume("web-data", labels=labels), volume("job-data"), network("web-net", labels=labels), network("job-net"),
+    )
+
+
+def wishes_of(**options: t.Any) -> dict[str, t.Any]:
+    return {
+        "containers": ContainerWish(**options), "images": ImageWish("unused", **options), "volumes": VolumeWish("unused", **options),
+        "networks": NetworkWish(**options),
+    }
+
+
+def test_each_section_takes_names_and_what_has_others_stays() -> None:
+    plan = plan_of(every({}), **wishes_of(only=("web-*", "app/*")))
+    assert goes(plan) == ["web-1", "web-net", "app/web:1", "web-data"]
+    assert stays(plan) == {
+        "job-1": "not named in containers.only", "other/web:1": "not named in images.only", "job-data": "not named in volumes.only",
+        "job-net": "not named in networks.only",
+    }
+
+
+@pytest.mark.parametrize("pattern", ["team", "team=search", "te*=s*"])
+def test_each_section_takes_labels_as_keep_labels_reads_them(pattern: str) -> None:
+    plan = plan_of(every(TEAM), **wishes_of(only_labels=("none", pattern)))
+    assert goes(plan) == ["web-1", "web-net", "app/web:1", "web-data"]
+    assert stays(plan)["job-1"] == "without a label of containers.only_labels"
+
+
+def test_both_lists_have_to_select_an_object() -> None:
+    here = world(container("a", labels=TEAM), container("b", labels=TEAM), container("c"))
+    plan = plan_of(here, containers=ContainerWish(only=("a", "c"), only_labels=("team",)))
+    assert goes(plan) == ["a"]
+    assert stays(plan) == {"b": "not named in containers.only", "c": "without a label of containers.only_labels"}
+
+
+@pytest.mark.parametrize("option", ["only", "only_labels"])
+def test_an_empty_list_selects_nothing(option: str) -> None:
+    """A template that found nothing is no wish for everything."""
+    plan = plan_of(every(TEAM), **wishes_of(**{option: ()}))
+    assert goes(plan) == []
+    assert all(f".{option}, which is empty" in reason for reason in stays(plan).values())
+    assert len(stays(plan)) == 8
+
+
+def test_what_is_to_be_kept_is_kept_though_it_is_selected() -> None:
+    plan = plan_of(every({"fleetclean.keep": ""}), **wishes_of(only=("*",), keep=("job-*", "other/*")))
+    assert goes(plan) == []
+    assert set(stays(plan).values()) == {
+        "labelled fleetclean.keep", "named in containers.keep", "named in images.keep", "named in volumes.keep", "named in networks.keep",
+    }
+
+
+def test_without_a_selection_nothing_is_asked_of_names() -> None:
+    assert len(goes(plan_of(every({}), **wishes_of()))) == 8
+
+
+# -- ids -----------------------------------------------------------------------------------------------
+
+
+def test_an_id_selects_from_the_digits_on_that_docker_shows() -> None:
+    """What is shorter may be meant for a name: ``cafe`` would take whatever container has an id that begins so."""
+    ident = "cafe" + hexadecimal("x")[4:]
+    here = world(container("web", id=ident), image("i", "a:1", id=f"sha256:{ident}"))
+    for length in (4, 11):
+        assert goes(plan_of(here, containers=ContainerWish(only=(ident[:length],)), images=ImageWish("unused", only=(ident[:length],)))) == []
+    for pattern in (ident[:12], ident):
+        plan = plan_of(here, containers=ContainerWish(only=(pattern,)), images=ImageWish("unused", only=(f"sha256:{pattern}",)))
+        assert goes(plan) == ["web", "a:1"]
+    front = network("front")
+    assert goes(plan_of(world(front), networks=NetworkWish(only=(front.id[:12],)))) == ["front"]
+    assert goes(plan_of(world(front), networks=NetworkWish(only=(front.id[:11],)))) == []
+    assert goes(plan_of(world(container("cafe"), container("b", id=ident)), containers=ContainerWish(only=("cafe",)))) == ["cafe"]
+
+
+def test_a_named_volume_has_no_id() -> None:
+    here = world(volume("cafebabe1234-data"), volume("cafebabe1234"))
+    assert goes(plan_of(here, volumes=VolumeWish("unused", only=("cafebabe1234",)))) == ["cafebabe1234"]
+
+
+@pytest.mark.parametrize(("pattern", "selected"), [("*", False), (ANONYMOUS[:4] + "*", False), (ANONYMOUS[:12], True), (ANONYMOUS, True)])
+def test_an_anonymous_volume_has_no_name_that_a_glob_selects(pattern: str, selected: bool) -> None:
+    here = world(volume(ANONYMOUS, anonymous=True))
+    assert goes(plan_of(here, volumes=VolumeWish(only=(pattern,)))) == ([ANONYMOUS] if selected else [])
+
+
+def test_an_anonymous_volume_is_selected_with_its_container_and_not_by_the_volumes_own_section() -> None:
+    here = world(container("web", volumes=(ANONYMOUS,)), volume(ANONYMOUS, anonymous=True), volume("data"))
+    plan = plan_of(here, containers=ContainerWish(only=("web",), volumes=True), volumes=VolumeWish("unused", only=("x",)))
+    assert goes(plan) == ["web", ANONYMOUS]
+    assert goes(plan_of(here, containers=ContainerWish(only=("x",), volumes=True), volumes=VolumeWish("unused"))) == ["data"]
+
+
+# -- images --------------------------------------------------------------------------------------------
+
+
+def test_of_several_tags_those_go_that_are_selected_and_the_image_stays() -> None:
+    here = world(image("i", "app/web:1", "app/web:latest", "theirs/web:1"))
+    plan = plan_of(here, images=ImageWish("unused", only=("app/*",)))
+    assert [(step.kind, step.name) for step in plan.steps] == [("tag", "app/web:1"), ("tag", "app/web:latest")]
+    assert stays(plan) == {"theirs/web:1": "not named in images.only"}
+    assert plan.steps[0].beside == ("theirs/web:1",)
+
+
+@pytest.mark.parametrize("pattern", [sha("i"), sha("i")[7:19], "sha256:" + "d" * 64, "d" * 12])
+def test_an_id_or_a_digest_selects_an_image_with_all_its_names(pattern: str) -> None:
+    digest = "sha256:" + "d" * 64
+    here = world(image("i", "app:1", "b:1", digests=(f"app@{digest}",)), image("j", "app:2"))
+    assert [step.name for step in plan_of(here, images=ImageWish("unused", only=(pattern,))).steps] == ["app:1", "b:1"]
+
+
+def test_a_repositorys_digest_selects_the_tags_that_the_image_has_there() -> None:
+    digest = "sha256:" + "d" * 64
+    here = world(image("i", "app:1", "b:1", digests=(f"app@{digest}", f"b@{digest}")), image("j", "app:2"))
+    plan = plan_of(here, images=ImageWish("unused", only=(f"app@{digest}",)))
+    assert [(step.kind, step.name) for step in plan.steps] == [("tag", "app:1")]
+    assert goes(plan_of(world(image("k", digests=(f"app@{digest}",))), images=ImageWish("unused", only=(f"app@{digest[:20]}",)))) == [f"app@{digest}"]
+
+
+def test_an_image_without_a_name_is_selected_by_its_labels_or_not_at_all() -> None:
+    here = world(image("i", labels=TEAM), image("j"))
+    assert goes(plan_of(here, images=ImageWish(only=("*", "*/*")))) == []
+    assert goes(plan_of(here, images=ImageWish(only_labels=("team",)))) == [sha("i")]
+
+
+def test_the_steps_of_a_build_go_with_the_last_image_that_is_selected() -> None:
+    here = world(image("step"), image("ours", "app:1", parent="step", labels=TEAM), image("shared"), image("a", "app:2", parent="shared"), image("b", "b:1", parent="shared"))
+    plan = plan_of(here, images=ImageWish("unused", only=("app",)))
+    assert goes(plan) == ["app:2", "app:1", sha("step")] or goes(plan) == ["app:1", sha("step"), "app:2"]
+    assert stays(plan) == {"b:1": "not named in images.only", sha("shared"): "parent of an image that stays"}
+    assert sha("step") in goes(plan_of(here, images=ImageWish("unused", only_labels=("team",))))
+
+
+def test_an_image_is_never_taken_from_under_a_container_that_is_not_selected() -> None:
+    """Scope ``all`` takes images of stopped containers that stay for their age or state; these stay because nobody means them."""
+    here = world(container("theirs", image="i"), container("ours", image="j", state="exited"), image("i", "app:1"), image("j", "app:2"))
+    plan = plan_of(here, containers=ContainerWish(only=("ours",)), images=ImageWish("all"))
+    assert goes(plan) == ["ours", "app:2"]
+    assert stays(plan)["app:1"] == "used by a container"
+
+
+# -- in words ------------------------------------------------------------------------------------------
+
+
+def test_a_policy_says_what_it_is_limited_to() -> None:
+    lines = words.policy_lines(Wishes(images=ImageWish("unused", only=("app/*", "b"), keep=("app/x",)), volumes=VolumeWish(only_labels=())), Watermarks(None, None, None, None))
+    assert lines[:2] == [
+        "images: unused, only those named app/*, b, keep those named app/x",
+        "volumes: anonymous, unused, only those labelled in an empty list: none",
+    ]
+
+
+def test_the_labels_that_select_are_among_those_that_are_looked_at() -> None:
+    """Of a label that no list names nothing is remembered."""
+    wishes = Wishes(containers=ContainerWish(only_labels=("team=search",)), images=ImageWish(only_labels=("tier",)), keep_labels=("mine",))
+    looked_at = managers.looked_at(wishes.label_patterns)
+    assert [looked_at(*label) for label in (("team", "search"), ("tier", "x"), ("mine", ""), ("other", ""))] == [True, True, True, False]
