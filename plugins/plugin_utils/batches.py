@@ -45,7 +45,7 @@ def batch_of(task: t.Any, variables: t.Mapping[str, t.Any]) -> Batch:
     :param task: Ansible's task, which knows its play.
     :param variables: the host's variables, as Ansible gives them to an action plugin.
     """
-    play = _play(task)
+    play = play_of(task)
     hosts = [str(name) for name in variables.get("ansible_play_batch") or ()]
     well = {str(name) for name in variables.get("ansible_play_hosts") or ()}
     mine = {*hosts, str(variables.get("inventory_hostname"))}
@@ -60,8 +60,8 @@ def batch_of(task: t.Any, variables: t.Mapping[str, t.Any]) -> Batch:
     return Batch(hosts, earlier, is_last, not is_last and not counts and arrange is not None)
 
 
-def _play(task: t.Any) -> t.Any:
-    """The play of a task: its blocks know it."""
+def play_of(task: t.Any) -> t.Any:
+    """Return the play of a task: its blocks know it."""
     above = task
     while above is not None and getattr(above, "_play", None) is None:
         above = getattr(above, "_parent", None)
