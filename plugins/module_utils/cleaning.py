@@ -123,8 +123,9 @@ def _with_more(found: measure.Filesystem, freed: int) -> measure.Filesystem:
     """The same once so many bytes came free."""
     if not freed:
         return found
-    return found._replace(used=max(0, found.used - freed), free=min(found.size, found.free + freed), headroom=min(found.size, found.headroom + freed),
-        available=max(0, min(found.size, found.headroom + freed)),
+    headroom = min(found.size, found.headroom + freed)
+    return found._replace(
+        used=max(0, found.used - freed), free=min(found.size, found.free + freed), headroom=headroom, available=max(0, headroom),
     )
 
 

@@ -534,7 +534,8 @@ def outcome(found: Cut, plan: Plan, writer: Writer, major: int) -> Cut:
     """What is to be said of a log that was cut so, or would be."""
     before = plan.size - plan.text
     after = 0 if plan.method == "truncate" else plan.size - plan.start
-    done = found._replace(bytes_before=before, bytes_after=min(before, after), reclaimed_bytes=max(0, plan.frees), method=plan.method,
+    done = found._replace(
+        bytes_before=before, bytes_after=min(before, after), reclaimed_bytes=max(0, plan.frees), method=plan.method,
         repeats=plan.method in ("collapse", "rewrite", "paused") and after > 0,
     )
     if plan.method == "clone":
