@@ -12,7 +12,9 @@ import ast
 import math
 import re
 import typing as t
+from contextlib import suppress
 
+from ansible.module_utils.common.validation import check_type_dict
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
 #: A list that limits what is removed; one without a value would not.
@@ -33,6 +35,10 @@ def split_lists(values: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any], sect
         value, option = result.get(name), f"{section}{name}"
         if value is None and name in result and _SELECTS.search(option):
             raise refused(option, "has no value; leave it out if all are meant", None)
+        if isinstance(value, str) and "options" in about:
+            # Read as Ansible does; what is no mapping it refuses itself.
+            with suppress(TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
+                value = check_type_dict(value)
         if isinstance(value, t.Mapping) and "options" in about:
             result[name] = split_lists(value, about["options"], f"{option}.")
         elif about.get("type") == "list" and about.get("elements", "str") == "str" and value is not None:

@@ -41,6 +41,8 @@ TMPFS = "/dev/shm"
 _ASYNC_DIR = "~/.ansible_async"
 _JOB_FOLDER = ".ansible_async-"
 _WORKS = "fleetclean-works"
+#: How sudo ends where it runs nothing.
+_REFUSED = 1
 
 
 @contextmanager
@@ -56,6 +58,10 @@ def _without_collector() -> t.Iterator[None]:
             gc.enable()
 
 
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 class ActionModule(ActionBase):
     """Runs its module on hosts without a free byte, and admits what the module documents of their answers."""
 
@@ -66,6 +72,7 @@ class ActionModule(ActionBase):
     _is_job = False
     _is_admitted = False
     _is_mute = False
+    _refusal: frozenset[str] | None = None
     _job_seconds = 0
     _job_folder = ""
 
@@ -137,10 +144,10 @@ class ActionModule(ActionBase):
 
     def _executed(self, name: str | None, args: dict[str, t.Any], task_vars: dict[str, t.Any], wrap_async: bool = False) -> dict[str, t.Any]:
         """Run a module (ours without a name), and once more with a terminal where sudo wants one."""
-        self._is_admitted = self._is_mute = False
+        self._is_admitted, self._is_mute, self._refusal = False, False, None
         with _without_collector():
             answer = self._execute_module(name, module_args=dict(args), task_vars=task_vars, wrap_async=wrap_async)
-            if self._is_mute and not wrap_async and self._needs_terminal():
+            if self._refusal and not wrap_async and self._needs_terminal(self._refusal):
                 Display().vv(f"{self._on_host}: sudo works with a terminal only, so once more without pipelining")
                 self._connection.set_option("pipelining", False)
                 self._put_files_in_memory()
@@ -148,16 +155,19 @@ class ActionModule(ActionBase):
         # No ansible-core up to 2.21 has not admitted it by now; one that reads answers in another place would.
         return answer if self._is_admitted else self._admitted(answer)
 
-    def _needs_terminal(self) -> bool:
+    def _needs_terminal(self, refusal: frozenset[str]) -> bool:
         """Whether becoming another user fails without a terminal (requiretty), whatever is run: then the module did not start either.
 
-        Asked only where a module said nothing that could be read, so it costs no run that works. With something to read, ssh has no terminal.
+        A module that did its work and was killed before it could tell must not run again: so whoever refuses now has to say what was said then.
+        Asked only where nothing could be read, so it costs no run that works. With something to read, ssh has no terminal.
+
+        :param refusal: the lines that were written in place of an answer.
         """
         if not self._is_run_by_ansible or not self._connection.become or not self._is_pipelining_enabled("new"):
             return False
         with suppress(AnsibleError):
             said = self._low_level_execute_command(f"echo {_WORKS}", in_data=b"\n")
-            return _WORKS not in said["stdout"].split()
+            return _WORKS not in said["stdout"].split() and bool(refusal.intersection(_lines(said["stderr"])))
         return False
 
     def _parse_returned_data(self, res: dict[str, t.Any], *profile: t.Any, **named: t.Any) -> t.Any:
@@ -185,6 +195,8 @@ class ActionModule(ActionBase):
     def _no_answer(self, stdout: str, stderr: str, code: object) -> dict[str, t.Any]:
         """What is told in place of an answer: the reason and the next step first, then all that was written, as Ansible does."""
         self._is_mute = True
+        if not stdout.strip() and code == _REFUSED and "Traceback" not in stderr:
+            self._refusal = frozenset(_lines(stderr))
         text = answers.no_answer(stdout)
         msg = last_words.no_answer(self._module, text, stderr, code, (self._used_interpreter or "").lstrip("#!").strip())
         more = {"rc": code} if isinstance(code, int) else {}

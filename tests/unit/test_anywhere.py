@@ -214,7 +214,7 @@ def on_host(action: t.Any, monkeypatch: pytest.MonkeyPatch, connection: Connecti
     def command(cmd: str, in_data: bytes | None = None, **_named: t.Any) -> dict[str, t.Any]:
         done.append(cmd)
         refused = connection.wants_terminal and in_data
-        return {"rc": 1 if refused else 0, "stdout": "" if refused else cmd.rpartition(" ")[2], "stderr": ""}
+        return {"rc": 1 if refused else 0, "stdout": "" if refused else cmd.rpartition(" ")[2], "stderr": MUTE["stderr"] if refused else ""}
 
     monkeypatch.setattr(ActionBase, "run", lambda *_args: {})
     monkeypatch.setattr(ActionBase, "_execute_module", execute)
@@ -251,6 +251,28 @@ def test_a_module_that_ended_without_a_word_is_not_run_again_where_sudo_works(ac
     monkeypatch.setattr(action, "_low_level_execute_command", lambda cmd, **_named: done.append(cmd) or {"rc": 0, "stdout": "Welcome!\nfleetclean-works\n"})
     assert action.run(None, {})["failure"] == "no_answer"
     assert done == ["run ours", "echo fleetclean-works"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "asks"),
+    [
+        ({"rc": 137}, False),
+        ({"rc": 1, "stderr": "Traceback (most recent call last):\nMemoryError"}, False),
+        ({"rc": 1, "stdout": "half a line"}, False),
+        ({"rc": 1, "stderr": "Killed"}, True),
+    ],
+    ids=["killed", "a traceback", "some output", "other words than now"],
+)
+def test_a_module_that_may_have_worked_is_not_run_again_though_sudo_refuses_now(
+    action: t.Any, monkeypatch: pytest.MonkeyPatch, answer: dict[str, t.Any], asks: bool
+) -> None:
+    """As where the disk or the memory ran out meanwhile."""
+    done = on_host(action, monkeypatch, Connection(wants_terminal=True))
+    monkeypatch.setitem(MUTE, "stdout", "")
+    first = {**MUTE, **answer}
+    monkeypatch.setattr(ActionBase, "_execute_module", lambda _self, *_args, **_named: done.append("run ours") or action._parse_returned_data(first, *PROFILE))
+    assert action.run(None, {})["failure"] == "no_answer"
+    assert done == ["run ours", *(["echo fleetclean-works"] if asks else [])]
 
 
 def test_a_jobs_file_is_in_memory_and_its_id_leads_there(action: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,12 @@ def test_a_selection_without_a_value_is_refused_and_one_that_is_left_out_is_not(
     """Without it all are meant: a template that comes to nothing must not mean that."""
     with pytest.raises(FleetcleanError, match=rf"^images\.{option}: has no value; leave it out if all are meant\. Use "):
         lists.split_lists({"images": {option: None}}, options.clean_spec())
+    # Also in a section that came as a text.
+    for text in (f'{{"scope": "all", "{option}": null}}', f"{{'scope': 'all', '{option}': None}}"):
+        with pytest.raises(FleetcleanError, match=rf"^images\.{option}: has no value"):
+            lists.split_lists({"images": text}, options.clean_spec())
+    assert lists.split_lists({"images": "scope=all keep=a"}, options.clean_spec()) == {"images": {"scope": "all", "keep": ["a"]}}
+    assert lists.split_lists({"images": "no mapping"}, options.clean_spec()) == {"images": "no mapping"}
     variable = f"cleanup_images_{option}"
     with pytest.raises(FleetcleanError, match=f"^{variable}: has no value"):
         lists.split_lists({variable: None}, {variable: {"type": "list", "elements": "str"}})

@@ -11,8 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from ansible import constants
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import fleet, turns
+from conftest import ROOT
 
 NAMES = ["a", "b/" + "x" * 300, "c"]
 
@@ -103,3 +105,10 @@ def test_a_host_that_has_not_come_is_still_running_and_had_not_nothing_to_do() -
     assert "5 hosts: 0 cleaned, 1 had nothing to do, 1 not asked, 2 still running, 1 needs a look" in words
     assert [" ".join(line.split()) for line in table if line.startswith(("work", "asked"))] == [
         f"{name} still running: it has not come to the end yet" for name in ("work", "asked")]
+
+
+def test_each_host_asks_for_its_own_turn() -> None:
+    """With run_once Ansible gives each answer to all hosts, under free as well, and the last one's would be everybody's."""
+    tasks = yaml.safe_load((ROOT / "roles/cleanup/tasks/summary.yml").read_text())
+    (turn,) = [task for task in tasks if "fleetclean.docker.cleanup_turn" in task]
+    assert "run_once" not in turn
