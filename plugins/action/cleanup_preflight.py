@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
 # page: what the role's filters import. Ansible loads action plugins before it forks workers, and filters in each worker that uses one.
-from ansible_collections.fleetclean.docker.plugins.plugin_utils import page, preflight
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import page, preflight, turns
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import batch_of, will_run
 
 __all__ = ["ActionModule", "page"]
@@ -26,6 +26,7 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         try:
             options = preflight.check(task_vars or {}, self._templar.template, self._task.args.get("report") is True)
+            turns.begin(self._task, task_vars or {})
         except FleetcleanError as error:
             return {**result, **_refusal(str(error), self._is_spared(task_vars or {}))}
         # With -v Ansible would print what somebody may have put into a vault.

@@ -1,13 +1,13 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filters that the role cleanup uses on the controller: see plugin_utils/host_record.py, fleet.py and page.py."""
+"""The filters that the role cleanup uses on the controller: see plugin_utils/host_record.py, turns.py, fleet.py and page.py."""
 
 from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.fleetclean.docker.plugins.plugin_utils import fleet, page
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import fleet, page, turns
 
 
 class FilterModule:
@@ -19,7 +19,7 @@ class FilterModule:
             "cleanup_problem": fleet.cleanup_problem,
             "fleet_page": page.fleet_page,
             "fleet_table": fleet.fleet_table,
-            "host_record": fleet.host_record,
+            "host_record": turns.record,
             "host_trouble": fleet.host_trouble,
             "logs_reclaimed": fleet.logs_reclaimed,
         }

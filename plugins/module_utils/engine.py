@@ -23,7 +23,7 @@ import time
 import typing as t
 from urllib.parse import quote, urlencode
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import fields, names
+from ansible_collections.fleetclean.docker.plugins.module_utils import fields
 from ansible_collections.fleetclean.docker.plugins.module_utils.connection import (
     Broken,
     Connection,
@@ -75,16 +75,20 @@ _USUAL_ROOT = "/var/lib/docker"
 
 
 class EngineError(FleetcleanError):
-    """The engine refused a call. ``status`` is HTTP's, ``answer`` the engine's own words."""
+    """The engine refused a call. ``status`` is HTTP's, ``answer`` the engine's own words, ``said`` the same for people: with containers' names.
 
-    def __init__(self, call: str, status: int, answer: str) -> None:
-        super().__init__(f'{call}: the engine says "{answer}" (HTTP {status}).', "engine")
+    Nothing is decided by ``said``: a container may be called as an error of the engine begins.
+    """
+
+    def __init__(self, call: str, status: int, answer: str, said: str | None = None) -> None:
+        self.said = answer if said is None else said
+        super().__init__(f'{call}: the engine says "{self.said}" (HTTP {status}).', "engine")
         self.call = call
         self.status = status
         self.answer = answer
 
     def __reduce__(self) -> tuple[t.Any, ...]:
-        return EngineError, (self.call, self.status, self.answer)
+        return EngineError, (self.call, self.status, self.answer, self.said)
 
     @property
     def gone(self) -> bool:
@@ -176,7 +180,12 @@ class Engine:
 
     def with_names(self, text: str) -> str:
         """The text with the containers that were listed called by their names; the engine's own words have ids of 64 digits."""
-        return _clean(names.with_names(text, self._names))
+        if self._names:
+            from ansible_collections.fleetclean.docker.plugins.module_utils import names
+
+            # Another thread may list containers meanwhile.
+            text = names.with_names(text, self._names.copy())
+        return _clean(text)
 
     def speaks(self, api_version: str) -> bool:
         """Whether the negotiated API is ``api_version`` or newer."""
@@ -432,7 +441,8 @@ class Engine:
             return FleetcleanError(f"engine does not answer: {_where(self.host)}: {text[:200]}. Look at the engine's own log.", "engine_down")
         if message is None:
             message = content.decode("utf-8", "replace").strip() or http.client.responses.get(response.status, "nothing")
-        return EngineError(call, response.status, self.with_names(message[:_MAX_WORDS]))
+        message = message[:_MAX_WORDS]
+        return EngineError(call, response.status, _clean(message), self.with_names(message))
 
     def _read(self, call: str, read: t.Callable[[], _Answer]) -> _Answer:
         """Do what reads from the connection, and call its trouble by name: the one place where answers are refused."""

@@ -208,5 +208,3 @@ def note_measured(state_dir: str, engine_id: str, layers: t.Mapping[str, Measure
 
 def _sum(*values: object) -> int:
     return zlib.crc32(repr(values).encode("utf-8", "replace"))
-
-

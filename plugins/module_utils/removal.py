@@ -335,7 +335,7 @@ class _Actor:
                 return Result(step, _GONE)
             # A child, or a container, that had to wait may hold it: then it is tried once more.
             touched = step.kind in ("tag", "image") and bool(self._change(step))
-            return Result(step, _KEPT, f'the engine says "{error.answer}"', later=True, touched=touched)
+            return Result(step, _KEPT, f'the engine says "{error.said}"', later=True, touched=touched)
         change = self._change(step)
         return Result(step, _FAILED, f"{error}{change}", later=error.disk_full, disk_full=error.disk_full, touched=bool(change))
 

@@ -265,16 +265,16 @@ def take(engine: Engine, wanted: Wanted, storage: Storage | None) -> Snapshot:
     """
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=max(1, wanted.parallel) + 2) as pool:
-        # The engine takes its time for its events, until the moment that was given as their end, and walks its disk for sizes. Meanwhile all else is
-        # asked, but the containers: who uses what comes last. What was used and gone between events and containers is seen right before a removal.
-        with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
-        telling = pool.submit(past_uses, engine) if with_events else None
+        # The engine walks its disk for it. Meanwhile all else is asked, but events and containers: what came and who uses what comes last.
         walking = pool.submit(_usage, engine, wanted, storage, unreadable)
         images = _images(engine, wanted, storage, pool) if wanted.images else ()
         layer_bytes = storage.layer_sizes() if storage and wanted.images and wanted.sizes else {}
         networks = tuple(_network(raw) for raw in engine.networks()) if wanted.networks else ()
         services = _services(engine, unreadable) if wanted.services and (wanted.images or wanted.volumes) else []
         usage = walking.result()
+        # The engine takes its time for them, until the moment that was given as their end. Behind the images: none is there that they do not tell of.
+        with_events = (wanted.ages or wanted.container_ages) and (wanted.images or wanted.volumes or wanted.networks)
+        telling = pool.submit(past_uses, engine) if with_events else None
         volumes = _volumes(engine, usage, storage) if wanted.volumes else ()
         containers = _containers(engine, wanted, pool, usage, storage, unreadable, (image.id for image in images))
         past = telling.result() if telling else PastUses({}, {})
@@ -384,7 +384,7 @@ def _services(engine: Engine, unreadable: dict[str, str]) -> list[dict[str, t.An
     try:
         return engine.services()
     except EngineError as error:
-        unreadable[SERVICES] = error.answer
+        unreadable[SERVICES] = error.said
         return []
 
 
@@ -436,7 +436,7 @@ def _usage(
             if not error.broken:
                 raise
             if what:
-                unreadable[what] = error.answer
+                unreadable[what] = error.said
     return usage
 
 
@@ -605,7 +605,7 @@ def _containers(
         if not error.broken or not wanted.sizes:
             raise
         # A container whose layer is gone, after a removal that failed half-way, has no size, and no other one has one then.
-        unreadable["containers' sizes"] = error.answer
+        unreadable["containers' sizes"] = error.said
         listed = engine.containers_as(first)
     if not inspect and not any(found.state == REMOVING for found in listed):
         return tuple(listed)

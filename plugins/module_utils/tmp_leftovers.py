@@ -27,8 +27,11 @@ _MODULES = r"docker_(?:clean|disk_report|log_truncate)"
 _PAYLOAD = re.compile(rf"ansible_(?:[A-Za-z0-9_.]+\.)?{_MODULES}_payload_[A-Za-z0-9_]{{8}}")
 _COPIED = re.compile(r"ansible-tmp-[0-9.]+-[0-9]+-[0-9]+")
 _COPY = re.compile(rf"AnsiballZ_{_MODULES}\.py")
-#: Seconds. No run takes that long.
-_AGE = 86400.0
+#: What ``plugin_utils/anywhere.py`` makes for the file of a job (``async``), and that file.
+_JOB_FOLDER = re.compile(r"\.ansible_async-[0-9a-f]{16}")
+_JOB = re.compile(r"j?[0-9]+\.[0-9]+(?:\.tmp)?")
+#: Seconds. No run takes that long. A job's answer that nobody fetched stays for a week.
+_AGE, _JOB_AGE = 86400.0, 7 * 86400.0
 #: Names that are looked at; anybody may make more of them in such a folder.
 _MOST_NAMES = 10_000
 
@@ -65,8 +68,8 @@ def _own_folder() -> str | None:
 
 
 def _is_left(entry: os.DirEntry[str]) -> bool:
-    copied = bool(_COPIED.fullmatch(entry.name))
-    if not copied and not _PAYLOAD.fullmatch(entry.name):
+    inner = next((inner for outer, inner in ((_COPIED, _COPY), (_JOB_FOLDER, _JOB)) if outer.fullmatch(entry.name)), None)
+    if not inner and not _PAYLOAD.fullmatch(entry.name):
         return False
     try:
         found = entry.stat(follow_symlinks=False)
@@ -74,13 +77,14 @@ def _is_left(entry: os.DirEntry[str]) -> bool:
             stat.S_ISDIR(found.st_mode)
             and found.st_uid == os.geteuid()
             and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-            and found.st_mtime < time.time() - _AGE
-            and (not copied or _holds_copies(entry.path))
+            and found.st_mtime < time.time() - (_JOB_AGE if inner is _JOB else _AGE)
+            and (not inner or _holds_only(inner, entry.path))
         )
     except OSError:
         return False
 
 
-def _holds_copies(folder: str) -> bool:
+def _holds_only(inner: re.Pattern[str], folder: str) -> bool:
     names: t.Sequence[str] = os.listdir(folder)
-    return bool(names) and all(_COPY.fullmatch(name) for name in names)
+    # An empty folder may be about to get another module than ours. One of a job is ours by its name.
+    return bool(names or inner is _JOB) and all(inner.fullmatch(name) for name in names)

@@ -404,8 +404,9 @@ measured:
 failure:
   description: >-
     What kind of failure it was: V(bad_input), V(no_sdk) (of an engine behind C(ssh://)), V(no_engine) (nothing is installed), V(engine_down),
-    V(denied), V(not_docker), V(not_yet), V(engine), V(disk), V(defect) (of the module itself) or V(unexpected_answer) (the host
-    answered something else than this module returns; told by the controller, which keeps none of it).
+    V(denied), V(not_docker), V(not_yet), V(engine), V(disk), V(defect) (of the module itself), V(unexpected_answer) (the host
+    answered something else than this module returns; told by the controller, which keeps none of it) or V(no_answer) (the module could
+    not run there: the message has the last line that the host wrote, and the next step).
   returned: on failure
   type: str
   sample: engine_down

@@ -50,7 +50,7 @@ _UNUSED = frozenset(("invocation", "_ansible_parsed", "_ansible_trusted_utf8"))
 #: How names begin by which Ansible makes something else of a whole mapping: __ansible_type, __ansible_vault, __ansible_unsafe.
 _ANSIBLES = "__ansible_"
 #: What Ansible's wrapper of jobs sends along with the answer of one that has ended.
-_UNUSED_OF_JOBS = frozenset(("cmd", "stdout", "stdout_lines", "stderr", "stderr_lines", "outdata", "erased", "_ansible_suppress_tmpdir_delete"))
+_UNUSED_OF_JOBS = frozenset(("cmd", "data", "stdout", "stdout_lines", "stderr", "stderr_lines", "outdata", "erased", "_ansible_suppress_tmpdir_delete"))
 
 
 class Shape(t.NamedTuple):

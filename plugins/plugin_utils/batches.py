@@ -53,7 +53,7 @@ def batch_of(task: t.Any, variables: t.Mapping[str, t.Any]) -> Batch:
     :param task: Ansible's task, which knows its play.
     :param variables: the host's variables, as Ansible gives them to an action plugin.
     """
-    play = _play(task)
+    play = play_of(task)
     hosts = [str(name) for name in variables.get("ansible_play_batch") or ()]
     well = {str(name) for name in variables.get("ansible_play_hosts") or ()}
     mine = {*hosts, str(variables.get("inventory_hostname"))}
@@ -94,7 +94,7 @@ def will_run(task: t.Any, tags: t.Iterable[str]) -> bool:
     :param task: a task of that role that has the tag ``always``.
     :param tags: the later one's own.
     """
-    play = _play(task)
+    play = play_of(task)
     later = {*map(str, task.tags), *tags} - {"always"}
     wanted, unwanted = (set(getattr(play, name, None) or ()) for name in ("only_tags", "skip_tags"))
     is_wanted = not wanted or bool(later & wanted) or ("never" not in later and bool({"all", "tagged"} & wanted))
@@ -106,8 +106,8 @@ def _noted(hostvars: t.Mapping[str, t.Any], name: str, variable: str) -> t.Mappi
     return found if isinstance(found, t.Mapping) else {}
 
 
-def _play(task: t.Any) -> t.Any:
-    """The play of a task: its blocks know it."""
+def play_of(task: t.Any) -> t.Any:
+    """Return the play of a task: its blocks know it."""
     above = task
     while above is not None and getattr(above, "_play", None) is None:
         above = getattr(above, "_parent", None)

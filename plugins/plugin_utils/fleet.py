@@ -164,10 +164,10 @@ def fleet_table(records: t.Sequence[HostRecord], table: str, check: bool = False
     came = "would free" if check else "came free"
     titles = "".join(f"{title:>{max(7, len(title) + 1)}}" for title, _kinds in _KINDS)
     lines = [f"{'host':<{width}} {'free before':>15} {'after':>15} {came:>11} {titles}"]
-    total, cleaned, idle, without, look, unasked = 0, 0, 0, 0, 0, 0
+    total, cleaned, idle, without, look, unasked, running = 0, 0, 0, 0, 0, 0, 0
     for record in records:
         name = printable(record["host"], width)
-        row = clean_figures(record, check)
+        row = clean_figures(record, check) if record["status"] != "running" else None
         if row:
             total += row.freed or 0
             size = record["filesystem"]["size"] if record["filesystem"] else 0
@@ -185,6 +185,8 @@ def fleet_table(records: t.Sequence[HostRecord], table: str, check: bool = False
             without += 1
         elif record["status"] == "not_asked":
             unasked += 1
+        elif record["status"] == "running":
+            running += 1
         elif record["status"] != "ok":
             look += 1
         elif row and row.is_changed:
@@ -194,6 +196,7 @@ def fleet_table(records: t.Sequence[HostRecord], table: str, check: bool = False
     parts = [f"{cleaned} {'to clean' if check else 'cleaned'}", f"{idle} had nothing to do"]
     parts += [f"{without} without Docker"] if without else []
     parts += [f"{unasked} not asked"] if unasked else []
+    parts += [f"{running} still running"] if running else []
     parts += [f"{look} need{'s' if look == 1 else ''} a look"]
     count = f"{len(records)} host{'' if len(records) == 1 else 's'}"
     came_free = f"{say_size(total)} {'would come' if check else 'came'} free"

@@ -22,15 +22,13 @@ from functools import lru_cache
 
 from ansible.release import __version__ as _ANSIBLE_VERSION
 from ansible_collections.fleetclean.docker.plugins.module_utils import options
-from ansible_collections.fleetclean.docker.plugins.plugin_utils import answers
+from ansible_collections.fleetclean.docker.plugins.plugin_utils import answers, last_words
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.answers import UnexpectedAnswer
 
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 #: Logs of one host whose figures are handed on; a host with more is decided as if it had none.
 _MAX_LOGS = 20_000
 _PREFIX = re.compile(r"^docker_(disk_report|clean|log_truncate): ")
-#: What ssh says of each session that has a terminal.
-_SSH_ENDED = re.compile(r"(Shared c|C)onnection to \S+ closed\.")
 #: Since then a text is a template only where somebody says so; before, everywhere where nobody says that it is none.
 _TEXTS_ARE_TEXTS = tuple(int(number) for number in _ANSIBLE_VERSION.split(".")[:2]) >= (2, 19)
 
@@ -391,23 +389,10 @@ def _result(hostvars: t.Mapping[str, t.Any], variable: str, module: str, budget:
         error.where.insert(0, module)
         raise
     words = _PREFIX.sub("", " ".join(answers.one_line(values.get("msg") or "the module ended without an answer").split()))
-    last = _last_line(raw)
+    # anywhere.py has that line in the message already, and admits no such key from a host; the text itself is the host's.
+    last = "" if values.get("failure") == "no_answer" else last_words.last_line(raw.get("module_stderr"), raw.get("module_stdout"))
     words = f"{words}: {last}" if last else words
     return _Result(values, True, raw.get("unreachable") is True, words, answers.warning_texts(raw.get("warnings")))
-
-
-def _last_line(raw: t.Mapping[str, t.Any]) -> str:
-    """What a module that ended without an answer wrote last, which is the reason as a rule.
-
-    Ansible puts it there and anywhere.py admits no such key from a host; the text itself is the host's.
-    """
-    for key in ("module_stderr", "module_stdout"):
-        text = raw.get(key)
-        for line in reversed(text[-answers.MAX_TEXT:].splitlines() if isinstance(text, str) else ()):
-            words = " ".join(answers.one_line(line, 400).split())
-            if words and not _SSH_ENDED.fullmatch(words):
-                return words
-    return ""
 
 
 def _told(result: _Result, key: str) -> bool:

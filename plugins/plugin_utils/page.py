@@ -195,12 +195,16 @@ _View = t.Union[_Report, _Clean]
 # -- the fleet -------------------------------------------------------------------------------------
 
 
+#: Hosts that have no figures and need no look.
+_ASIDE = (("no_docker", "without Docker"), ("running", "still running"), ("not_asked", "not asked"))
+
+
 def _fleet(view: _View, records: t.Sequence[HostRecord], hosts: t.Sequence[_Host]) -> str:
     size = sum(host.size or 0 for host in hosts if host.used is not None)
     used = sum(host.used or 0 for host in hosts if host.size is not None)
     gain = sum(host.gain or 0 for host in hosts)
     look = [record for record in records if fleet.host_trouble(record)]
-    others = [(status, words) for status, words in (("no_docker", "without Docker"), ("not_asked", "not asked")) if _having(records, status)]
+    others = [(status, words) for status, words in _ASIDE if _having(records, status)]
     aside = ", ".join(f"{_having(records, status)} {words}" for status, words in others)
     used_words = f"of {say_size(size)}, {100 * used // size} %" if size else "no disk was seen"
     bad = (("unreachable", "unreachable"), ("trouble", "in trouble"), ("refused", "with refused variables"))

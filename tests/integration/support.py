@@ -48,7 +48,12 @@ class Run:
     @property
     def table(self) -> List[str]:
         """The lines of the fleet's table."""
-        return next((line["result"]["msg"] for line in self.lines if line["task"].endswith(": The fleet")), [])
+        return next((found for found in self.tables), [])
+
+    @property
+    def tables(self) -> List[List[str]]:
+        """All tables that were shown."""
+        return [line["result"]["msg"] for line in self.lines if line["task"].endswith(": The fleet") and line["outcome"] == "ok"]
 
 
 #: What the tests' own Python has and a controller need not have.

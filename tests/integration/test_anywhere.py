@@ -35,6 +35,8 @@ def fleet(here: None) -> Iterator[Fleet]:
     with start(SPECS) as hosts:
         on_all(hosts, lambda host: dirty(host, "small", log_bytes=20_000_000, aged=True))
         for host in hosts:
+            # What sudo is told lies in memory: the disk will be full.
+            host.exec(["sh", "-ec", "mkdir -m 755 /run/sudoers.d; echo '#includedir /run/sudoers.d' > /etc/sudoers.d/more"])
             for path in ("/", "/tmp", host.data_root):
                 host.fill(path)
         yield hosts
@@ -70,6 +72,10 @@ def test_ansible_alone_does_not_get_in(ansible: Ansible) -> None:
     assert "No space left on device" in run.text
 
 
+def tell_sudo(host: Host, line: str) -> None:
+    host.exec(["sh", "-ec", "printf '%s\\n' \"$1\" > /run/sudoers.d/tty", "sh", line])
+
+
 KILLED = "ansible_fleetclean.docker.docker_clean_payload_killed00"
 
 
@@ -81,11 +87,13 @@ KILLED = "ansible_fleetclean.docker.docker_clean_payload_killed00"
         {"ansible_ssh_extra_args": "-tt"},
         {"ansible_user": "ops", "ansible_become": True, "ansible_ssh_extra_args": "-tt"},
         {"ansible_pipelining": False, "ansible_become": True},
+        {"ansible_user": "ops", "ansible_become": True, "requiretty": True},
     ],
-    ids=["root", "sudo", "root without pipelining", "sudo without pipelining", "pipelining turned off"],
+    ids=["root", "sudo", "root without pipelining", "sudo without pipelining", "pipelining turned off", "sudo that wants a terminal"],
 )
 def test_a_module_runs_on_a_full_host_and_writes_nothing(fleet: Fleet, ansible: Ansible, how: Dict[str, Any]) -> None:
     for host in fleet:
+        tell_sudo(host, "Defaults:ops requiretty" if how.get("requiretty") else "")
         host.exec(["touch", "/run/mark"])
         # What a run left that was killed the day before yesterday.
         host.exec(["mkdir", "-m", "700", f"/dev/shm/{KILLED}"])
@@ -97,6 +105,45 @@ def test_a_module_runs_on_a_full_host_and_writes_nothing(fleet: Fleet, ansible: 
         assert result["filesystems"][0]["available"] < 65536
         assert written(host) == set()
         assert [name for name in host.exec(["ls", "-A", "/dev/shm"]).stdout.split() if "ansible" in name or "cacert" in name] == []
+
+
+def test_a_job_runs_on_a_full_host_and_writes_nothing(fleet: Fleet, ansible: Ansible) -> None:
+    """``async``: its file is on a tmpfs, and async_status finds it by the id in the result. Its sudo wants a terminal, too."""
+    hosts = [fleet["deb11"], fleet["deb12"]]
+    for host in hosts:
+        tell_sudo(host, "Defaults:ops requiretty")
+        host.exec(["touch", "/run/mark"])
+    variables = json.dumps({"ansible_user": "ops", "ansible_become": True})
+    run = ansible.run(["ansible-playbook", "-i", ansible.inventory, "tests/integration/jobs.yml", "-e", variables, "--limit", "deb11,deb12"])
+    assert run.code == 0, run.text
+    for host in hosts:
+        assert run.task("Wait for it")[host.name]["engine"]["root_dir_proven"]
+        assert run.task("Fetch its answer")[host.name]["engine"]["root_dir_proven"]
+        assert run.task("Start a job")[host.name]["ansible_job_id"] == run.task("Start a job")[host.name]["results_file"]
+        assert written(host) == set()
+        assert not host.path("/root/.ansible_async").exists()
+
+
+def test_a_host_that_cannot_run_a_module_says_why_and_what_to_do(fleet: Fleet, ansible: Ansible) -> None:
+    host = fleet["deb12"]
+    # No Python of 3.7 and before is on the hosts: these two lines are what 3.6.15 writes.
+    fake = "#!/bin/sh\ncat >/dev/null\nprintf '%s\\n' '  File \"<stdin>\", line 3' 'SyntaxError: future feature annotations is not defined' >&2\nexit 1\n"
+    host.exec(["sh", "-ec", "cat > /run/fake-python3.6; chmod 755 /run/fake-python3.6"], input=fake)
+    for how, words in (
+        ({"ansible_python_interpreter": "/run/fake-python3.6"}, "need Python 3.8 or newer on the host; set ansible_python_interpreter"),
+        ({"ansible_user": "ops", "ansible_become": True, "ansible_become_exe": "/run/no/sudo"}, "/run/no/sudo: not found. Install sudo there"),
+    ):
+        result = ansible.module("docker_disk_report", {"include": []}, hosts=host.name, **how)[host.name]
+        assert result["failed"] and result["failure"] == "no_answer", result
+        assert words in result["msg"] and "json" not in result["msg"].lower(), result
+    host.exec(["mount", "-o", "remount,ro", "/dev/shm"])
+    try:
+        for pipelining in (True, False):
+            result = ansible.module("docker_disk_report", {"include": []}, hosts=host.name, ansible_pipelining=pipelining)[host.name]
+            assert result["failure"] == "no_answer", result
+            assert "No temporary folder can be written there" in result["msg"] and "environment: {TMPDIR: /run}" in result["msg"], result
+    finally:
+        host.exec(["mount", "-o", "remount,rw", "/dev/shm"])
 
 
 def test_a_local_connection_on_a_full_host(fleet: Fleet) -> None:

@@ -66,6 +66,9 @@ def test_the_report_has_all_hosts_however_they_are_taken(ansible: Ansible, tmp_p
     run = ansible.run(["ansible-playbook", str(play), "-i", ansible.inventory, "-e", json.dumps({"cleanup_report_dir": str(folder)})])
     assert run.code == 4 or run.code == 2, run.text  # one host is out of reach
     assert hosts_of(folder) == NAMES
+    tables = [" ".join(table) for table in run.tables]
+    assert len(tables) == 1 or how != "strategy: free", run.text
+    assert all(f"{name} " in tables[-1] for name in NAMES) and "still running" not in tables[-1]
     page = (folder / "fleet.html").read_text()
     assert "<bdi>lost&lt;b&gt;&amp;&#x27;</bdi>" in page
 

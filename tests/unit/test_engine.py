@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import posixpath
 import shutil
 import socket
@@ -173,6 +174,27 @@ def test_errors_call_containers_by_their_names(site: Site) -> None:
     )
     with pytest.raises(EngineError, match="^POST /containers/web/pause: "):
         engine.pause(web)
+
+
+@pytest.mark.parametrize("name", ["containerd.sock", "server.closed-no.space", "data.changed"])
+def test_nothing_is_decided_by_what_a_container_is_called(site: Site, name: str) -> None:
+    ident = "ab" * 32
+
+    def answer(method: str, path: str) -> Answer:
+        if "/containers/json" in path:
+            return http([{"Id": ident, "Names": [f"/{name}"]}])
+        return http({"message": f"cannot remove {ident}"}, "500 Internal Server Error")
+
+    site.serve(engine_that(answer))
+    engine = site.connect()
+    engine.containers()
+    with pytest.raises(EngineError) as caught:
+        engine.remove_container(ident)
+    error = caught.value
+    assert error.said == f"cannot remove {name}" and f'"{error.said}"' in str(error)
+    assert error.answer == f"cannot remove {ident}"
+    assert not (error.ending or error.changing or error.disk_full)
+    assert pickle.loads(pickle.dumps(error)).said == error.said
 
 
 # -- nobody there --------------------------------------------------------------------------------

@@ -135,6 +135,15 @@ def test_an_engine_that_does_not_tell_its_time_is_taken_to_have_ours(info: dict[
     assert now > NOON
 
 
+def test_events_are_asked_for_behind_the_images_that_they_tell_of_and_containers_behind_all() -> None:
+    """An image whose pull the events do not tell counts as old as it was made."""
+    engine = FakeEngine()
+    take(engine, images=True, volumes=True, networks=True, ages=True)
+    asked = [name for name in engine.asked if name in ("images", "networks", "disk_usage", "past_events")]
+    assert asked[-1] == "past_events" and asked.count("past_events") == 1
+    assert engine.asked.index("containers") > engine.asked.index("images")
+
+
 # -- containers ------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,19 @@ def test_folders_of_killed_runs_go_and_nothing_else_does(shm: Path) -> None:
     assert (target / "payload.zip").exists()
 
 
+def test_folders_of_jobs_go_after_a_week(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that nobody fetched, and an empty folder whose answer was fetched."""
+    jobs = [make(shm / ".ansible_async-0123456789abcdef", "j12.34", "j12.34.tmp"), make(shm / ".ansible_async-0123456789abcde0", "j1.2")]
+    (jobs[1] / "j1.2").unlink()
+    others = [make(shm / ".ansible_async-0123456789abcde1", "j12.34", "more"), make(shm / ".ansible_async-0123", "j12.34"), make(shm / ".ansible_async", "j12.34")]
+    tmp_leftovers.sweep()
+    assert {path.name for path in (*jobs, *others)} <= set(os.listdir(shm))
+    later = time.time() + 8 * 86400
+    monkeypatch.setattr(tmp_leftovers.time, "time", lambda: later)
+    tmp_leftovers.sweep()
+    assert set(os.listdir(shm)) == {OWN, *(path.name for path in others)}
+
+
 def test_a_folder_of_a_run_that_lives_or_is_young_or_is_somebody_elses_stays(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = make(shm / LEFT[0])
     held = os.open(runs, os.O_RDONLY | os.O_DIRECTORY)
