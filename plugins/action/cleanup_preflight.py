@@ -12,7 +12,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import Fl
 
 # page: what the role's filters import. Ansible loads action plugins before it forks workers, and filters in each worker that uses one.
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import page, preflight, turns
-from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import Batch, batch_of
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import batch_of, will_run
 
 __all__ = ["ActionModule", "page"]
 
@@ -28,14 +28,19 @@ class ActionModule(ActionBase):
             options = preflight.check(task_vars or {}, self._templar.template, self._task.args.get("report") is True)
             turns.begin(self._task, task_vars or {})
         except FleetcleanError as error:
-            return {**result, **_refusal(str(error), batch_of(self._task, task_vars or {}), task_vars or {})}
+            return {**result, **_refusal(str(error), self._is_spared(task_vars or {}))}
         # With -v Ansible would print what somebody may have put into a vault.
         return {**result, "changed": False, "_ansible_verbose_override": True, **options}
 
+    def _is_spared(self, variables: dict[str, t.Any]) -> bool:
+        """Whether the verdict fails for this host and not this task."""
+        batch = batch_of(self._task, variables)
+        is_first = variables.get("inventory_hostname") == next(iter(batch.hosts), None)
+        return batch.may_spare and is_first and will_run(self._task, self._task.args.get("verdict_tags") or ())
 
-def _refusal(words: str, batch: Batch, variables: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+
+def _refusal(words: str, is_spared: bool) -> dict[str, t.Any]:
     """What is returned for variables that cannot be meant. Who is spared has nothing to do, and ``refused`` says why."""
-    nothing: dict[str, t.Any] = {"report": {}, "logs": {}, "clean": {}}
-    if batch.may_spare and variables.get("inventory_hostname") == next(iter(batch.hosts), None):
-        return {"changed": False, "refused": words, **nothing}
+    if is_spared:
+        return {"changed": False, "refused": words, "report": {}, "logs": {}, "clean": {}}
     return {"failed": True, "msg": words}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import Batch, batch_of
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import Batch, batch_of, speaks, was_spared
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.host_record import host_record, host_trouble
 
 #: So many hosts of earlier batches are named with their reasons; the table names all.
@@ -28,13 +28,15 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         trouble = host_trouble(host_record(variables))
         batch = batch_of(self._task, variables)
-        is_first = variables.get("inventory_hostname") == next(iter(batch.hosts), None)
-        spared = _earlier(batch, variables) if is_first and batch.is_last else ""
-        if trouble and is_first and batch.may_spare and not _somebody_is_well(batch, variables):
+        name = str(variables.get("inventory_hostname"))
+        if trouble and name == next(iter(batch.hosts), None) and batch.may_spare and not _somebody_is_well(batch, variables):
             words = f"{trouble} The run fails for it with the last batch; failing here would end it for the hosts of later ones."
-            return {**result, "changed": False, "skipped": True, "msg": words}
+            return {**result, "changed": False, "skipped": True, "spared": True, "msg": words}
+        spared = _spared(name, batch, variables) if batch.is_last else ""
+        if spared and not trouble:
+            spared += f" {name} is well: it fails for them."
         if trouble or spared:
-            return {**result, "failed": True, "msg": " ".join(filter(None, (trouble, spared)))}
+            return {**result, "failed": True, "spoke": bool(spared), "msg": " ".join(filter(None, (trouble, spared)))}
         return {**result, "changed": False, "skipped": True}
 
 
@@ -47,11 +49,13 @@ def _somebody_is_well(batch: Batch, variables: t.Mapping[str, t.Any]) -> bool:
     return any(record["status"] in ("ok", "no_docker") for record in others)
 
 
-def _earlier(batch: Batch, variables: t.Mapping[str, t.Any]) -> str:
-    """The hosts of earlier batches that were spared, with their reasons."""
-    found = [(name, words) for name, words in ((name, _trouble(name, variables)) for name in batch.earlier) if words]
-    if not found:
+def _spared(name: str, batch: Batch, variables: t.Mapping[str, t.Any]) -> str:
+    """The hosts of earlier batches that were spared, with their reasons; empty if it is not for this host to say."""
+    hostvars = variables["hostvars"]
+    # A second run of the role may have found a host well.
+    found = [(host, words) for host, words in ((host, _trouble(host, variables)) for host in batch.earlier if was_spared(host, hostvars)) if words]
+    if not found or not speaks(name, batch, variables.get("ansible_play_hosts_all") or (), hostvars, lambda host: _trouble(host, variables)):
         return ""
-    named = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in found[:_MOST_NAMED])
+    named = "; ".join(f"{host}: {words.rstrip('.')}" for host, words in found[:_MOST_NAMED])
     more = f"; and {len(found) - _MOST_NAMED} more, see the table" if len(found) > _MOST_NAMED else ""
     return f"Of earlier batches {len(found)} host{'' if len(found) == 1 else 's'} need{'s' if len(found) == 1 else ''} a look. {named}{more}."

@@ -48,7 +48,7 @@ REMOVAL_TIMEOUT = 3600
 _DAEMONS = tuple(
     f"{folder}/{name}"
     for folder in ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/snap/bin", "/opt/bin")
-    for name in ("dockerd", "balenad", "balena-engine-daemon")
+    for name in ("dockerd", "dockerd-rootless.sh", "balenad", "balena-engine-daemon")
 )
 
 
@@ -560,14 +560,14 @@ def _look_at_socket(host: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        rootless = _unanswered().rootless_words() if path in _USUAL_SOCKETS else ""
-        # A socket that somebody named, or data that lies there: then something is missing, and not Docker itself.
-        if path not in _USUAL_SOCKETS or rootless or os.path.isdir(_USUAL_ROOT) or any(os.path.exists(daemon) for daemon in _DAEMONS):
-            next_step = f"Start the engine (systemctl start docker), or name its socket in docker_host{rootless}."
+        sockets = _unanswered().socket_words() if path in _USUAL_SOCKETS else ""
+        # A socket that somebody named, or data that lies there: then something is missing, and not Docker itself. A user's socket says nothing.
+        if path not in _USUAL_SOCKETS or os.path.isdir(_USUAL_ROOT) or any(os.path.exists(daemon) for daemon in _DAEMONS):
+            next_step = f"Start the engine (systemctl start docker), or name its socket in docker_host. {sockets}".rstrip()
             raise _down(host, "no such file", next_step, may_be_full=True) from None
         raise FleetcleanError(
             f"no Docker here: {path}: no such file, no dockerd, and no /var/lib/docker. If the engine listens "
-            "elsewhere, name it in docker_host.",
+            f"elsewhere, name it in docker_host. {sockets}".rstrip(),
             "no_engine",
         ) from None
     except OSError as error:
@@ -591,8 +591,9 @@ def _unanswered() -> t.Any:
 
 def _down(host: str, problem: str, next_step: str, may_be_full: bool = False) -> FleetcleanError:
     """The error for an engine that does not answer; ``may_be_full``: nobody listens there, which may be for want of room."""
-    room = _unanswered().room_words() if may_be_full and host.startswith("unix://") else ""
-    return FleetcleanError(" ".join(filter(None, (f"engine does not answer: {_where(host)}: {problem}.", room, next_step))), "engine_down")
+    path = _where(host)
+    room = _unanswered().room_words(path, path in _USUAL_SOCKETS) if may_be_full and host.startswith("unix://") else ""
+    return FleetcleanError(" ".join(filter(None, (f"engine does not answer: {path}: {problem}.", room, next_step))), "engine_down")
 
 
 def _too_slow(host: str, call: str) -> FleetcleanError:

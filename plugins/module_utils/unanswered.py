@@ -1,7 +1,7 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is worth knowing of this host where no engine answers: a disk without room to start one, and sockets of engines without root.
+"""What is worth knowing of this host where no engine answers: a disk without room to start one, and sockets that users have.
 
 Imported only then. Nothing is changed, and nothing is asked of whoever listens at a socket: any user can make one in a folder of his own.
 """
@@ -15,13 +15,17 @@ import re
 import stat
 import typing as t
 
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes
 from ansible_collections.fleetclean.docker.plugins.module_utils.units import say_size
 
 _USUAL_ROOT = "/var/lib/docker"
 _CONFIGURATION = "/etc/docker/daemon.json"
 _MAX_CONFIGURATION_BYTES = 64 * 1024
 #: Where engines without root listen: $XDG_RUNTIME_DIR/docker.sock (docs.docker.com/engine/security/rootless).
-_ROOTLESS = "/run/user/[0-9]*/docker.sock"
+_USERS = "/run/user/"
+_ROOTLESS = f"{_USERS}[0-9]*/docker.sock"
+#: In the folder of the volumes.
+_DATABASE = "metadata.db"
 #: With less an engine may not start: it makes folders and opens databases (for-linux 435; seen with 20 KB on xfs).
 _MIN_FREE_BYTES = 1024**2
 #: A log below that is not worth emptying, and so many containers are looked at.
@@ -29,8 +33,15 @@ _MIN_LOG_BYTES, _MAX_CONTAINERS = 1024**2, 20_000
 _MOST_NAMED = 3
 
 
-def room_words() -> str:
-    """Sentences that say which filesystem has no room for an engine to start, and what to do; empty if it has, or if that is not known."""
+def room_words(path: str, is_usual: bool) -> str:
+    """Sentences that say which filesystem has no room for an engine to start, and what to do; empty if it has, or if that is not known.
+
+    :param path: of the socket that nobody answers at.
+    :param is_usual: whether it is the one that this host's engine with root has unless somebody decided otherwise.
+    """
+    if path.startswith(_USERS):
+        # That engine has its data in its user's home.
+        return ""
     root = _data_root()
     try:
         found = os.statvfs(root)
@@ -39,16 +50,20 @@ def room_words() -> str:
     where = f"The usual data root {root}" if root == _USUAL_ROOT else f"The data root {root} (of {_CONFIGURATION})"
     if found.f_files and not found.f_ffree:
         return f"{where} has no inode free, which keeps an engine from starting: remove files there that are not the engine's first."
-    free = found.f_bavail * found.f_frsize
+    # The engine is root and may use ext4's reserve.
+    free = found.f_bfree * found.f_frsize
     if free >= _MIN_FREE_BYTES:
         return ""
-    log = _largest_log(root)
+    log = _largest_log(root) if is_usual and _is_idle(root) else None
     how = f", such as with: truncate -s 0 {log[1]} ({say_size(log[0])}; while no engine runs nobody writes its logs)" if log else ""
     return f"{where} has {say_size(free)} free, which keeps an engine from starting: make room there first{how}."
 
 
-def rootless_words() -> str:
-    """Where engines without root listen, as the end of a sentence; empty if none does."""
+def socket_words() -> str:
+    """Sentence that names the sockets where engines without root would listen; empty if there is none.
+
+    It is all that they are: each user can make one, with or without an engine.
+    """
     found = []
     for path in sorted(glob.glob(_ROOTLESS)):
         try:
@@ -56,11 +71,42 @@ def rootless_words() -> str:
         except OSError:
             continue
         if stat.S_ISSOCK(status.st_mode):
-            found.append(f"unix://{path} (user {status.st_uid})")
+            found.append(f"unix://{path} is a socket of user {status.st_uid}")
     if not found:
         return ""
-    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-    return f": an engine without root has {', '.join(found[:_MOST_NAMED])}{more}; run this as its user (become_user)"
+    more = f" (and {len(found) - _MOST_NAMED} more)" if len(found) > _MOST_NAMED else ""
+    how = "if the engine that you mean listens there, name it in docker_host and run this as that user (become_user)."
+    return f"{', '.join(found[:_MOST_NAMED])}{more}; {how}"
+
+
+def _is_idle(root: str) -> bool:
+    """Whether no process has the database of the data root's volumes open: each engine since 1.11 does, as long as it runs.
+
+    False if that cannot be told. Here it does not matter whether whoever has it open is proven to be an engine.
+    """
+    try:
+        database = os.lstat(f"{root}/volumes/{_DATABASE}")
+    except OSError:
+        return False
+    return not any(_has_open(pid, database) for pid in processes.pids())
+
+
+def _has_open(pid: int, database: os.stat_result) -> bool:
+    try:
+        for number in processes.names_in(f"/proc/{pid}/fd"):
+            link = f"/proc/{pid}/fd/{number}"
+            try:
+                # The path only spares asking for files that are on a network: they may never answer.
+                if os.readlink(link).endswith(f"/{_DATABASE}") and os.path.samestat(os.stat(link), database):
+                    return True
+            except OSError:
+                continue
+    except PermissionError:
+        # Nobody can tell what it has open.
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _data_root() -> str:

@@ -5,12 +5,17 @@
 
 Ansible ends a play, and all plays after it, as soon as each host of a batch has failed (ansible 7019): with ``serial: 1`` the first bad host
 takes their turn from all others. So one host of such a batch is spared until the last batch; there the run fails for it.
+The verdict's result, registered as ``_cleanup_verdict``, says who was spared and who spoke for those that were.
 
 Invariants
 
 * A host fails at once wherever that ends nothing: in the only or the last batch, and beside one that is well.
 * Nobody is spared where the play says that failures count: ``any_errors_fatal``, ``max_fail_percentage``. A canary has to stop the run.
 * Nobody is spared where it cannot be told which batch is the last: then the run would end as if all were well.
+* Nor with a strategy that lets hosts run ahead (``free``, ``host_pinned``): nobody would know who is well, and who speaks.
+* Nor where tags leave the verdict out.
+* For those that were spared exactly one host of the last batch fails: one on which the role runs, and one that is in trouble itself before
+  one that is well. A host that failed has left Ansible's lists before the verdict comes to the last of many hosts.
 """
 
 from __future__ import annotations
@@ -25,6 +30,9 @@ _ORDERS: dict[t.Any, t.Callable[[list[str]], list[str]]] = {
     "sorted": sorted,
     "reverse_sorted": lambda hosts: sorted(hosts, reverse=True),
 }
+
+#: The strategies that have each task done by all hosts before the next one begins.
+_IN_STEP = ("linear", "debug", "mitogen_linear")
 
 
 class Batch(t.NamedTuple):
@@ -56,8 +64,46 @@ def batch_of(task: t.Any, variables: t.Mapping[str, t.Any]) -> Batch:
     last = max((number for number, name in enumerate(everybody) if name in mine), default=-1)
     is_last = not any(name in well for name in everybody[last + 1:])
     counts = bool(task.any_errors_fatal) or getattr(play, "max_fail_percentage", None) is not None
+    is_in_step = str(getattr(play, "strategy", None)).rpartition(".")[2] in _IN_STEP
     earlier = [name for name in everybody[:last + 1] if name in well and name not in mine]
-    return Batch(hosts, earlier, is_last, not is_last and not counts and arrange is not None)
+    return Batch(hosts, earlier, is_last, not is_last and not counts and is_in_step and arrange is not None)
+
+
+def speaks(name: str, batch: Batch, everybody: t.Iterable[str], hostvars: t.Mapping[str, t.Any], trouble: t.Callable[[str], str]) -> bool:
+    """Whether this host of the last batch is the one that fails for those that were spared.
+
+    :param everybody: the play's hosts, those that failed too.
+    :param trouble: says why a host needs a look; empty if it does not.
+    """
+    if any(host not in batch.hosts and _noted(hostvars, host, "_cleanup_verdict").get("spoke") is True for host in everybody):
+        return False
+    # What the role's own `when` skips is registered as skipped.
+    checked = ((host, _noted(hostvars, host, "_cleanup_preflight")) for host in batch.hosts)
+    able = [host for host, options in checked if options and options.get("skipped") is not True]
+    return name == next((host for host in able if trouble(host)), next(iter(able), None))
+
+
+def was_spared(name: str, hostvars: t.Mapping[str, t.Any]) -> bool:
+    """Whether a host of an earlier batch was spared; who failed there and was rescued was not."""
+    return _noted(hostvars, name, "_cleanup_verdict").get("spared") is True
+
+
+def will_run(task: t.Any, tags: t.Iterable[str]) -> bool:
+    """Whether the command line's tags surely let a later task of the same role run.
+
+    :param task: a task of that role that has the tag ``always``.
+    :param tags: the later one's own.
+    """
+    play = play_of(task)
+    later = {*map(str, task.tags), *tags} - {"always"}
+    wanted, unwanted = (set(getattr(play, name, None) or ()) for name in ("only_tags", "skip_tags"))
+    is_wanted = not wanted or bool(later & wanted) or ("never" not in later and bool({"all", "tagged"} & wanted))
+    return is_wanted and not {*later, "all", "tagged"} & unwanted
+
+
+def _noted(hostvars: t.Mapping[str, t.Any], name: str, variable: str) -> t.Mapping[str, t.Any]:
+    found = hostvars[name].get(variable) if name in hostvars else None
+    return found if isinstance(found, t.Mapping) else {}
 
 
 def play_of(task: t.Any) -> t.Any:

@@ -226,8 +226,8 @@ def test_the_socket_of_an_engine_without_root_and_the_environments_address_are_n
     usual, environment = (run.task(name)[host.name] for name in ("Usual", "Environment"))
     assert usual["failure"] == environment["failure"] == "engine_down"
     assert usual["msg"].endswith(
-        "/var/run/docker.sock: no such file. Start the engine (systemctl start docker), or name its socket in docker_host: an engine without root has "
-        f"unix://{path} (user 1000); run this as its user (become_user)."
+        "/var/run/docker.sock: no such file. Start the engine (systemctl start docker), or name its socket in docker_host. "
+        f"unix://{path} is a socket of user 1000; if the engine that you mean listens there, name it in docker_host and run this as that user (become_user)."
     )
     assert "/srv/nowhere.sock: no such file." in environment["msg"] and environment["msg"].endswith(
         "The address is that of DOCKER_HOST in the host's environment; docker_host wins over it."

@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from ansible_collections.fleetclean.docker.plugins.module_utils import engine as engines
+from ansible_collections.fleetclean.docker.plugins.module_utils import unanswered
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
@@ -212,6 +213,28 @@ def test_without_a_socket_and_without_a_daemon_there_is_no_docker(site: Site, mo
         f"no Docker here: {site.path}: no such file, no dockerd, and no /var/lib/docker. If the engine listens elsewhere, "
         "name it in docker_host."
     )
+
+
+def test_a_users_socket_does_not_make_a_host_without_docker_one_whose_engine_is_down(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "1000").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("1000/docker.sock")
+    monkeypatch.setattr(unanswered, "_ROOTLESS", f"{tmp_path}/[0-9]*/docker.sock")
+    monkeypatch.setattr(engines, "_USUAL_SOCKETS", (str(site.path),))
+    monkeypatch.setattr(engines, "_USUAL_ROOT", f"{site.folder}/nothing")
+    monkeypatch.setattr(engines, "_DAEMONS", (f"{site.folder}/dockerd-rootless.sh",))
+    named = f"unix://{tmp_path}/1000/docker.sock is a socket of user {os.geteuid()}; if the engine that you mean listens there, name it in docker_host and"
+    error = site.trouble()
+    assert error.code == "no_engine"
+    assert f"If the engine listens elsewhere, name it in docker_host. {named}" in str(error)
+    Path(f"{site.folder}/dockerd-rootless.sh").touch()
+    error = site.trouble()
+    assert error.code == "engine_down" and f"or name its socket in docker_host. {named}" in str(error)
+
+
+def test_where_programs_of_engines_without_root_are_installed_is_looked_at() -> None:
+    assert {"/usr/bin/dockerd", "/usr/bin/dockerd-rootless.sh"} <= set(engines._DAEMONS)
 
 
 def test_without_a_socket_but_with_a_daemon_the_engine_is_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
