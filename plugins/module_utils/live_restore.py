@@ -7,8 +7,8 @@ Invariants
 
 * The file is the one that the engine reads: what its proven process was started with, seen alike from there and from here, and of nobody else's.
 * Only `live-restore` is added: all else stays to the byte, and so do mode, owner and attributes. An explicit `false` is somebody's decision.
-* A new file is written whole beside the old one and renamed. Where the engine does not say afterwards that live-restore is on, the old one is
-  put back, the same inode.
+* A new file is written whole beside the old one and renamed; where there was none it takes no name that somebody gave away meanwhile. Where the
+  engine does not say afterwards that live-restore is on, the old one is put back, the same inode, unless the new one is not ours any more.
 * No container stops: SIGHUP makes the engine read the file again (moby, cmd/dockerd/daemon.go: reloadConfig).
 
 A swarm node refuses live-restore ("incompatible with swarm mode"), and an engine refuses an option that is given as a flag and in the file.
@@ -35,6 +35,8 @@ _KEY = "live-restore"
 _DEFAULT_PATH = "/etc/docker/daemon.json"
 _MAX_FILE_BYTES = 1 << 20
 _RELOAD_TIMEOUT_S = 15.0
+#: Everybody who may read a folder may lock it.
+_LOCK_TIMEOUT_S = 10.0
 #: Beside the file, in a folder that nobody else may write to; what a run that was killed left has these names.
 _NEW, _OLD = ".{0}.fleetclean-new", ".{0}.fleetclean-old"
 #: Ways in which systemd stops a service and lets what it started live on, containers' shims among them (systemd.kill(5)).
@@ -176,7 +178,10 @@ def _read(process: processes.Process, path: str, users: t.Collection[int]) -> tu
 def _is_left(folder: str, name: str, about: os.stat_result) -> bool:
     """Whether a run of ours that was killed left a file's other name."""
     try:
-        return about.st_nlink == 2 and os.path.samestat(about, os.lstat(os.path.join(folder, _OLD.format(name))))
+        return about.st_nlink == 2 and any(
+            os.path.samestat(about, os.lstat(os.path.join(folder, left.format(name))))
+            for left in (_OLD, _NEW) if os.path.lexists(os.path.join(folder, left.format(name)))
+        )
     except OSError:
         return False
 
@@ -264,13 +269,21 @@ def _replaced(change: Change) -> t.Iterator[t.Callable[[], None]]:
 
     folder = os.open(folder_path, safe_open.DIRECTORY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        _lock(folder, folder_path)
         _clean_up(folder, name)
         try:
-            _write(folder, new, name, change)
-            if change.before is not None:
+            ours = _write(folder, new, name, change)
+            if change.before is None:
+                os.link(new, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+                os.unlink(new, dir_fd=folder)
+            else:
                 os.link(name, old, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-            os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+                if _identity_at(folder, old) != _identity(change.before):
+                    raise _Changed(name)
+                os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except FileExistsError:
+            _clean_up(folder, name)
+            raise _Changed(name) from None
         except BaseException:
             _clean_up(folder, name)
             raise
@@ -279,7 +292,7 @@ def _replaced(change: Change) -> t.Iterator[t.Callable[[], None]]:
             yield settle
         finally:
             if not is_settled:
-                _put_back(folder, name, change)
+                _put_back(folder, name, change, ours)
             _clean_up(folder, name)
     finally:
         os.close(folder)
@@ -288,8 +301,43 @@ def _replaced(change: Change) -> t.Iterator[t.Callable[[], None]]:
                 os.rmdir(folder_path)
 
 
-def _write(folder: int, new: str, name: str, change: Change) -> None:
-    """Write the new file beside the old one, with all that belongs to that."""
+class _Changed(OSError):
+    """Somebody else is at the file."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"somebody changes it at this moment ({name})")
+
+
+def _identity(about: os.stat_result) -> tuple[int, ...]:
+    """What tells a file, as it was written, from what somebody else wrote or put in its place."""
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _identity_at(folder: int, name: str) -> tuple[int, ...]:
+    """The same of what has a name; () if nothing has."""
+    try:
+        return _identity(os.lstat(name, dir_fd=folder))
+    except FileNotFoundError:
+        return ()
+
+
+def _lock(folder: int, path: str) -> None:
+    """See that no other run of ours is at the folder.
+
+    :raises OSError: somebody holds it for long.
+    """
+    end = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise OSError(f"{path} is locked by somebody else for {_LOCK_TIMEOUT_S:.0f} s (lslocks names him)") from None
+        time.sleep(0.1)
+
+
+def _write(folder: int, new: str, name: str, change: Change) -> tuple[int, ...]:
+    """Write the new file beside the old one, with all that belongs to that; return what it is known by."""
     before = change.before
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
@@ -299,8 +347,8 @@ def _write(folder: int, new: str, name: str, change: Change) -> None:
             was = safe_open.open_regular(name, dir_fd=folder)
             try:
                 now = os.fstat(was)
-                if (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns):
-                    raise OSError(f"somebody changes it at this moment ({name})")
+                if _identity(now) != _identity(before):
+                    raise _Changed(name)
                 os.fchown(descriptor, now.st_uid, now.st_gid)
                 for attribute in os.listxattr(was):
                     with contextlib.suppress(OSError):  # not all can be set by everybody
@@ -309,12 +357,23 @@ def _write(folder: int, new: str, name: str, change: Change) -> None:
                 os.close(was)
         os.fchmod(descriptor, 0o644 if before is None else before.st_mode & 0o7777)
         os.fsync(descriptor)
+        return _identity(os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
 
-def _put_back(folder: int, name: str, change: Change) -> None:
+def _put_back(folder: int, name: str, change: Change, ours: tuple[int, ...]) -> None:
+    """Put the old file in the place of ours.
+
+    :raises FleetcleanError: it cannot be done, or what lies there is somebody else's.
+    """
     try:
+        if _identity_at(folder, name) != ours:
+            _clean_up(folder, name)
+            raise _refusal(
+                f"the engine does not say that it is on after {change.path} was reloaded; its log says why. Somebody else changed the file meanwhile, so it "
+                "stays as he left it; look at it", "engine"
+            )
         if change.before is None:
             os.unlink(name, dir_fd=folder)
         else:

@@ -94,7 +94,7 @@ options:
         reads (C(--config-file), or C(/etc/docker/daemon.json), which is made if it is not there) and lets the engine reload it, right before
         the engine is restarted; no container stops. It stays on, see RV(live_restore_file).
       - All else in the file stays to the byte, and so do its mode and owner. It is put back if the engine does not say then that
-        live-restore is on. Whatever else was changed in it since the engine read it takes effect, as with any restart.
+        live-restore is on, unless somebody else changed it meanwhile. Whatever else was changed in it since the engine read it takes effect, as with any restart.
       - Refused, before anything is touched, on a swarm node (a swarm and live-restore refuse each other), for an engine without root, where a
         flag of the engine's command line or the file itself says otherwise, where others than root may write the file or it is a link,
         and where systemd ends what the engine started together with it (C(KillMode)).

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -191,6 +192,9 @@ def test_what_a_killed_run_left_beside_the_file_is_no_obstacle(fake: Fake) -> No
     os.link(fake.path, fake.folder / ".daemon.json.fleetclean-old")
     fake.enable()
     assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+    # And where there was no file before.
+    os.link(fake.path, fake.folder / ".daemon.json.fleetclean-new")
+    assert fake.check().content is None
 
 
 def test_a_file_that_somebody_changes_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +211,78 @@ def test_a_file_that_somebody_changes_meanwhile_stays_theirs(fake: Fake, monkeyp
         fake.enable()
     assert (fake.path.read_text(), fake.read) == ('{"debug": true}', [])
     assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("how", ["renamed into place", "written to", "removed"])
+def test_what_somebody_else_puts_in_its_place_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch, there: bool, how: str) -> None:
+    """Puppet, or another Ansible, while the engine is asked whether it took ours."""
+    monkeypatch.setattr(live_restore, "_RELOAD_TIMEOUT_S", 0.2)
+    fake.obeys = False
+    if there:
+        fake.path.write_text('{"debug": true}')
+    theirs = '{"log-level": "warn"}'
+
+    def asked() -> t.Any:
+        if how == "removed":
+            fake.path.unlink(missing_ok=True)
+        elif how == "written to":
+            fake.path.write_text(theirs)
+        else:
+            (fake.folder / "new").write_text(theirs)
+            (fake.folder / "new").rename(fake.path)
+        return type("Engine", (), {"info": {}})
+
+    monkeypatch.setattr(fake, "asked", asked)
+    with pytest.raises(FleetcleanError, match="does not say that it is on .*Somebody else changed the file meanwhile, so it stays as he left it"):
+        fake.enable()
+    assert [(entry.name, entry.read_text()) for entry in fake.folder.iterdir()] == [("daemon.json", theirs)] * (how != "removed")
+
+
+def test_a_file_that_somebody_makes_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = live_restore.check
+
+    def check(*about: t.Any) -> live_restore.Change:
+        found = real(*about)
+        fake.path.write_text('{"debug": true}')
+        return found
+
+    monkeypatch.setattr(live_restore, "check", check)
+    with pytest.raises(FleetcleanError, match="could not be changed: somebody changes it at this moment"):
+        fake.enable()
+    assert (fake.path.read_text(), fake.path.stat().st_nlink, fake.read) == ('{"debug": true}', 1, [])
+    assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+
+
+def test_a_file_that_is_replaced_while_ours_is_written_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.path.write_text("{}")
+    real = live_restore._write
+
+    def write(*about: t.Any) -> t.Any:
+        found = real(*about)
+        (fake.folder / "new").write_text('{"debug": true}')
+        (fake.folder / "new").rename(fake.path)
+        return found
+
+    monkeypatch.setattr(live_restore, "_write", write)
+    with pytest.raises(FleetcleanError, match="could not be changed: somebody changes it at this moment"):
+        fake.enable()
+    assert [(entry.name, entry.read_text()) for entry in fake.folder.iterdir()] == [("daemon.json", '{"debug": true}')]
+    assert fake.read == []
+
+
+def test_a_folder_that_somebody_locks_is_waited_for_and_not_for_ever(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_restore, "_LOCK_TIMEOUT_S", 0.2)
+    fake.path.write_text("{}")
+    holder = os.open(fake.folder, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(FleetcleanError, match="could not be changed: .*/etc is locked by somebody else"):
+            fake.enable()
+        assert (fake.path.read_text(), fake.read) == ("{}", [])
+    finally:
+        os.close(holder)
+    fake.enable()
 
 
 @pytest.mark.parametrize("state", ["active", "pending", "locked", "error"])
