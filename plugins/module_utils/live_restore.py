@@ -22,7 +22,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 import typing as t
 
@@ -39,9 +38,6 @@ _RELOAD_TIMEOUT_S = 15.0
 _LOCK_TIMEOUT_S = 10.0
 #: Beside the file, in a folder that nobody else may write to; what a run that was killed left has these names.
 _NEW, _OLD = ".{0}.fleetclean-new", ".{0}.fleetclean-old"
-#: Ways in which systemd stops a service and lets what it started live on, containers' shims among them (systemd.kill(5)).
-_KILL_MODES = ("process", "none")
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -66,7 +62,6 @@ def check(engine: Engine, found: processes.Engine) -> Change:
     if any("rootless" in str(option) for option in engine.info.get("SecurityOptions") or []):
         raise _refusal("this engine runs without root, and its containers end with its namespaces. Use restart: containers")
     process = restarting.check(engine, found)
-    _refuse_unit(process)
     path = _path(process)
     try:
         before, content = _read(process, path, {0, found.user_id})
@@ -105,24 +100,6 @@ def _refusal(why: str, code: str = "bad_input") -> FleetcleanError:
 
 
 # -- what may be done --------------------------------------------------------------------------------
-
-
-def _refuse_unit(process: processes.Process) -> None:
-    """Refuse an engine whose service systemd stops with all that it started."""
-    command = restarting.service_command(process)
-    if not command:
-        return
-    show = [part if part != "restart" else "show" for part in command] + ["--property=KillMode"]
-    done = subprocess.run(
-        show, env={"PATH": _SYSTEM_PATH, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, check=False,
-    )
-    mode = done.stdout.decode("utf-8", "replace").strip().partition("=")[2]
-    if mode not in _KILL_MODES:
-        raise _refusal(
-            f"{command[-1]} has KillMode={mode or '?'}, with which systemd may end containers together with the engine. Use KillMode=process, "
-            "or restart: containers"
-        )
 
 
 def _path(process: processes.Process) -> str:

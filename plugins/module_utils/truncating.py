@@ -405,7 +405,7 @@ class _Work:
                     self._enable_live_restore(only_look=False)
                 self.live_restore_file = self._live_restore_path
             if not self._dry:
-                restarting.restart_engine(self._engine, self._holders.engine)
+                restarting.restart_engine(self._engine, self._holders.engine, self._connect)
             self.restarted.append("engine")
         # A container gets ten seconds to end, if nothing else was wished for it.
         with ThreadPoolExecutor(_AT_ONCE) as pool:

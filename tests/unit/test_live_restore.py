@@ -46,7 +46,6 @@ class Fake:
         self.obeys = True
         self.process: subprocess.Popen[bytes] | None = None
         patch.setattr(restarting, "check", lambda _engine, found: found.processes[0])
-        patch.setattr(restarting, "service_command", lambda _process: [])
         patch.setattr(live_restore, "_DEFAULT_PATH", str(self.path))
         patch.setattr(live_restore, "_RELOAD_TIMEOUT_S", 5.0)
 
@@ -339,22 +338,3 @@ def test_a_file_that_others_could_change_or_that_is_elsewhere_is_refused(fake: F
     fake.path.unlink()
     fake.folder.chmod(0o777)
     assert "others may write to" in fake.refused()
-
-
-@pytest.mark.parametrize(("mode", "refused"), [("process", False), ("none", False), ("control-group", True), ("mixed", True), ("", True)])
-def test_a_service_that_systemd_stops_with_all_that_it_started_is_refused(fake: Fake, monkeypatch: pytest.MonkeyPatch, mode: str, refused: bool) -> None:
-    calls = []
-
-    def run(command: list[str], **_more: t.Any) -> t.Any:
-        calls.append(command)
-        return subprocess.CompletedProcess(command, 0, f"KillMode={mode}\n".encode())
-
-    found = fake.found
-    monkeypatch.setattr(restarting, "service_command", lambda _process: ["systemctl", "restart", "docker.service"])
-    monkeypatch.setattr(subprocess, "run", run)
-    if refused:
-        with pytest.raises(FleetcleanError, match="docker.service has KillMode="):
-            live_restore.check(t.cast(t.Any, fake), found)
-    else:
-        live_restore.check(t.cast(t.Any, fake), found)
-    assert calls == [["systemctl", "show", "docker.service", "--property=KillMode"]]

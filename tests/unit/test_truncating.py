@@ -113,7 +113,7 @@ class World:
         patch.setattr(engine, "connect", lambda _params: self.engine)
         patch.setattr(history, "note", lambda folder, *_more, **_options: self.noted.append(folder))
         patch.setattr(pausing, "_QUIET", 0.01)
-        patch.setattr(restarting, "restart_engine", lambda _engine, _found: self._restart_engine())
+        patch.setattr(restarting, "restart_engine", lambda _engine, _found, _connect: self._restart_engine())
         patch.setattr(restarting, "check", lambda _engine, _found: self._look_for_engine())
         #: Why the engine cannot be restarted, if it cannot.
         self.no_restart: FleetcleanError | None = None
