@@ -68,6 +68,12 @@ class Fake:
     def enable(self) -> None:
         live_restore.enable(t.cast(t.Any, self), self.found, lambda: t.cast(t.Any, self.asked()))
 
+    def check_restart(self) -> None:
+        live_restore.check_restart(t.cast(t.Any, self), self.found)
+
+    def restart(self) -> None:
+        live_restore.restart(t.cast(t.Any, self), self.found, lambda: t.cast(t.Any, self.asked()))
+
     def asked(self) -> t.Any:
         """The engine, asked anew."""
         read = self.read[-1] if self.read else ""
@@ -311,6 +317,12 @@ def test_a_flag_of_the_command_line_decides(fake: Fake, flag: str) -> None:
         ("{", "is no JSON"), ("[]", "is no JSON object"), ('{"a": 1} x', "is no JSON"),
         ('{"data-root": "/srv/docker"}', "restarted, it would have none of its containers"),
         ('{"graph": "/srv/docker"}', "restarted, it would have none of its containers"),
+        ('{"data-root": "/var/lib"}', "restarted, it would have none of its containers"),
+        # It was edited since the engine read it.
+        ('{"live-restore": true, "data-root": "/srv/docker"}', "restarted, it would have none of its containers"),
+        ("[" * 100_000, "nested too deeply"), ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
+        ('{"live-restore":' + "[" * 900 + "]" * 900 + "}", "live-restore"),
+        ('{"a": NaN}', "is no JSON"),
         ("x" * (1 << 20) + "xx", "larger than 1 MB"),
     ],
 )
@@ -338,3 +350,88 @@ def test_a_file_that_others_could_change_or_that_is_elsewhere_is_refused(fake: F
     fake.path.unlink()
     fake.folder.chmod(0o777)
     assert "others may write to" in fake.refused()
+
+
+# -- a restart of an engine that has live-restore ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"live-restore": true}', ""),
+        ('{"live-restore": true, "data-root": "/var/lib/docker/", "runtimes": {}}', ""),
+        ('{"live-restore": true, "data-root": "/srv/docker"}', "the engine's data root is /var/lib/docker: restarted, it would have none of its containers"),
+        ('{"live-restore": true, "debug": true}', 'the engine\'s command line both give "debug", with which it does not start'),
+        ('{"live-restore": true, "hosts": []}', 'the engine\'s command line both give "hosts", with which it does not start'),
+        ('{"live-restore": true,}', "is no JSON"),
+        ("[]", "is no JSON object"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"live-restore": false}', "does not turn live-restore on (any more), which the engine has: restarted, it would stop its containers"),
+        ("{}", "does not turn live-restore on (any more)"),
+        ("", "does not turn live-restore on (any more)"),
+        (None, "does not turn live-restore on (any more)"),
+    ],
+)
+def test_an_engine_that_would_not_come_back_with_its_containers_is_not_restarted(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, content: str | None, words: str
+) -> None:
+    """Its file was edited since the engine read it, which turned live-restore on then."""
+    restarts: list[str] = []
+    monkeypatch.setattr(restarting, "restart_engine", lambda *_about: restarts.append("engine"))
+    if content is not None:
+        fake.path.write_text(content)
+    fake.start("--debug", "-H", "fd://", "--add-runtime=a=b")
+    if not words:
+        fake.restart()
+        assert restarts == ["engine"]
+        return
+    for do in (fake.check_restart, fake.restart):
+        with pytest.raises(FleetcleanError) as caught:
+            do()
+        assert str(caught.value).startswith("restart: engine: ") and words in str(caught.value)
+        assert caught.value.code == "bad_input"
+    assert restarts == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "words"),
+    [
+        (("--live-restore",), "{}", ""),
+        (("--live-restore=true",), None, ""),
+        (("--live-restore=false",), None, "does not turn live-restore on"),
+        (("--live-restore",), '{"live-restore": true}', 'both give "live-restore"'),
+        (("--live-restore", "--data-root", "/srv/docker"), None, "it would have none of its containers"),
+        (("--live-restore", "-g/srv/docker"), None, "names no data root, which makes it /srv/docker"),
+        (("--live-restore", "-g", "/var/lib/docker"), None, ""),
+        (("--live-restore", "--config-file={0}/gone.json"), "{}", "gone.json cannot be read (No such file or directory)"),
+    ],
+)
+def test_the_command_line_counts_as_well(fake: Fake, arguments: tuple[str, ...], content: str | None, words: str) -> None:
+    if content is not None:
+        fake.path.write_text(content)
+    fake.start(*(argument.format(fake.folder) for argument in arguments))
+    if not words:
+        fake.check_restart()
+        return
+    with pytest.raises(FleetcleanError) as caught:
+        fake.check_restart()
+    assert words in str(caught.value)
+
+
+def test_the_engine_is_restarted_whoever_may_write_the_file_and_wherever_a_link_leads(fake: Fake) -> None:
+    """Nothing is written there, and he may change it afterwards as well."""
+    real = fake.folder / "real.json"
+    real.write_text('{"live-restore": true}')
+    real.chmod(0o666)
+    fake.path.symlink_to("real.json")
+    fake.check_restart()
+    real.unlink()
+    os.mkfifo(real)
+    with pytest.raises(FleetcleanError, match="daemon.json cannot be read .it is a FIFO, not a regular file"):
+        fake.check_restart()
+
+
+def test_an_engine_without_root_ends_with_its_containers(fake: Fake) -> None:
+    fake.info["SecurityOptions"] = ["name=rootless"]
+    with pytest.raises(FleetcleanError, match="restart: engine: this engine runs without root"):
+        fake.check_restart()
