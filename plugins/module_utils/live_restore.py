@@ -6,7 +6,6 @@
 Invariants
 
 * An engine is restarted only if its command line and its file, as they are now, let it start with the data root and the live-restore that it has.
-
 * The file is the one that the engine reads: what its proven process was started with, seen alike from there and from here, and of nobody else's.
 * Only `live-restore` is added: all else stays to the byte, and so do mode, owner and attributes. An explicit `false` is somebody's decision.
 * A new file is written whole beside the old one and renamed; where there was none it takes no name that somebody gave away meanwhile. Where the
@@ -36,6 +35,8 @@ _KEY = "live-restore"
 _DEFAULT_PATH, _DEFAULT_ROOT = "/etc/docker/daemon.json", "/var/lib/docker"
 #: What may be given in both, the file and the command line (moby, daemon/config: findConfigurationConflicts), or means something else there.
 _IN_BOTH = ("runtimes", "features")
+#: Options that have other names on the command line.
+_OTHER_NAMES = {"hosts": {"-H", "--host"}, "debug": {"-D"}, "log-level": {"-l"}, "group": {"-G"}, "bridge": {"-b"}, "pidfile": {"-p"}}
 #: As Go reads a flag (strconv.ParseBool).
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _MAX_FILE_BYTES = 1 << 20
@@ -270,7 +271,7 @@ def _refuse_other_view(process: processes.Process, folder: str) -> None:
 def _refuse_unfit(line: _CommandLine, values: dict[str, t.Any], root: str) -> None:
     """Refuse a file that was changed since the engine read it: restarted, it would not start, or have none of its containers."""
     for key in values:
-        if key not in _IN_BOTH and (f"--{key}" in line.options or (key == "hosts" and line.options & {"-H", "--host"})):
+        if key not in _IN_BOTH and line.options & {f"--{key}", *_OTHER_NAMES.get(key, ())}:
             raise _Unfit(f"{line.path} and the engine's command line both give {json.dumps(key)[:80]}, with which it does not start. Mend the file")
     given = next(((key, values[key]) for key in ("data-root", "graph") if values.get(key)), None)
     wanted, real = os.path.realpath(str(given[1]) if given else line.root), os.path.realpath(root)

@@ -362,6 +362,7 @@ def test_a_file_that_others_could_change_or_that_is_elsewhere_is_refused(fake: F
         ('{"live-restore": true, "data-root": "/var/lib/docker/", "runtimes": {}}', ""),
         ('{"live-restore": true, "data-root": "/srv/docker"}', "the engine's data root is /var/lib/docker: restarted, it would have none of its containers"),
         ('{"live-restore": true, "debug": true}', 'the engine\'s command line both give "debug", with which it does not start'),
+        ('{"live-restore": true, "mtu": 1400}', 'the engine\'s command line both give "mtu", with which it does not start'),
         ('{"live-restore": true, "hosts": []}', 'the engine\'s command line both give "hosts", with which it does not start'),
         ('{"live-restore": true,}', "is no JSON"),
         ("[]", "is no JSON object"),
@@ -380,7 +381,7 @@ def test_an_engine_that_would_not_come_back_with_its_containers_is_not_restarted
     monkeypatch.setattr(restarting, "restart_engine", lambda *_about: restarts.append("engine"))
     if content is not None:
         fake.path.write_text(content)
-    fake.start("--debug", "-H", "fd://", "--add-runtime=a=b")
+    fake.start("-D", "--mtu=1400", "-H", "fd://", "--add-runtime=a=b")
     if not words:
         fake.restart()
         assert restarts == ["engine"]
