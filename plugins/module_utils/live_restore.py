@@ -1,14 +1,15 @@
 # Copyright (c) The fleetclean.docker contributors
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Turn an engine's live-restore on by a reload, so that the engine can be restarted without stopping a container.
+"""Turn an engine's live-restore on by a reload, and restart the engine without stopping a container.
 
 Invariants
 
+* An engine is restarted only if its command line and its file, as they are now, let it start with the data root and the live-restore that it has.
 * The file is the one that the engine reads: what its proven process was started with, seen alike from there and from here, and of nobody else's.
 * Only `live-restore` is added: all else stays to the byte, and so do mode, owner and attributes. An explicit `false` is somebody's decision.
-* A new file is written whole beside the old one and renamed. Where the engine does not say afterwards that live-restore is on, the old one is
-  put back, the same inode.
+* A new file is written whole beside the old one and renamed; where there was none it takes no name that somebody gave away meanwhile. Where the
+  engine does not say afterwards that live-restore is on, the old one is put back, the same inode, unless the new one is not ours any more.
 * No container stops: SIGHUP makes the engine read the file again (moby, cmd/dockerd/daemon.go: reloadConfig).
 
 A swarm node refuses live-restore ("incompatible with swarm mode"), and an engine refuses an option that is given as a flag and in the file.
@@ -22,7 +23,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 import typing as t
 
@@ -31,15 +31,21 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.engine import En
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
 _KEY = "live-restore"
-#: moby, cmd/dockerd/config_unix.go and opts: defaultDaemonConfigFile.
-_DEFAULT_PATH = "/etc/docker/daemon.json"
+#: moby, cmd/dockerd/config_unix.go and opts: defaultDaemonConfigFile and defaultDataRoot of an engine of root's.
+_DEFAULT_PATH, _DEFAULT_ROOT = "/etc/docker/daemon.json", "/var/lib/docker"
+#: What may be given in both, the file and the command line (moby, daemon/config: findConfigurationConflicts), or means something else there.
+_IN_BOTH = ("runtimes", "features")
+#: Options that have other names on the command line.
+_OTHER_NAMES = {"hosts": {"-H", "--host"}, "debug": {"-D"}, "log-level": {"-l"}, "group": {"-G"}, "bridge": {"-b"}, "pidfile": {"-p"}}
+#: As Go reads a flag (strconv.ParseBool).
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _MAX_FILE_BYTES = 1 << 20
 _RELOAD_TIMEOUT_S = 15.0
+#: Everybody who may read a folder may lock it.
+_LOCK_TIMEOUT_S = 10.0
 #: Beside the file, in a folder that nobody else may write to; what a run that was killed left has these names.
 _NEW, _OLD = ".{0}.fleetclean-new", ".{0}.fleetclean-old"
-#: Ways in which systemd stops a service and lets what it started live on, containers' shims among them (systemd.kill(5)).
-_KILL_MODES = ("process", "none")
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ROOTLESS = "this engine runs without root, and its containers end with its namespaces. Use restart: containers"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -52,6 +58,20 @@ class Change(t.NamedTuple):
     content: bytes | None
 
 
+class _CommandLine(t.NamedTuple):
+    """What a process was started with: the names of its options; its file, data root and live-restore ("": not given)."""
+
+    options: frozenset[str]
+    path: str
+    is_path_given: bool
+    root: str
+    live_restore: str
+
+
+class _Unfit(Exception):
+    """The engine would not start with its file, or not with what it has; the message says why."""
+
+
 def check(engine: Engine, found: processes.Engine) -> Change:
     """Return what would be done to turn live-restore on, and do nothing.
 
@@ -61,18 +81,27 @@ def check(engine: Engine, found: processes.Engine) -> Change:
     state = str((engine.info.get("Swarm") or {}).get("LocalNodeState") or "inactive")
     if state != "inactive":
         raise _refusal(f"this host is a swarm node ({state}), and a swarm refuses live-restore. Use restart: containers")
-    if any("rootless" in str(option) for option in engine.info.get("SecurityOptions") or []):
-        raise _refusal("this engine runs without root, and its containers end with its namespaces. Use restart: containers")
+    if _is_rootless(engine):
+        raise _refusal(_ROOTLESS)
     process = restarting.check(engine, found)
-    _refuse_unit(process)
-    path = _path(process)
+    try:
+        line = _command_line(process)
+    except OSError as error:
+        raise _refusal(f"process {process.pid} cannot be looked at ({error}); use become: true", "denied") from None
+    if line.live_restore:
+        raise _refusal(f"its command line has --{_KEY}, and the engine refuses what is given there and in its file. Change the command line")
+    path = line.path
     try:
         before, content = _read(process, path, {0, found.user_id})
+        values = _values(path, content)
+        _refuse_unfit(line, values, str(engine.info.get("DockerRootDir") or ""))
+        return Change(process, path, before, None if values.get(_KEY) is True else _with_key(path, content))
+    except _Unfit as why:
+        raise _refusal(str(why)) from None
+    except RecursionError:
+        raise _refusal(f"{path} is nested too deeply. Mend it") from None
     except (OSError, trust.NotTrusted) as error:
         raise _refusal(f"{path}: {getattr(error, 'strerror', None) or error}. Turn live-restore on yourself, or use restart: containers", "denied") from None
-    if content is not None:
-        _refuse_other_data_root(path, content, str(engine.info.get("DockerRootDir") or ""))
-    return Change(process, path, before, None if content is None else _with_key(path, content))
 
 
 def enable(engine: Engine, found: processes.Engine, connect: t.Callable[[], Engine]) -> None:
@@ -98,6 +127,56 @@ def enable(engine: Engine, found: processes.Engine, connect: t.Callable[[], Engi
         raise _refusal(f"{change.path} could not be changed: {error.strerror or error}. The engine was not restarted", "disk") from None
 
 
+def check_restart(engine: Engine, found: processes.Engine) -> None:
+    """See that an engine that has live-restore comes back with all of its containers, if it is restarted from here; nothing is done.
+
+    What it would read is looked at, wherever that lies: whoever may change the file may do so after the restart as well.
+
+    :raises FleetcleanError: it does not; the message says why.
+    """
+    if _is_rootless(engine):
+        raise _no_restart(_ROOTLESS)
+    process = restarting.check(engine, found)
+    path = "its command line"
+    try:
+        line = _command_line(process)
+        path = line.path
+        try:
+            content = _read_as_engine(process, path)
+        except FileNotFoundError:
+            if line.is_path_given:
+                raise
+            content = b""
+        values = _values(path, content)
+        _refuse_unfit(line, values, str(engine.info.get("DockerRootDir") or ""))
+        if values.get(_KEY) is not True and line.live_restore not in _TRUE:
+            raise _Unfit(f"{path} does not turn {_KEY} on (any more), which the engine has: restarted, it would stop its containers. Mend it")
+    except _Unfit as why:
+        raise _no_restart(str(why)) from None
+    except RecursionError:
+        raise _no_restart(f"{path} is nested too deeply. Mend it") from None
+    except (OSError, trust.NotTrusted) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise _no_restart(f"{path} cannot be read ({problem}), so nobody knows with what the engine would start. Restart it yourself", "denied") from None
+
+
+def restart(engine: Engine, found: processes.Engine, connect: t.Callable[[], Engine]) -> None:
+    """Restart an engine that has live-restore, if it comes back with all of its containers, and wait until it answers.
+
+    :raises FleetcleanError: as ``check_restart`` and ``restarting.restart_engine`` do.
+    """
+    check_restart(engine, found)
+    restarting.restart_engine(engine, found, connect)
+
+
+def _is_rootless(engine: Engine) -> bool:
+    return any("rootless" in str(option) for option in engine.info.get("SecurityOptions") or [])
+
+
+def _no_restart(why: str, code: str = "bad_input") -> FleetcleanError:
+    return FleetcleanError(f"restart: engine: {why}.", code)
+
+
 def _refusal(why: str, code: str = "bad_input") -> FleetcleanError:
     return FleetcleanError(f"live_restore: enable: {why}.", code)
 
@@ -105,43 +184,27 @@ def _refusal(why: str, code: str = "bad_input") -> FleetcleanError:
 # -- what may be done --------------------------------------------------------------------------------
 
 
-def _refuse_unit(process: processes.Process) -> None:
-    """Refuse an engine whose service systemd stops with all that it started."""
-    command = restarting.service_command(process)
-    if not command:
-        return
-    show = [part if part != "restart" else "show" for part in command] + ["--property=KillMode"]
-    done = subprocess.run(
-        show, env={"PATH": _SYSTEM_PATH, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, check=False,
-    )
-    mode = done.stdout.decode("utf-8", "replace").strip().partition("=")[2]
-    if mode not in _KILL_MODES:
-        raise _refusal(
-            f"{command[-1]} has KillMode={mode or '?'}, with which systemd may end containers together with the engine. Use KillMode=process, "
-            "or restart: containers"
-        )
-
-
-def _path(process: processes.Process) -> str:
-    """The configuration that a process reads, by its command line."""
-    try:
-        arguments = processes.read_text(f"/proc/{process.pid}/cmdline").split("\0")[1:-1]
-        folder = os.readlink(f"/proc/{process.pid}/cwd")
-    except OSError as error:
-        raise _refusal(f"process {process.pid} cannot be looked at ({error}); use become: true", "denied") from None
-    if any(argument.split("=", 1)[0] == f"--{_KEY}" for argument in arguments):
-        raise _refusal(f"its command line has --{_KEY}, and the engine refuses what is given there and in its file. Change the command line")
-    path = _DEFAULT_PATH
+def _command_line(process: processes.Process) -> _CommandLine:
+    arguments = processes.read_text(f"/proc/{process.pid}/cmdline").split("\0")[1:-1]
+    folder = os.readlink(f"/proc/{process.pid}/cwd")
+    options, path, root, live_restore = set(), "", "", ""
     for number, argument in enumerate(arguments):
         name, given, value = argument.partition("=")
+        if argument.startswith("-g") and not given:
+            name, given, value = "-g", argument[2:], argument[2:]
+        value = value if given else "".join(arguments[number + 1:number + 2])
+        options.add(name)
         if name == "--config-file":
-            path = value if given else "".join(arguments[number + 1:number + 2])
-    return os.path.join(folder, path)
+            path = value
+        elif name in ("--data-root", "--graph", "-g"):
+            root = value
+        elif name == f"--{_KEY}":
+            live_restore = value if given else "true"
+    return _CommandLine(frozenset(options), os.path.join(folder, path or _DEFAULT_PATH), bool(path), os.path.join(folder, root or _DEFAULT_ROOT), live_restore)
 
 
-def _read(process: processes.Process, path: str, users: t.Collection[int]) -> tuple[os.stat_result | None, bytes | None]:
-    """The file as it is, and its content; no stat where there is none, no content where it has live-restore already.
+def _read(process: processes.Process, path: str, users: t.Collection[int]) -> tuple[os.stat_result | None, bytes]:
+    """The file as it is, and its content; no stat where there is none.
 
     :raises OSError, trust.NotTrusted: it cannot be read, is no plain file, or another user could change it.
     """
@@ -162,13 +225,28 @@ def _read(process: processes.Process, path: str, users: t.Collection[int]) -> tu
             raise trust.NotTrusted("it has another name elsewhere (a hard link)")
         if about.st_uid not in users or trust.others_may_write(about, path):
             raise trust.NotTrusted("others than root may write it")
-        content = b""
-        while len(content) <= _MAX_FILE_BYTES:
-            piece = os.read(descriptor, _MAX_FILE_BYTES)
-            if not piece:
-                return about, None if _values(path, content).get(_KEY) is True else content
-            content += piece
-        raise trust.NotTrusted("it is larger than 1 MB")
+        return about, _content(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _content(descriptor: int) -> bytes:
+    content = b""
+    while len(content) <= _MAX_FILE_BYTES:
+        piece = os.read(descriptor, _MAX_FILE_BYTES)
+        if not piece:
+            return content
+        content += piece
+    raise trust.NotTrusted("it is larger than 1 MB")
+
+
+def _read_as_engine(process: processes.Process, path: str) -> bytes:
+    """The file's content as the engine would read it, links followed, in its own view of the folders."""
+    seen = f"/proc/{process.pid}/root{path}"
+    about = os.stat(seen)
+    descriptor = safe_open.open_regular_of_process(seen, (about.st_dev, about.st_ino))
+    try:
+        return _content(descriptor)
     finally:
         os.close(descriptor)
 
@@ -176,7 +254,10 @@ def _read(process: processes.Process, path: str, users: t.Collection[int]) -> tu
 def _is_left(folder: str, name: str, about: os.stat_result) -> bool:
     """Whether a run of ours that was killed left a file's other name."""
     try:
-        return about.st_nlink == 2 and os.path.samestat(about, os.lstat(os.path.join(folder, _OLD.format(name))))
+        return about.st_nlink == 2 and any(
+            os.path.samestat(about, os.lstat(os.path.join(folder, left.format(name))))
+            for left in (_OLD, _NEW) if os.path.lexists(os.path.join(folder, left.format(name)))
+        )
     except OSError:
         return False
 
@@ -187,26 +268,29 @@ def _refuse_other_view(process: processes.Process, folder: str) -> None:
         raise trust.NotTrusted(f"{folder} is another folder to the engine")
 
 
-def _refuse_other_data_root(path: str, content: bytes, root: str) -> None:
-    """Refuse a file that was changed since the engine read it: restarted, it would have none of its containers."""
-    values = _values(path, content)
-    for key in ("data-root", "graph"):
-        if isinstance(values.get(key), str):
-            wanted, real = os.path.realpath(values[key]), os.path.realpath(root)
-            if real != wanted and not real.startswith(f"{wanted}/"):
-                raise _refusal(
-                    f'{path} says "{key}": {json.dumps(values[key])}, and the engine\'s data root is {root}: restarted, it would have none of its '
-                    "containers. Mend it"
-                )
+def _refuse_unfit(line: _CommandLine, values: dict[str, t.Any], root: str) -> None:
+    """Refuse a file that was changed since the engine read it: restarted, it would not start, or have none of its containers."""
+    for key in values:
+        if key not in _IN_BOTH and line.options & {f"--{key}", *_OTHER_NAMES.get(key, ())}:
+            raise _Unfit(f"{line.path} and the engine's command line both give {json.dumps(key)[:80]}, with which it does not start. Mend the file")
+    given = next(((key, values[key]) for key in ("data-root", "graph") if values.get(key)), None)
+    wanted, real = os.path.realpath(str(given[1]) if given else line.root), os.path.realpath(root)
+    # With userns-remap the engine's is a folder in it, which has the numbers of that user and group.
+    if not re.fullmatch(rf"{re.escape(wanted)}(/[0-9]+\.[0-9]+)?", real):
+        says = f'says "{given[0]}": {json.dumps(given[1])[:200]}' if given else f"names no data root, which makes it {line.root}"
+        raise _Unfit(f"{line.path} {says}, and the engine's data root is {root}: restarted, it would have none of its containers. Mend it")
 
 
 def _values(path: str, content: bytes) -> dict[str, t.Any]:
+    def refuse(constant: str) -> t.NoReturn:
+        raise ValueError(f"{constant} is no number")  # of JSON's; Python has it
+
     try:
-        found = json.loads(content.decode("utf-8-sig")) if content.strip() else {}
+        found = json.loads(content.decode("utf-8-sig"), parse_constant=refuse) if content.strip() else {}
     except ValueError as error:
-        raise _refusal(f"{path} is no JSON ({error}). Mend it") from None
+        raise _Unfit(f"{path} is no JSON ({error}). Mend it") from None
     if not isinstance(found, dict):
-        raise _refusal(f"{path} is no JSON object. Mend it")
+        raise _Unfit(f"{path} is no JSON object. Mend it")
     return found
 
 
@@ -214,7 +298,7 @@ def _with_key(path: str, content: bytes) -> bytes:
     """The same with live-restore, all else as it was."""
     values = _values(path, content)
     if _KEY in values:
-        raise _refusal(f'{path} says "{_KEY}": {json.dumps(values[_KEY])[:40]}, which somebody decided. Change it there')
+        raise _Unfit(f'{path} says "{_KEY}": {json.dumps(values[_KEY])[:40]}, which somebody decided. Change it there')
     head, brace, rest = content.partition(b"{")
     if not values:
         tail = rest.partition(b"}")[2] if brace else b"\n"
@@ -223,7 +307,7 @@ def _with_key(path: str, content: bytes) -> bytes:
         blank = t.cast("re.Match[bytes]", re.match(rb"[ \t\r\n]*", rest))[0]
         added = head + b"{" + blank + b'"%s": true,' % _KEY.encode() + (blank or b" ") + rest[len(blank):]
     if _values(path, added) != {**values, _KEY: True}:
-        raise _refusal(f"{path} cannot be changed with all else as it is. Change it yourself")
+        raise _Unfit(f"{path} cannot be changed with all else as it is. Change it yourself")
     return added
 
 
@@ -264,13 +348,21 @@ def _replaced(change: Change) -> t.Iterator[t.Callable[[], None]]:
 
     folder = os.open(folder_path, safe_open.DIRECTORY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        _lock(folder, folder_path)
         _clean_up(folder, name)
         try:
-            _write(folder, new, name, change)
-            if change.before is not None:
+            ours = _write(folder, new, name, change)
+            if change.before is None:
+                os.link(new, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+                os.unlink(new, dir_fd=folder)
+            else:
                 os.link(name, old, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-            os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+                if _identity_at(folder, old) != _identity(change.before):
+                    raise _Changed(name)
+                os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except FileExistsError:
+            _clean_up(folder, name)
+            raise _Changed(name) from None
         except BaseException:
             _clean_up(folder, name)
             raise
@@ -279,7 +371,7 @@ def _replaced(change: Change) -> t.Iterator[t.Callable[[], None]]:
             yield settle
         finally:
             if not is_settled:
-                _put_back(folder, name, change)
+                _put_back(folder, name, change, ours)
             _clean_up(folder, name)
     finally:
         os.close(folder)
@@ -288,8 +380,43 @@ def _replaced(change: Change) -> t.Iterator[t.Callable[[], None]]:
                 os.rmdir(folder_path)
 
 
-def _write(folder: int, new: str, name: str, change: Change) -> None:
-    """Write the new file beside the old one, with all that belongs to that."""
+class _Changed(OSError):
+    """Somebody else is at the file."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"somebody changes it at this moment ({name})")
+
+
+def _identity(about: os.stat_result) -> tuple[int, ...]:
+    """What tells a file, as it was written, from what somebody else wrote or put in its place."""
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _identity_at(folder: int, name: str) -> tuple[int, ...]:
+    """The same of what has a name; () if nothing has."""
+    try:
+        return _identity(os.lstat(name, dir_fd=folder))
+    except FileNotFoundError:
+        return ()
+
+
+def _lock(folder: int, path: str) -> None:
+    """See that no other run of ours is at the folder.
+
+    :raises OSError: somebody holds it for long.
+    """
+    end = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise OSError(f"{path} is locked by somebody else for {_LOCK_TIMEOUT_S:.0f} s (lslocks names him)") from None
+        time.sleep(0.1)
+
+
+def _write(folder: int, new: str, name: str, change: Change) -> tuple[int, ...]:
+    """Write the new file beside the old one, with all that belongs to that; return what it is known by."""
     before = change.before
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
@@ -299,8 +426,8 @@ def _write(folder: int, new: str, name: str, change: Change) -> None:
             was = safe_open.open_regular(name, dir_fd=folder)
             try:
                 now = os.fstat(was)
-                if (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns):
-                    raise OSError(f"somebody changes it at this moment ({name})")
+                if _identity(now) != _identity(before):
+                    raise _Changed(name)
                 os.fchown(descriptor, now.st_uid, now.st_gid)
                 for attribute in os.listxattr(was):
                     with contextlib.suppress(OSError):  # not all can be set by everybody
@@ -309,12 +436,23 @@ def _write(folder: int, new: str, name: str, change: Change) -> None:
                 os.close(was)
         os.fchmod(descriptor, 0o644 if before is None else before.st_mode & 0o7777)
         os.fsync(descriptor)
+        return _identity(os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
 
-def _put_back(folder: int, name: str, change: Change) -> None:
+def _put_back(folder: int, name: str, change: Change, ours: tuple[int, ...]) -> None:
+    """Put the old file in the place of ours.
+
+    :raises FleetcleanError: it cannot be done, or what lies there is somebody else's.
+    """
     try:
+        if _identity_at(folder, name) != ours:
+            _clean_up(folder, name)
+            raise _refusal(
+                f"the engine does not say that it is on after {change.path} was reloaded; its log says why. Somebody else changed the file meanwhile, so it "
+                "stays as he left it; look at it", "engine"
+            )
         if change.before is None:
             os.unlink(name, dir_fd=folder)
         else:

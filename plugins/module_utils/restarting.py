@@ -6,6 +6,9 @@
 systemd is asked to, where it runs the engine. Elsewhere the engine is ended as an init would end it; if nobody else starts
 it again, it is started as it was: the same program, arguments, environment, folder, output and control groups.
 
+An engine whose service systemd stops with all that it started (``KillMode``) is not restarted, nor one that does not say right before it that
+live-restore is on: its containers would stop.
+
 Only a process that is proven to be the engine (``processes.find_engine``) is ended or asked after its service. One is started as it was only
 where that gives nobody more than he has: it ran as the user who starts it, in the same namespaces, and its program lies where no other user
 can have put it.
@@ -32,6 +35,10 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import (
 
 #: Seconds until an engine has ended, until somebody who looks after it started it again, and until it answers.
 _END, _OTHERS, _ANSWER = 60.0, 5.0, 120.0
+#: Seconds that systemctl gets to restart a service, and to say something of it.
+_RESTART, _SHOW = 600.0, 30.0
+#: Ways in which systemd stops a service and lets what it started live on, containers' shims among them (systemd.kill(5)).
+_KILL_MODES = ("process", "none")
 _DELETED = " (deleted)"
 _NAMESPACES = ("user", "mnt", "pid", "net")
 #: What is above a unit in a line of control groups: slices, maybe a container's group; below a unit groups are named by whoever runs in it.
@@ -51,19 +58,24 @@ class _Process(t.NamedTuple):
     groups: tuple[str, ...]
 
 
-def restart_engine(engine: Engine, found: processes.Engine) -> None:
+def restart_engine(engine: Engine, found: processes.Engine, connect: t.Callable[[], Engine]) -> None:
     """Start the engine again and wait until it answers.
 
     :param found: its processes, as far as they are proven.
-    :raises FleetcleanError: its process is not known from here, or it does not come back.
+    :param connect: makes a new connection to the engine.
+    :raises FleetcleanError: its process is not known from here, its containers would stop, or it does not come back.
     """
     process = _process(engine, found)
     command = service_command(process)
-    if command:
-        done = subprocess.run(
-            command, env={"PATH": _SYSTEM_PATH, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    _refuse_unit(command)
+    # Minutes may have passed since it was asked.
+    if not connect().info.get("LiveRestoreEnabled"):
+        raise FleetcleanError(
+            "restart: engine: live-restore is off by now, so a restart would stop its containers; the engine was not restarted. Somebody may have changed "
+            'its daemon.json: set "live-restore": true there, or use restart: containers.', "engine"
         )
+    if command:
+        done = _systemctl(command, _RESTART)
         if done.returncode:
             said = done.stdout.decode("utf-8", "replace").strip()
             raise FleetcleanError(f"restart: engine: {' '.join(command)} says: {said}", "engine")
@@ -79,7 +91,10 @@ def check(engine: Engine, found: processes.Engine) -> processes.Process:
     :raises FleetcleanError: as ``restart_engine`` does.
     """
     process = _process(engine, found)
-    if not service_command(process):
+    command = service_command(process)
+    if command:
+        _refuse_unit(command)
+    else:
         _refuse_strangers(process, found.user_id)
     return process
 
@@ -124,6 +139,36 @@ def service_command(process: processes.Process) -> list[str]:
         return []
     machine = [] if user == os.geteuid() else [f"--machine={user}@.host"]
     return ["systemctl", "--user", *machine, "restart", unit]
+
+
+def _refuse_unit(command: list[str]) -> None:
+    """Refuse an engine whose service systemd stops with all that it started.
+
+    :param command: how systemd is told to restart it; nothing if it does not run it.
+    """
+    if not command:
+        return
+    done = _systemctl([part if part != "restart" else "show" for part in command] + ["--property=KillMode"], _SHOW)
+    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    mode = next((line.partition("=")[2].strip() for line in lines if line.startswith("KillMode=")), "")
+    if mode not in _KILL_MODES:
+        raise FleetcleanError(
+            f"restart: engine: {command[-1]} has KillMode={mode or '?'}, with which systemd may end containers together with the engine. Use "
+            "KillMode=process, or restart: containers.", "bad_input"
+        )
+
+
+def _systemctl(command: list[str], seconds: float) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(
+            command, env={"PATH": _SYSTEM_PATH, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, timeout=seconds, check=False,
+        )
+    except subprocess.TimeoutExpired:
+        why = f"does not end within {seconds:.0f} s; look at the engine's log"
+    except OSError as error:
+        why = f"cannot be started here ({error.strerror or error}), and systemd runs the engine; restart the engine yourself"
+    raise FleetcleanError(f"restart: engine: {' '.join(command)} {why}.", "engine")
 
 
 def _runs_as(unit: str, users: t.Collection[int]) -> bool:

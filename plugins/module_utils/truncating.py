@@ -133,10 +133,10 @@ class _Work:
         if not self._has_live_restore:
             self._enable_live_restore(only_look=True)
             return
-        from ansible_collections.fleetclean.docker.plugins.module_utils import restarting
+        from ansible_collections.fleetclean.docker.plugins.module_utils import live_restore
 
         try:
-            restarting.check(self._engine, self._holders.engine)
+            live_restore.check_restart(self._engine, self._holders.engine)
         except FleetcleanError as error:
             self._readers.is_cured, self._readers.no_cure = False, str(error)
 
@@ -397,7 +397,7 @@ class _Work:
         ailing = {cut.container: cut.name for cut in self.cuts if cut.readers == "stale" and not cut.failed and cut.container in self._known}
         if not ailing:
             return
-        from ansible_collections.fleetclean.docker.plugins.module_utils import restarting
+        from ansible_collections.fleetclean.docker.plugins.module_utils import live_restore, restarting
 
         if self._wish.restart == "engine":
             if not self._has_live_restore:
@@ -405,7 +405,9 @@ class _Work:
                     self._enable_live_restore(only_look=False)
                 self.live_restore_file = self._live_restore_path
             if not self._dry:
-                restarting.restart_engine(self._engine, self._holders.engine)
+                live_restore.restart(self._engine, self._holders.engine, self._connect)
+            elif self._has_live_restore:
+                live_restore.check_restart(self._engine, self._holders.engine)
             self.restarted.append("engine")
         # A container gets ten seconds to end, if nothing else was wished for it.
         with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -84,6 +84,9 @@ options:
       - V(engine) needs live-restore, which stops no container, and is refused without (O(live_restore) can turn it on). systemd is asked to restart it where it
         runs the engine; elsewhere the engine is ended and, if nobody else does so, started as it was. That is refused for an engine of
         another user or in namespaces of its own (one without root), and for a program that others than root could have put there.
+        It is refused as well where systemd ends what the engine started together with it (C(KillMode)), if live-restore is off by then, and
+        where the engine would not start with its C(daemon.json) and command line as they are by then, or with another data root or without
+        live-restore.
       - V(containers) restarts the containers concerned, and no others.
     type: str
     choices: [never, engine, containers]
@@ -94,7 +97,8 @@ options:
         reads (C(--config-file), or C(/etc/docker/daemon.json), which is made if it is not there) and lets the engine reload it, right before
         the engine is restarted; no container stops. It stays on, see RV(live_restore_file).
       - All else in the file stays to the byte, and so do its mode and owner. It is put back if the engine does not say then that
-        live-restore is on. Whatever else was changed in it since the engine read it takes effect, as with any restart.
+        live-restore is on, unless somebody else changed it meanwhile. Whatever else was changed in it since the engine read it takes effect,
+        as with any restart; another data root is refused.
       - Refused, before anything is touched, on a swarm node (a swarm and live-restore refuse each other), for an engine without root, where a
         flag of the engine's command line or the file itself says otherwise, where others than root may write the file or it is a link,
         and where systemd ends what the engine started together with it (C(KillMode)).

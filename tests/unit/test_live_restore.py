@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -45,7 +46,6 @@ class Fake:
         self.obeys = True
         self.process: subprocess.Popen[bytes] | None = None
         patch.setattr(restarting, "check", lambda _engine, found: found.processes[0])
-        patch.setattr(restarting, "service_command", lambda _process: [])
         patch.setattr(live_restore, "_DEFAULT_PATH", str(self.path))
         patch.setattr(live_restore, "_RELOAD_TIMEOUT_S", 5.0)
 
@@ -67,6 +67,12 @@ class Fake:
 
     def enable(self) -> None:
         live_restore.enable(t.cast(t.Any, self), self.found, lambda: t.cast(t.Any, self.asked()))
+
+    def check_restart(self) -> None:
+        live_restore.check_restart(t.cast(t.Any, self), self.found)
+
+    def restart(self) -> None:
+        live_restore.restart(t.cast(t.Any, self), self.found, lambda: t.cast(t.Any, self.asked()))
 
     def asked(self) -> t.Any:
         """The engine, asked anew."""
@@ -191,6 +197,9 @@ def test_what_a_killed_run_left_beside_the_file_is_no_obstacle(fake: Fake) -> No
     os.link(fake.path, fake.folder / ".daemon.json.fleetclean-old")
     fake.enable()
     assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+    # And where there was no file before.
+    os.link(fake.path, fake.folder / ".daemon.json.fleetclean-new")
+    assert fake.check().content is None
 
 
 def test_a_file_that_somebody_changes_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +216,78 @@ def test_a_file_that_somebody_changes_meanwhile_stays_theirs(fake: Fake, monkeyp
         fake.enable()
     assert (fake.path.read_text(), fake.read) == ('{"debug": true}', [])
     assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("how", ["renamed into place", "written to", "removed"])
+def test_what_somebody_else_puts_in_its_place_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch, there: bool, how: str) -> None:
+    """Puppet, or another Ansible, while the engine is asked whether it took ours."""
+    monkeypatch.setattr(live_restore, "_RELOAD_TIMEOUT_S", 0.2)
+    fake.obeys = False
+    if there:
+        fake.path.write_text('{"debug": true}')
+    theirs = '{"log-level": "warn"}'
+
+    def asked() -> t.Any:
+        if how == "removed":
+            fake.path.unlink(missing_ok=True)
+        elif how == "written to":
+            fake.path.write_text(theirs)
+        else:
+            (fake.folder / "new").write_text(theirs)
+            (fake.folder / "new").rename(fake.path)
+        return type("Engine", (), {"info": {}})
+
+    monkeypatch.setattr(fake, "asked", asked)
+    with pytest.raises(FleetcleanError, match="does not say that it is on .*Somebody else changed the file meanwhile, so it stays as he left it"):
+        fake.enable()
+    assert [(entry.name, entry.read_text()) for entry in fake.folder.iterdir()] == [("daemon.json", theirs)] * (how != "removed")
+
+
+def test_a_file_that_somebody_makes_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = live_restore.check
+
+    def check(*about: t.Any) -> live_restore.Change:
+        found = real(*about)
+        fake.path.write_text('{"debug": true}')
+        return found
+
+    monkeypatch.setattr(live_restore, "check", check)
+    with pytest.raises(FleetcleanError, match="could not be changed: somebody changes it at this moment"):
+        fake.enable()
+    assert (fake.path.read_text(), fake.path.stat().st_nlink, fake.read) == ('{"debug": true}', 1, [])
+    assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
+
+
+def test_a_file_that_is_replaced_while_ours_is_written_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.path.write_text("{}")
+    real = live_restore._write
+
+    def write(*about: t.Any) -> t.Any:
+        found = real(*about)
+        (fake.folder / "new").write_text('{"debug": true}')
+        (fake.folder / "new").rename(fake.path)
+        return found
+
+    monkeypatch.setattr(live_restore, "_write", write)
+    with pytest.raises(FleetcleanError, match="could not be changed: somebody changes it at this moment"):
+        fake.enable()
+    assert [(entry.name, entry.read_text()) for entry in fake.folder.iterdir()] == [("daemon.json", '{"debug": true}')]
+    assert fake.read == []
+
+
+def test_a_folder_that_somebody_locks_is_waited_for_and_not_for_ever(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_restore, "_LOCK_TIMEOUT_S", 0.2)
+    fake.path.write_text("{}")
+    holder = os.open(fake.folder, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(FleetcleanError, match="could not be changed: .*/etc is locked by somebody else"):
+            fake.enable()
+        assert (fake.path.read_text(), fake.read) == ("{}", [])
+    finally:
+        os.close(holder)
+    fake.enable()
 
 
 @pytest.mark.parametrize("state", ["active", "pending", "locked", "error"])
@@ -236,6 +317,12 @@ def test_a_flag_of_the_command_line_decides(fake: Fake, flag: str) -> None:
         ("{", "is no JSON"), ("[]", "is no JSON object"), ('{"a": 1} x', "is no JSON"),
         ('{"data-root": "/srv/docker"}', "restarted, it would have none of its containers"),
         ('{"graph": "/srv/docker"}', "restarted, it would have none of its containers"),
+        ('{"data-root": "/var/lib"}', "restarted, it would have none of its containers"),
+        # It was edited since the engine read it.
+        ('{"live-restore": true, "data-root": "/srv/docker"}', "restarted, it would have none of its containers"),
+        ("[" * 100_000, "nested too deeply"), ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
+        ('{"live-restore":' + "[" * 900 + "]" * 900 + "}", "live-restore"),
+        ('{"a": NaN}', "is no JSON"),
         ("x" * (1 << 20) + "xx", "larger than 1 MB"),
     ],
 )
@@ -265,20 +352,87 @@ def test_a_file_that_others_could_change_or_that_is_elsewhere_is_refused(fake: F
     assert "others may write to" in fake.refused()
 
 
-@pytest.mark.parametrize(("mode", "refused"), [("process", False), ("none", False), ("control-group", True), ("mixed", True), ("", True)])
-def test_a_service_that_systemd_stops_with_all_that_it_started_is_refused(fake: Fake, monkeypatch: pytest.MonkeyPatch, mode: str, refused: bool) -> None:
-    calls = []
+# -- a restart of an engine that has live-restore ----------------------------------------------------
 
-    def run(command: list[str], **_more: t.Any) -> t.Any:
-        calls.append(command)
-        return subprocess.CompletedProcess(command, 0, f"KillMode={mode}\n".encode())
 
-    found = fake.found
-    monkeypatch.setattr(restarting, "service_command", lambda _process: ["systemctl", "restart", "docker.service"])
-    monkeypatch.setattr(subprocess, "run", run)
-    if refused:
-        with pytest.raises(FleetcleanError, match="docker.service has KillMode="):
-            live_restore.check(t.cast(t.Any, fake), found)
-    else:
-        live_restore.check(t.cast(t.Any, fake), found)
-    assert calls == [["systemctl", "show", "docker.service", "--property=KillMode"]]
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"live-restore": true}', ""),
+        ('{"live-restore": true, "data-root": "/var/lib/docker/", "runtimes": {}}', ""),
+        ('{"live-restore": true, "data-root": "/srv/docker"}', "the engine's data root is /var/lib/docker: restarted, it would have none of its containers"),
+        ('{"live-restore": true, "debug": true}', 'the engine\'s command line both give "debug", with which it does not start'),
+        ('{"live-restore": true, "mtu": 1400}', 'the engine\'s command line both give "mtu", with which it does not start'),
+        ('{"live-restore": true, "hosts": []}', 'the engine\'s command line both give "hosts", with which it does not start'),
+        ('{"live-restore": true,}', "is no JSON"),
+        ("[]", "is no JSON object"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"live-restore": false}', "does not turn live-restore on (any more), which the engine has: restarted, it would stop its containers"),
+        ("{}", "does not turn live-restore on (any more)"),
+        ("", "does not turn live-restore on (any more)"),
+        (None, "does not turn live-restore on (any more)"),
+    ],
+)
+def test_an_engine_that_would_not_come_back_with_its_containers_is_not_restarted(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, content: str | None, words: str
+) -> None:
+    """Its file was edited since the engine read it, which turned live-restore on then."""
+    restarts: list[str] = []
+    monkeypatch.setattr(restarting, "restart_engine", lambda *_about: restarts.append("engine"))
+    if content is not None:
+        fake.path.write_text(content)
+    fake.start("-D", "--mtu=1400", "-H", "fd://", "--add-runtime=a=b")
+    if not words:
+        fake.restart()
+        assert restarts == ["engine"]
+        return
+    for do in (fake.check_restart, fake.restart):
+        with pytest.raises(FleetcleanError) as caught:
+            do()
+        assert str(caught.value).startswith("restart: engine: ") and words in str(caught.value)
+        assert caught.value.code == "bad_input"
+    assert restarts == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "words"),
+    [
+        (("--live-restore",), "{}", ""),
+        (("--live-restore=true",), None, ""),
+        (("--live-restore=false",), None, "does not turn live-restore on"),
+        (("--live-restore",), '{"live-restore": true}', 'both give "live-restore"'),
+        (("--live-restore", "--data-root", "/srv/docker"), None, "it would have none of its containers"),
+        (("--live-restore", "-g/srv/docker"), None, "names no data root, which makes it /srv/docker"),
+        (("--live-restore", "-g", "/var/lib/docker"), None, ""),
+        (("--live-restore", "--config-file={0}/gone.json"), "{}", "gone.json cannot be read (No such file or directory)"),
+    ],
+)
+def test_the_command_line_counts_as_well(fake: Fake, arguments: tuple[str, ...], content: str | None, words: str) -> None:
+    if content is not None:
+        fake.path.write_text(content)
+    fake.start(*(argument.format(fake.folder) for argument in arguments))
+    if not words:
+        fake.check_restart()
+        return
+    with pytest.raises(FleetcleanError) as caught:
+        fake.check_restart()
+    assert words in str(caught.value)
+
+
+def test_the_engine_is_restarted_whoever_may_write_the_file_and_wherever_a_link_leads(fake: Fake) -> None:
+    """Nothing is written there, and he may change it afterwards as well."""
+    real = fake.folder / "real.json"
+    real.write_text('{"live-restore": true}')
+    real.chmod(0o666)
+    fake.path.symlink_to("real.json")
+    fake.check_restart()
+    real.unlink()
+    os.mkfifo(real)
+    with pytest.raises(FleetcleanError, match="daemon.json cannot be read .it is a FIFO, not a regular file"):
+        fake.check_restart()
+
+
+def test_an_engine_without_root_ends_with_its_containers(fake: Fake) -> None:
+    fake.info["SecurityOptions"] = ["name=rootless"]
+    with pytest.raises(FleetcleanError, match="restart: engine: this engine runs without root"):
+        fake.check_restart()

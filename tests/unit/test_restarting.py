@@ -62,6 +62,8 @@ class Fake:
         self.script.write_text(FAKE_ENGINE)
         (folder / "cwd").mkdir()
         self.patience = 20.0
+        #: What it says when it is asked anew.
+        self.info: dict[str, t.Any] = {"LiveRestoreEnabled": True}
 
     def start(self, *arguments: str, how: str = "well", program: str = sys.executable, environment: dict[str, str] | None = None,
               before: t.Sequence[str] = (), **more: t.Any) -> subprocess.Popen[bytes]:
@@ -96,7 +98,7 @@ class Fake:
         return processes.Engine((process,), os.geteuid()) if process else processes.Engine(why="nothing is proven")
 
     def restart(self, found: processes.Engine | None = None) -> None:
-        restart_engine(t.cast(t.Any, self), found or self.found)
+        restart_engine(t.cast(t.Any, self), found or self.found, lambda: t.cast(t.Any, self))
 
 
 @pytest.fixture
@@ -145,7 +147,8 @@ def test_a_look_beforehand_says_what_a_restart_would_say_and_does_nothing(fake: 
     with pytest.raises(FleetcleanError, match="cannot be started again as it was: it runs as user"):
         check(t.cast(t.Any, fake), fake.found._replace(user_id=os.geteuid() + 1))
     # Whom systemd starts again needs nothing of that.
-    monkeypatch.setattr(restarting, "service_command", lambda _process: ["systemctl", "restart", "docker.service"])
+    monkeypatch.setattr(processes, "user_ids", lambda _pid: (0,) * 4)
+    Systemctl(monkeypatch)
     assert check(t.cast(t.Any, fake), fake.found._replace(user_id=os.geteuid() + 1)).pid == process.pid
     assert process.poll() is None and len(fake.starts) == 1
 
@@ -326,17 +329,24 @@ def test_a_program_that_another_user_may_have_put_there_is_not_started(fake: Fak
     assert len(fake.starts) == 2
 
 
-class Systemctl:
-    """systemd that runs the engine as docker.service; ``code`` and ``said`` are its answer."""
+SHOW_KILL_MODE = ["systemctl", "show", "docker.service", "--property=KillMode"]
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int = 0, said: bytes = b"", user: int | None = None) -> None:
+
+class Systemctl:
+    """systemd that runs the engine as docker.service; ``code`` and ``said`` are its answer, ``mode`` is how it stops that service."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int = 0, said: bytes = b"", user: int | None = None, mode: str = "process") -> None:
         self.calls: list[list[str]] = []
         self._answer = (code, said)
+        self._mode = mode
         monkeypatch.setattr(restarting, "_unit", lambda _pid: ("docker.service", user))
         monkeypatch.setattr(restarting.subprocess, "run", self._run)
 
-    def _run(self, command: list[str], **_more: t.Any) -> subprocess.CompletedProcess[bytes]:
+    def _run(self, command: list[str], **more: t.Any) -> subprocess.CompletedProcess[bytes]:
+        assert more["timeout"] > 0
         self.calls.append(command)
+        if command[-1] == "--property=KillMode":
+            return subprocess.CompletedProcess(command, 0, f"KillMode={self._mode}\n".encode())
         return subprocess.CompletedProcess(command, self._answer[0], self._answer[1])
 
 
@@ -345,7 +355,60 @@ def test_an_engine_that_systemd_runs_is_restarted_by_it(fake: Fake, monkeypatch:
     systemctl = Systemctl(monkeypatch)
     monkeypatch.setattr(processes, "user_ids", lambda _pid: (0,) * 4)
     fake.restart()
-    assert systemctl.calls == [["systemctl", "restart", "docker.service"]]
+    assert systemctl.calls == [SHOW_KILL_MODE, ["systemctl", "restart", "docker.service"]]
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("process", False), ("none", False), ("control-group", True), ("mixed", True), ("", True)])
+def test_a_service_that_systemd_stops_with_all_that_it_started_is_refused(fake: Fake, monkeypatch: pytest.MonkeyPatch, mode: str, refused: bool) -> None:
+    """live-restore keeps the engine from stopping its containers, and not systemd."""
+    fake.start()
+    systemctl = Systemctl(monkeypatch, mode=mode)
+    monkeypatch.setattr(processes, "user_ids", lambda _pid: (0,) * 4)
+    if not refused:
+        check(t.cast(t.Any, fake), fake.found)
+        fake.restart()
+        assert systemctl.calls == [SHOW_KILL_MODE, SHOW_KILL_MODE, ["systemctl", "restart", "docker.service"]]
+        return
+    for do in (lambda: check(t.cast(t.Any, fake), fake.found), fake.restart):
+        with pytest.raises(FleetcleanError, match="docker.service has KillMode=") as caught:
+            do()
+        assert caught.value.code == "bad_input"
+    assert systemctl.calls == [SHOW_KILL_MODE, SHOW_KILL_MODE]
+
+
+@pytest.mark.parametrize("is_service", [True, False])
+def test_an_engine_whose_live_restore_was_turned_off_meanwhile_is_not_restarted(fake: Fake, monkeypatch: pytest.MonkeyPatch, is_service: bool) -> None:
+    process = fake.start()
+    if is_service:
+        systemctl = Systemctl(monkeypatch)
+        monkeypatch.setattr(processes, "user_ids", lambda _pid: (0,) * 4)
+    fake.info = {"LiveRestoreEnabled": False}
+    with pytest.raises(FleetcleanError, match="live-restore is off by now, so a restart would stop its containers; the engine was not restarted"):
+        fake.restart()
+    assert process.poll() is None
+    assert not is_service or systemctl.calls == [SHOW_KILL_MODE]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), r"cannot be started here \(No such file or directory\), and systemd runs the engine"),
+        (subprocess.TimeoutExpired("systemctl", 30), "does not end within 30 s"),
+    ],
+)
+def test_a_systemctl_that_is_missing_or_hangs_is_said(fake: Fake, monkeypatch: pytest.MonkeyPatch, trouble: Exception, words: str) -> None:
+    process = fake.start()
+
+    def run(_command: list[str], **_more: t.Any) -> t.Any:
+        raise trouble
+
+    Systemctl(monkeypatch)
+    monkeypatch.setattr(restarting.subprocess, "run", run)
+    monkeypatch.setattr(processes, "user_ids", lambda _pid: (0,) * 4)
+    for do in (lambda: check(t.cast(t.Any, fake), fake.found), fake.restart):
+        with pytest.raises(FleetcleanError, match=f"systemctl show docker.service --property=KillMode {words}"):
+            do()
     assert process.poll() is None
 
 
@@ -365,7 +428,7 @@ def test_a_users_service_is_restarted_by_the_systemd_of_that_user(fake: Fake, mo
     systemctl = Systemctl(monkeypatch, user=user)
     monkeypatch.setattr(processes, "user_ids", lambda _pid: (user,) * 4)
     fake.restart()
-    assert systemctl.calls == [[*command, "restart", "docker.service"]]
+    assert systemctl.calls == [[*command, "show", "docker.service", "--property=KillMode"], [*command, "restart", "docker.service"]]
 
 
 @pytest.mark.parametrize(("said", "restarted"), [
@@ -382,7 +445,7 @@ def test_what_a_user_runs_in_a_service_of_the_systems_is_not_that_service(fake: 
     else:
         with pytest.raises(FleetcleanError, match="cannot be started again as it was: it runs as user 12345"):
             fake.restart(found)
-    restart = [["systemctl", "restart", "docker.service"]] * restarted
+    restart = [SHOW_KILL_MODE, ["systemctl", "restart", "docker.service"]] * restarted
     assert systemctl.calls == [["systemctl", "show", "--property=User", "docker.service"], *restart]
     assert process.poll() is None
 

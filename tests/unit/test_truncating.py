@@ -30,6 +30,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils import (
     session,
     truncating,
 )
+from ansible_collections.fleetclean.docker.plugins.module_utils import live_restore as live_restore_module
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import EngineError
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 from ansible_collections.fleetclean.docker.plugins.module_utils.logs import CACHE, JSON_FILE, LOCAL, Kind
@@ -113,8 +114,8 @@ class World:
         patch.setattr(engine, "connect", lambda _params: self.engine)
         patch.setattr(history, "note", lambda folder, *_more, **_options: self.noted.append(folder))
         patch.setattr(pausing, "_QUIET", 0.01)
-        patch.setattr(restarting, "restart_engine", lambda _engine, _found: self._restart_engine())
-        patch.setattr(restarting, "check", lambda _engine, _found: self._look_for_engine())
+        patch.setattr(live_restore_module, "restart", lambda _engine, _found, _connect: self._restart_engine())
+        patch.setattr(live_restore_module, "check_restart", lambda _engine, _found: self._look_for_engine())
         #: Why the engine cannot be restarted, if it cannot.
         self.no_restart: FleetcleanError | None = None
         patch.setattr(restarting, "cured", lambda look, seconds=0.0: look())
@@ -124,6 +125,7 @@ class World:
             raise self.no_restart
 
     def _restart_engine(self) -> None:
+        self._look_for_engine()
         self.restarts_of_engine += 1
         self.engine.shows.clear()
 
@@ -868,6 +870,19 @@ def test_what_a_restart_cures_in_the_same_run_is_cut(make: Make, rule: str) -> N
     assert (told["restarted"], {entry["readers"] for entry in told["logs"]}) == (["engine"], {"ok"})
     world.add("more")
     assert world.run(stale_readers=rule, restart="containers")["restarted"] == ["more"]
+
+
+def test_a_restart_that_is_refused_is_so_in_check_mode_as_well(make: Make) -> None:
+    """Of logs that an earlier run left silent."""
+    world = make(live_restore=True)
+    world.add("silent", records=10)
+    world.engine.shows[world.ident("silent")] = False
+    world.no_restart = FleetcleanError('restart: engine: /etc/docker/daemon.json says "data-root": "/srv/docker"', "bad_input")
+    for check in (True, False):
+        with pytest.raises(FleetcleanError, match='says "data-root"'):
+            world.run(check=check, restart="engine")
+        assert (world.result["changed"], world.result["restarted"], world.restarts_of_engine) == (False, [], 0)
+        assert world.entry("silent")["readers"] == "stale"
 
 
 def test_a_restart_that_cannot_be_done_from_here_cures_nothing(make: Make) -> None:
