@@ -52,6 +52,25 @@ def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bo
     return False
 
 
+def selects_container(patterns: t.Sequence[str], names: t.Iterable[str]) -> bool:
+    """Whether one of the patterns selects a container by a name.
+
+    What it is called by a link of another one (``web/database``) is selected by a pattern that has a slash, part by part: else ``web*`` would
+    take what the containers that it means are linked to.
+    """
+    for name in names:
+        if "/" not in name:
+            if matches(patterns, "", (name,)):
+                return True
+            continue
+        parts = name.split("/")
+        for pattern in patterns:
+            wanted = pattern.lstrip("/").split("/")
+            if len(wanted) == len(parts) and all(_fits(*pair) for pair in zip(wanted, parts)):
+                return True
+    return False
+
+
 def has_label(labels: dict[str, str], pattern: str) -> bool:
     """Whether one of the labels fits ``key`` or ``key=value``; globs in both."""
     key, equals, value = pattern.partition("=")

@@ -66,7 +66,13 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
     VolumeWish,
     Wishes,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.selection import names_image, names_object, names_tag, why_unselected
+from ansible_collections.fleetclean.docker.plugins.module_utils.selection import (
+    names_container,
+    names_image,
+    names_object,
+    names_tag,
+    why_unselected,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     LIVE_STATES,
     SERVICES,
@@ -333,7 +339,7 @@ def _killable(wish: ContainerWish) -> tuple[str, ...]:
 
 def _why_container_is_not_meant(container: Container, wish: ContainerWish) -> str | None:
     def named(patterns: t.Sequence[str]) -> bool:
-        return names_object(patterns, container.id, container.names or (container.name,))
+        return names_container(patterns, container.id, container.names or (container.name,))
 
     return why_unselected("containers", wish, container.labels, named)
 

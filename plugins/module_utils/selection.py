@@ -6,6 +6,7 @@
 They read as ``keep`` and ``keep_labels`` do, with what a mistake costs the other way round: what is selected too much is lost. So
 
 * of an id it takes the twelve digits that Docker shows; ``cafe`` is a name, whatever ids begin so;
+* of a container its own name counts, and what a link calls it only where a pattern says both (``web/database``);
 * what has no name, such as an anonymous volume, is selected by its id alone, and by no glob;
 * of an image's tags those go that are selected, and it stays under the others;
 * an empty list selects nothing.
@@ -22,6 +23,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.names import (
     matches,
     names_digest,
     repository,
+    selects_container,
 )
 
 if t.TYPE_CHECKING:
@@ -56,6 +58,11 @@ def _none(patterns: t.Sequence[str]) -> str:
 def names_object(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bool:
     """Whether one of the patterns is an object's id, at least the beginning that Docker shows of it, or fits one of its names."""
     return matches(patterns, "", names) or matches(_ids(patterns), ident, ())
+
+
+def names_container(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bool:
+    """The same for a container, without what others that are linked to it call it."""
+    return selects_container(patterns, names) or matches(_ids(patterns), ident, ())
 
 
 def names_image(patterns: t.Sequence[str], image: Image) -> bool:

@@ -55,6 +55,8 @@ options:
       only:
         description:
           - Only those with one of these names (globs) or ids; others stay, and what they have.
+          - What a link calls a container, such as C(web/database), is selected by a pattern that has a slash, part by part; C(web*) does not select
+            what C(web) is linked to.
           - Where O(containers.only_labels) is given as well, both have to select it. Without the option all are meant; an empty list selects nothing,
             be it that a template found nothing. What O(containers.keep) or O(keep_labels) names stays all the same.
           - Of an id the twelve digits that Docker shows are enough.

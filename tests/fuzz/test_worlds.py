@@ -188,7 +188,7 @@ def random_wishes(dice: Dice, engine: Model) -> policy.Wishes:
                 keep=some("c1", "c[23]", hexadecimal("container 4"), hexadecimal("container 0")[:12], "*/alias5"),
                 volumes=dice.chance(0.5),
                 compose=dice.chance(0.3),
-                only=only("c1", "c[23]", hexadecimal("container 0")[:12], "*/alias5"),
+                only=only("c1", "c[23]", "c0*", hexadecimal("container 0")[:12], "*/alias5"),
                 only_labels=only_labels(),
             )
         ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy
 from model import Box, Data, Model, Net, Picture, Record
@@ -126,8 +127,13 @@ class Expected:
         )
 
     def box_is_meant(self, box: Box, wish: policy.ContainerWish) -> bool:
-        links = [link.lstrip("/") for link in box.links]
-        return self.meant(wish, box.labels, lambda patterns: self.named(patterns, box.id, box.name, *links))
+        """A path is matched part by part, so that no link is a name of its own."""
+        linked = [PurePosixPath(link) for link in box.links]
+
+        def named(patterns: t.Sequence[str]) -> bool:
+            return self.named(patterns, box.id, box.name) or any(path.match(f"/{pattern}") for path in linked for pattern in patterns)
+
+        return self.meant(wish, box.labels, named)
 
     def starts_again(self, box: Box) -> bool:
         tries = box.restart == "on-failure" and box.exit_code != 0 and (box.retries == 0 or box.restarted < box.retries)

@@ -132,6 +132,24 @@ def test_an_anonymous_volume_is_selected_with_its_container_and_not_by_the_volum
     assert goes(plan_of(here, containers=ContainerWish(only=("x",), volumes=True), volumes=VolumeWish("unused"))) == ["data"]
 
 
+# -- containers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "selected"),
+    [("web-*", False), ("*b", True), ("db", True), ("web-1/db", True), ("/web-?/d*", True), ("*/db", True), ("web-1/*/db", False), ("*/web", False)],
+)
+def test_what_a_link_calls_a_container_is_selected_by_a_pattern_with_a_slash_only(pattern: str, selected: bool) -> None:
+    """The list names what ``web-1`` is linked to ``web-1/db`` as well."""
+    here = world(container("db", names=("db", "web-1/db")), container("other"))
+    assert goes(plan_of(here, containers=ContainerWish(only=(pattern,)))) == (["db"] if selected else [])
+
+
+def test_what_is_to_be_kept_is_found_by_all_that_it_is_called() -> None:
+    here = world(container("db", names=("db", "web-1/db")))
+    assert goes(plan_of(here, containers=ContainerWish(keep=("web-*",)))) == []
+
+
 # -- images --------------------------------------------------------------------------------------------
 
 
