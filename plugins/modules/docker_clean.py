@@ -106,8 +106,9 @@ options:
           - Where O(images.only_labels) is given as well, both have to select it. Without the option all are meant; an empty list selects nothing,
             be it that a template found nothing. What O(images.keep) or O(keep_labels) names stays all the same.
           - Of an id the twelve digits that Docker shows are enough.
-          - Of an image with several tags those go that are selected, and it stays under the others. One without a tag or a digest has no name, so no
-            glob selects it; the steps of its build go with the last image that they belong to.
+          - Of an image with several tags those go that are selected, and it stays under the others. So it does under a digest by which another
+            repository is known (C(docker images --digests)), unless that is selected, too; of one without a tag all digests have to be.
+          - One without a tag or a digest has no name, so no glob selects it; the steps of its build go with the last image that they belong to.
         type: list
         elements: str
       only_labels:

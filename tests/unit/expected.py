@@ -184,11 +184,12 @@ class Expected:
                 continue
             self.judged[picture.id] = self.image_stays(picture, wish, bool(mine)) or any(self.judged[child] for child in mine)
             kept = {tag for tag in picture.tags if self.tag_stays(tag, wish) or not self.tag_is_meant(tag, picture, wish)}
-            if kept and self.has_user(picture):
+            known = not kept and self.stays_by_digest(picture, wish)
+            if (kept or known) and self.has_user(picture):
                 self.judged[picture.id] = True  # it stays anyway, and then with all names by which it would be pulled again
             if not self.judged[picture.id]:
                 self.goes.update(("tag", tag) for tag in picture.tags if tag not in kept)
-                if kept:
+                if kept or known:
                     self.judged[picture.id] = True
                 else:
                     self.goes.add(("image", picture.id))
@@ -231,7 +232,19 @@ class Expected:
         return self.young(self.last_use(picture), limit)
 
     def names_untagged(self, patterns: t.Sequence[str], picture: Picture) -> bool:
-        return self.named(self.plain(patterns), picture.id, *picture.digests, *(digest.partition("@")[0] for digest in picture.digests))
+        """Each of its names has to be meant, or it by its id."""
+        return all(self.named(self.plain(patterns), picture.id, *names) for names in self.by_digest(picture) or [()])
+
+    @staticmethod
+    def by_digest(picture: Picture) -> list[tuple[str, ...]]:
+        return [(digest, digest.partition("@")[0]) for digest in picture.digests]
+
+    def stays_by_digest(self, picture: Picture, wish: policy.ImageWish) -> bool:
+        """All its tags go; some other repository's digest is a name, too, that nobody meant."""
+        if wish.only is None or not picture.tags:
+            return False
+        own = [tag[: tag.rindex(":")] for tag in picture.tags]
+        return any(family not in own and not self.named(self.plain(wish.only), picture.id, digest, family) for digest, family in self.by_digest(picture))
 
     def tag_is_meant(self, tag: str, picture: Picture, wish: policy.ImageWish) -> bool:
         if wish.only is None:

@@ -176,6 +176,47 @@ def test_a_repositorys_digest_selects_the_tags_that_the_image_has_there() -> Non
     assert goes(plan_of(world(image("k", digests=(f"app@{digest}",))), images=ImageWish("unused", only=(f"app@{digest[:20]}",)))) == [f"app@{digest}"]
 
 
+OTHERS = f"registry.example/base@{sha('d')}"
+OURS = f"search/app@{sha('d')}"
+
+
+@pytest.mark.parametrize("digests", [(OTHERS,), (OURS, OTHERS)])
+@pytest.mark.parametrize("only", [("search/*",), ("search/app:1", "search/app:2"), (OURS, "search/app")])
+def test_the_digest_of_a_repository_that_is_not_selected_is_a_name_under_which_the_image_stays(digests: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """It was pulled by it: whoever did wants it by that."""
+    here = world(image("i", "search/app:1", "search/app:2", digests=digests))
+    plan = plan_of(here, images=ImageWish("unused", only=only))
+    assert [(step.kind, step.name, step.beside) for step in plan.steps] == [("tag", "search/app:1", (OTHERS,)), ("tag", "search/app:2", (OTHERS,))]
+    assert stays(plan) == {OTHERS: "not named in images.only"}
+    assert goes(plan_of(world(image("i", digests=(OTHERS,))), images=ImageWish("unused", only=only))) == []
+
+
+@pytest.mark.parametrize("also", ["registry.example/base", "registry.example/*", OTHERS, sha("d"), sha("i")[7:19]])
+def test_an_image_goes_once_all_its_repositories_are_selected(also: str) -> None:
+    here = world(image("i", "search/app:1", digests=(OURS, OTHERS)))
+    assert [step.kind for step in plan_of(here, images=ImageWish("unused", only=("search/*", also))).steps] == ["image"]
+    here = world(image("i", digests=(OURS, OTHERS)))
+    assert [step.kind for step in plan_of(here, images=ImageWish("unused", only=("search/*", also))).steps] == ["image"]
+
+
+@pytest.mark.parametrize("only", ["search/*", OURS, "registry.example/base"])
+def test_of_an_image_without_a_tag_all_digests_have_to_be_selected(only: str) -> None:
+    here = world(image("i", digests=(OURS, OTHERS)))
+    plan = plan_of(here, images=ImageWish("unused", only=(only,)))
+    assert (goes(plan), stays(plan)) == ([], {OURS: "not named in images.only"})
+
+
+def test_labels_alone_ask_for_no_digest() -> None:
+    here = world(image("i", "search/app:1", digests=(OTHERS,), labels=TEAM))
+    assert [step.kind for step in plan_of(here, images=ImageWish("unused", only_labels=("team",))).steps] == ["image"]
+
+
+def test_an_image_that_a_stopped_container_has_keeps_all_names_where_it_stays_by_a_digest() -> None:
+    here = world(container("job", image="i"), image("i", "search/app:1", digests=(OTHERS,)))
+    plan = plan_of(here, images=ImageWish("all", only=("search/*",)))
+    assert (goes(plan), stays(plan)) == ([], {"search/app:1": "used by a container"})
+
+
 def test_an_image_without_a_name_is_selected_by_its_labels_or_not_at_all() -> None:
     here = world(image("i", labels=TEAM), image("j"))
     assert goes(plan_of(here, images=ImageWish(only=("*", "*/*")))) == []
