@@ -429,7 +429,8 @@ def _decide_images(
         if not reason and any(child not in going for child in mine):
             reason = PARENT_STAYS
         reason = reason or _why_image_stays(draft, image, wish, evidence.moment, follows=bool(mine))
-        if reason != PARENT_STAYS and not (mine and _is_step(image)):
+        if reason != PARENT_STAYS:
+            # What has no name and a child may be a step of its build, and as well a base image whose tag moved on.
             reason = why_unselected("images", wish, image.labels, functools.partial(names_image, image=image)) or reason
         names_kept = {} if reason else _why_tags_stay(image, wish, newest)
         if names_kept and len(names_kept) == len(image.tags):

@@ -108,7 +108,9 @@ options:
           - Of an id the twelve digits that Docker shows are enough.
           - Of an image with several tags those go that are selected, and it stays under the others. So it does under a digest by which another
             repository is known (C(docker images --digests)), unless that is selected, too; of one without a tag all digests have to be.
-          - One without a tag or a digest has no name, so no glob selects it; the steps of its build go with the last image that they belong to.
+          - One without a tag or a digest has no name, so no glob selects it. That goes for what an image was built on, too, be it a step of its build or
+            a base image whose tag moved on, which engines show alike. It stays when the image goes, unless its id or, where O(images.only) is left
+            out, a label of its own selects it.
         type: list
         elements: str
       only_labels:

@@ -206,11 +206,10 @@ class Expected:
         hosts = [box for box in self.engine.boxes.values() if self.manager(box.labels, box) == "host"]
         repositories = [] if picture.tags else [digest.partition("@")[0] for digest in picture.digests]
         local = not picture.digests or self.engine.containerd
-        step = parent and not picture.tags and not picture.digests
         if (
             users
-            or (not step and not picture.tags and not self.meant(wish, picture.labels, lambda patterns: self.names_untagged(patterns, picture)))
-            or (wish.only_labels is not None and not step and not self.labelled(picture.labels, wish.only_labels))
+            or (not picture.tags and not self.meant(wish, picture.labels, lambda patterns: self.names_untagged(patterns, picture)))
+            or (wish.only_labels is not None and not self.labelled(picture.labels, wish.only_labels))
             or (self.keeping and (hosts or self.served(picture)))
             or self.labelled(picture.labels)
             # Beside tags, each of which is judged by itself, a digest counts only where it is named as one.

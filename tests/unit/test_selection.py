@@ -223,12 +223,28 @@ def test_an_image_without_a_name_is_selected_by_its_labels_or_not_at_all() -> No
     assert goes(plan_of(here, images=ImageWish(only_labels=("team",)))) == [sha("i")]
 
 
-def test_the_steps_of_a_build_go_with_the_last_image_that_is_selected() -> None:
-    here = world(image("step"), image("ours", "app:1", parent="step", labels=TEAM), image("shared"), image("a", "app:2", parent="shared"), image("b", "b:1", parent="shared"))
-    plan = plan_of(here, images=ImageWish("unused", only=("app",)))
-    assert goes(plan) == ["app:2", "app:1", sha("step")] or goes(plan) == ["app:1", sha("step"), "app:2"]
-    assert stays(plan) == {"b:1": "not named in images.only", sha("shared"): "parent of an image that stays"}
-    assert sha("step") in goes(plan_of(here, images=ImageWish("unused", only_labels=("team",))))
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        (ImageWish("unused", only=("search",)), "not named in images.only"),
+        (ImageWish("unused", only_labels=("team=search",)), "without a label of images.only_labels"),
+        (ImageWish("unused", only=("search",), only_labels=("team=search",)), "not named in images.only"),
+    ],
+)
+def test_what_an_image_was_built_on_stays_though_it_lost_its_name(wish: ImageWish, reason: str) -> None:
+    """It may be a step of the build, and as well another team's base image whose tag moved on: an engine shows them alike."""
+    here = world(image("base", labels={"team": "other"}), image("ours", "search:1", parent="base", labels=TEAM))
+    plan = plan_of(here, images=wish)
+    assert (goes(plan), stays(plan)) == (["search:1"], {sha("base"): reason})
+    assert sha("base") in goes(plan_of(here, images=wish._replace(only=None, only_labels=None)))
+
+
+def test_what_an_image_was_built_on_goes_with_it_where_it_is_selected_itself() -> None:
+    here = world(image("step", labels=TEAM), image("ours", "app:1", parent="step", labels=TEAM), image("theirs", parent="ours"))
+    assert goes(plan_of(here, images=ImageWish("unused", only_labels=("team",)))) == []
+    here = world(*here.images[:2])
+    assert goes(plan_of(here, images=ImageWish("unused", only_labels=("team",)))) == ["app:1", sha("step")]
+    assert goes(plan_of(here, images=ImageWish("unused", only=("app", sha("step")[7:19])))) == ["app:1", sha("step")]
 
 
 def test_an_image_is_never_taken_from_under_a_container_that_is_not_selected() -> None:
