@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import time
 import typing as t
 
 import pytest
-from ansible_collections.fleetclean.docker.plugins.module_utils import managers, words
+from ansible_collections.fleetclean.docker.plugins.module_utils import managers, names, words
 from ansible_collections.fleetclean.docker.plugins.module_utils.options import Watermarks
 from ansible_collections.fleetclean.docker.plugins.module_utils.policy import (
     ContainerWish,
@@ -253,6 +254,29 @@ def test_an_image_is_never_taken_from_under_a_container_that_is_not_selected() -
     plan = plan_of(here, containers=ContainerWish(only=("ours",)), images=ImageWish("all"))
     assert goes(plan) == ["ours", "app:2"]
     assert stays(plan)["app:1"] == "used by a container"
+
+
+# -- many patterns -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["host.example:5000/team/app{}:v1", "host.example:5000/*/app{}:v*", "host.example:5000/team/app{}:v?"])
+def test_lists_of_thousands_of_patterns_take_no_time(shape: str) -> None:
+    """A survey writes one for each image; a cache that holds fewer than there are holds none (12 s for 1500 patterns and 100 images)."""
+    patterns = tuple(shape.format(number) for number in range(1500))
+    here = world(*[image(f"i{number}", f"host.example:5000/team/other{number}:v1") for number in range(40)], image("i", "host.example:5000/team/app7:v1"))
+    began = time.process_time()
+    assert goes(plan_of(here, images=ImageWish("unused", only=patterns))) == ["host.example:5000/team/app7:v1"]
+    assert "host.example:5000/team/app7:v1" not in goes(plan_of(here, images=ImageWish("unused", keep=patterns)))
+    assert time.process_time() - began < 4
+
+
+def test_compiled_patterns_take_a_bounded_space_and_one_more_than_fits_leaves_the_others_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, t.Any] = {}
+    monkeypatch.setattr(names, "_KNOWN_PIECES", known)
+    monkeypatch.setattr(names, "_MOST_PIECES", 3)
+    for _ in range(2):
+        assert [names.glob_fits(f"a{number}?", f"a{number}b") for number in range(5)] == [True] * 5
+        assert list(known) == ["a0?", "a1?", "a2?"]
 
 
 # -- in words ------------------------------------------------------------------------------------------
