@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import typing as t
 from fnmatch import translate
-from functools import lru_cache
 
 if t.TYPE_CHECKING:
     from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import Container, Image
@@ -20,6 +19,11 @@ _OFFICIAL = "library/"
 _IPV6_HOST = re.compile(r"\[(?=[0-9A-Fa-f.*?]*:[0-9A-Fa-f:.*?]*\](?:[:/*?]|$))")
 #: So much of a digest is enough, as of an id.
 _DIGEST_PREFIX = re.compile("[^:]+:[0-9a-f]{4,}")
+_SPECIAL = re.compile(r"[*?\[]")
+#: Patterns that were compiled. The first ones stay: were the oldest dropped, as lru_cache does, one pattern too many that is compared with each
+#: name in turn would have all compiled anew for each.
+_KNOWN_PIECES: dict[str, list[tuple[t.Pattern[str], int]]] = {}
+_MOST_PIECES = 8192
 ID_PREFIX = re.compile(r"(sha256:)?[0-9a-f]{4,64}")
 
 #: A container's id, whole or as the engine shortens it, that is neither a part of a path nor of a digest; in a call of the API it is.
@@ -52,6 +56,25 @@ def matches(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bo
     return False
 
 
+def selects_container(patterns: t.Sequence[str], names: t.Iterable[str]) -> bool:
+    """Whether one of the patterns selects a container by a name.
+
+    What it is called by a link of another one (``web/database``) is selected by a pattern that has a slash, part by part: else ``web*`` would
+    take what the containers that it means are linked to.
+    """
+    for name in names:
+        if "/" not in name:
+            if matches(patterns, "", (name,)):
+                return True
+            continue
+        parts = name.split("/")
+        for pattern in patterns:
+            wanted = pattern.lstrip("/").split("/")
+            if len(wanted) == len(parts) and all(_fits(*pair) for pair in zip(wanted, parts)):
+                return True
+    return False
+
+
 def has_label(labels: dict[str, str], pattern: str) -> bool:
     """Whether one of the labels fits ``key`` or ``key=value``; globs in both."""
     key, equals, value = pattern.partition("=")
@@ -69,7 +92,16 @@ def glob_fits(pattern: str, name: str) -> bool:
 
     As ``fnmatch.fnmatchcase``, but in time that grows with the length of both only: before Python 3.9 that makes one expression of
     all stars, which tries every way of sharing a text among them (``*a*a*a*a*b`` takes minutes for the names that an image's author chose).
+    Thousands of patterns are compared with each name, so that only what needs an expression has one made.
     """
+    special = _SPECIAL.search(pattern)
+    if not special:
+        return pattern == name
+    begin = special.start()
+    if pattern[:begin] != name[:begin]:
+        return False
+    if "?" not in pattern and "[" not in pattern:
+        return _stars_fit(pattern, name)
     try:
         (first, _length), *rest = _pieces(pattern)
     except re.error:
@@ -85,9 +117,31 @@ def glob_fits(pattern: str, name: str) -> bool:
     return found is not None and found.end() <= begin and last.match(name, begin) is not None
 
 
-@lru_cache(maxsize=1024)
+def _stars_fit(pattern: str, name: str) -> bool:
+    """The same for a glob that has stars only."""
+    first, *rest, last = pattern.split("*")
+    at, end = len(first), len(name) - len(last)
+    if not (name.startswith(first) and name.endswith(last)):
+        return False
+    for piece in rest:
+        found = name.find(piece, at)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return at <= end
+
+
 def _pieces(pattern: str) -> list[tuple[t.Pattern[str], int]]:
     """What stands before, between and behind a glob's stars: an expression of a fixed length, and that length."""
+    pieces = _KNOWN_PIECES.get(pattern)
+    if pieces is None:
+        pieces = _compiled(pattern)
+        if len(_KNOWN_PIECES) < _MOST_PIECES:
+            _KNOWN_PIECES[pattern] = pieces
+    return pieces
+
+
+def _compiled(pattern: str) -> list[tuple[t.Pattern[str], int]]:
     pieces, begin, length = [], 0, 0
     for at, end in glob_tokens(pattern):
         if pattern[at] == "*":

@@ -104,7 +104,7 @@ class Step(t.NamedTuple):
     """One removal. ``id`` is what the engine is asked for, ``name`` what people call it.
 
     ``expects`` is what has to be still so right before the act: a container's state; the tags beside which an image has
-    no others; a volume's creation. ``beside``: one of these tags still has to be the image's, when another goes and it stays.
+    no others; a volume's creation. ``beside``: one of these tags or digests still has to be the image's, when another goes and it stays.
     ``users`` are the containers from under which an image is taken by ``force``, with any other it stays; of a container those that
     use something of it, and have to be gone before.
     ``children``: images that have to be gone before this one, or its names, can go.

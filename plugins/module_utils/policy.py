@@ -66,7 +66,14 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.plan import (
     VolumeWish,
     Wishes,
 )
-from ansible_collections.fleetclean.docker.plugins.module_utils.selection import names_image, names_object, names_tag, why_unselected
+from ansible_collections.fleetclean.docker.plugins.module_utils.selection import (
+    names_container,
+    names_image,
+    names_object,
+    names_tag,
+    unselected_digests,
+    why_unselected,
+)
 from ansible_collections.fleetclean.docker.plugins.module_utils.snapshot import (
     LIVE_STATES,
     SERVICES,
@@ -333,7 +340,7 @@ def _killable(wish: ContainerWish) -> tuple[str, ...]:
 
 def _why_container_is_not_meant(container: Container, wish: ContainerWish) -> str | None:
     def named(patterns: t.Sequence[str]) -> bool:
-        return names_object(patterns, container.id, container.names or (container.name,))
+        return names_container(patterns, container.id, container.names or (container.name,))
 
     return why_unselected("containers", wish, container.labels, named)
 
@@ -422,26 +429,29 @@ def _decide_images(
         if not reason and any(child not in going for child in mine):
             reason = PARENT_STAYS
         reason = reason or _why_image_stays(draft, image, wish, evidence.moment, follows=bool(mine))
-        if reason != PARENT_STAYS and not (mine and _is_step(image)):
+        if reason != PARENT_STAYS:
+            # What has no name and a child may be a step of its build, and as well a base image whose tag moved on.
             reason = why_unselected("images", wish, image.labels, functools.partial(names_image, image=image)) or reason
-        tags_kept = {} if reason else _why_tags_stay(image, wish, newest)
-        if tags_kept and len(tags_kept) == len(image.tags):
-            reason = next(iter(tags_kept.values()))
-        elif tags_kept and users.of(image):
+        names_kept = {} if reason else _why_tags_stay(image, wish, newest)
+        if names_kept and len(names_kept) == len(image.tags):
+            reason = next(iter(names_kept.values()))
+        elif not reason and not names_kept and image.tags and wish.only is not None:
+            names_kept = dict.fromkeys(unselected_digests(wish.only, image), "not named in images.only")
+        if not reason and names_kept and users.of(image):
             reason = "used by a container"  # it stays anyway: then with all names that a host would pull it by again
         if reason:
             # A parent's bytes are its children's, too: they are counted there.
             draft.keep("image", image.id, name, 0 if reason == PARENT_STAYS else image.bytes, reason)
             continue
         why = _why_image_goes(draft, image, evidence, follows=bool(mine))
-        if tags_kept:
+        if names_kept:
             # The image stays under these names; only its other names go.
-            still = next(iter(tags_kept))
-            draft.keep("image", image.id, still, image.bytes, tags_kept[still])
+            still = next(iter(names_kept))
+            draft.keep("image", image.id, still, image.bytes, names_kept[still])
             steps = [
-                Step("tag", image.id, tag, 0, f"{why}; its image stays as {still}", beside=tuple(tags_kept))
+                Step("tag", image.id, tag, 0, f"{why}; its image stays as {still}", beside=tuple(names_kept))
                 for tag in image.tags
-                if tag not in tags_kept
+                if tag not in names_kept
             ]
         else:
             going.add(image.id)

@@ -389,7 +389,7 @@ class _Actor:
         if str(found.get("Id")) != step.id:
             return Result(step, _KEPT, "the tag names another image now")
         tags, digests = references(found)
-        if step.beside and not set(tags).intersection(step.beside):
+        if step.beside and not {*tags, *digests}.intersection(step.beside):
             return Result(step, _KEPT, "it is the last tag of its image now")
         if step.expects and set(tags).difference(step.expects):
             return Result(step, _KEPT, _TAGGED)  # then the image stays, and with all its names

@@ -6,8 +6,9 @@
 They read as ``keep`` and ``keep_labels`` do, with what a mistake costs the other way round: what is selected too much is lost. So
 
 * of an id it takes the twelve digits that Docker shows; ``cafe`` is a name, whatever ids begin so;
+* of a container its own name counts, and what a link calls it only where a pattern says both (``web/database``);
 * what has no name, such as an anonymous volume, is selected by its id alone, and by no glob;
-* of an image's tags those go that are selected, and it stays under the others;
+* of an image's tags those go that are selected, and it stays under the others; so it does under the digest of a repository that nobody selected;
 * an empty list selects nothing.
 """
 
@@ -21,7 +22,9 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.names import (
     has_label,
     matches,
     names_digest,
+    plain_name,
     repository,
+    selects_container,
 )
 
 if t.TYPE_CHECKING:
@@ -58,16 +61,33 @@ def names_object(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) 
     return matches(patterns, "", names) or matches(_ids(patterns), ident, ())
 
 
+def names_container(patterns: t.Sequence[str], ident: str, names: t.Iterable[str]) -> bool:
+    """The same for a container, without what others that are linked to it call it."""
+    return selects_container(patterns, names) or matches(_ids(patterns), ident, ())
+
+
 def names_image(patterns: t.Sequence[str], image: Image) -> bool:
-    """Whether one of the patterns names an image: by its id, a digest, one of its tags or, without one, the repository of a digest."""
+    """Whether the patterns name an image: by its id, a bare digest, one of its tags or, where it has none, each of its digests."""
     if image.tags:
         return any(names_tag(patterns, image, tag) for tag in image.tags)
-    repositories = [digest.partition("@")[0] for digest in image.digests]
-    return (
-        _names_content(patterns, image)
-        or any(fits_image(pattern, name) for pattern in patterns for name in repositories)
-        or any(names_digest(pattern, digest) for pattern in patterns for digest in image.digests)
-    )
+    digests = image.digests
+    return _names_content(patterns, image) or (bool(digests) and all(_names_repository_or_digest(patterns, digest) for digest in digests))
+
+
+def unselected_digests(patterns: t.Sequence[str], image: Image) -> list[str]:
+    """The digests that the image keeps though all of its tags are selected: of repositories in which it has no tag, and that nobody named."""
+    if _names_content(patterns, image):
+        return []
+    families = {plain_name(repository(tag)) for tag in image.tags}
+    return [
+        digest for digest in image.digests
+        if plain_name(digest.partition("@")[0]) not in families and not _names_repository_or_digest(patterns, digest)
+    ]
+
+
+def _names_repository_or_digest(patterns: t.Sequence[str], digest: str) -> bool:
+    family = digest.partition("@")[0]
+    return any(fits_image(pattern, family) or names_digest(pattern, digest) for pattern in patterns)
 
 
 def names_tag(patterns: t.Sequence[str], image: Image, tag: str) -> bool:

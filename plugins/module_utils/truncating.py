@@ -478,10 +478,10 @@ def _after_restart(cut: Cut, why: str) -> Cut:
 
 
 def _wanted(container: snapshot.Container, wish: options.LogWish) -> bool:
-    known = container.names or (container.name,)
-    return names.matches(wish.containers, container.id, known) and not any(
-        names.has_label(container.labels, pattern) for pattern in wish.keep_labels
-    )
+    # By default all: then also one that an engine lists without a name of its own.
+    known = container.names if "/" not in container.name else (*container.names, container.id[:12])
+    selected = names.selects_container(wish.containers, known or (container.name,)) or names.matches(wish.containers, container.id, ())
+    return selected and not any(names.has_label(container.labels, pattern) for pattern in wish.keep_labels)
 
 
 def _line(cut: Cut, wish: options.LogWish) -> str:

@@ -55,6 +55,8 @@ options:
       only:
         description:
           - Only those with one of these names (globs) or ids; others stay, and what they have.
+          - What a link calls a container, such as C(web/database), is selected by a pattern that has a slash, part by part; C(web*) does not select
+            what C(web) is linked to.
           - Where O(containers.only_labels) is given as well, both have to select it. Without the option all are meant; an empty list selects nothing,
             be it that a template found nothing. What O(containers.keep) or O(keep_labels) names stays all the same.
           - Of an id the twelve digits that Docker shows are enough.
@@ -104,8 +106,11 @@ options:
           - Where O(images.only_labels) is given as well, both have to select it. Without the option all are meant; an empty list selects nothing,
             be it that a template found nothing. What O(images.keep) or O(keep_labels) names stays all the same.
           - Of an id the twelve digits that Docker shows are enough.
-          - Of an image with several tags those go that are selected, and it stays under the others. One without a tag or a digest has no name, so no
-            glob selects it; the steps of its build go with the last image that they belong to.
+          - Of an image with several tags those go that are selected, and it stays under the others. So it does under a digest by which another
+            repository is known (C(docker images --digests)), unless that is selected, too; of one without a tag all digests have to be.
+          - One without a tag or a digest has no name, so no glob selects it. That goes for what an image was built on, too, be it a step of its build or
+            a base image whose tag moved on, which engines show alike. It stays when the image goes, unless its id or, where O(images.only) is left
+            out, a label of its own selects it.
         type: list
         elements: str
       only_labels:

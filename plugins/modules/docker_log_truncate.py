@@ -34,7 +34,9 @@ attributes:
     support: full
 options:
   containers:
-    description: Whose logs, by name (globs) or id; all by default. Running and stopped containers.
+    description:
+      - Whose logs, by name (globs) or id; all by default. Running and stopped containers.
+      - What a link calls a container, such as C(web/database), is meant by a pattern that has a slash only, part by part.
     type: list
     elements: str
     default: ["*"]

@@ -188,7 +188,7 @@ def random_wishes(dice: Dice, engine: Model) -> policy.Wishes:
                 keep=some("c1", "c[23]", hexadecimal("container 4"), hexadecimal("container 0")[:12], "*/alias5"),
                 volumes=dice.chance(0.5),
                 compose=dice.chance(0.3),
-                only=only("c1", "c[23]", hexadecimal("container 0")[:12], "*/alias5"),
+                only=only("c1", "c[23]", "c0*", hexadecimal("container 0")[:12], "*/alias5"),
                 only_labels=only_labels(),
             )
         ),
@@ -590,6 +590,28 @@ def test_an_image_that_a_container_mounts_since_the_plan_stays(store: str) -> No
     engine.add_box("new", sha("base"), state="running", mounted=["data:1"])
     assert [(kept.name, kept.reason) for kept in act(made, 1).kept] == [("data:1", "it came into use")]
     assert ("tag", "data:1") in engine.everything()
+
+
+@both_stores
+def test_what_is_selected_goes_and_leaves_digests_links_and_parents_that_are_not(store: str) -> None:
+    engine = Model(store)
+    engine.add_image("base", created=NOW - DAY)
+    own = engine.add_image("i", "app:1", "app:2", created=NOW - DAY)
+    own.references += [f"app@{own.id}", f"other@{own.id}"]
+    engine.add_image("j", "app:3", created=NOW - DAY, parent="base")
+    engine.add_image("run", "run:1", created=NOW - DAY)
+    engine.add_box("c1", sha("run"), created=NOW - DAY, finished=NOW - DAY)
+    engine.add_box("db", sha("run"), created=NOW - DAY, finished=NOW - DAY, links=["/c1/db"])
+    wishes = policy.Wishes(containers=policy.ContainerWish(only=("c*",)), images=policy.ImageWish("unused", only=("app",)))
+    plan = policy.decide(look(engine, wishes), wishes)
+    made = Case(engine, wishes, Expected(engine, wishes, {}), plan, {})
+    check_plan(made)
+    assert sorted(step.name for step in plan.steps) == ["app:1", "app:2", "app:3", "c1"]
+    outcome = act(made, 1)
+    assert (outcome.failed, outcome.kept) == ([], [])
+    assert own.references == [f"other@{own.id}"]
+    assert {("container", hexadecimal("container db")), ("image", own.id), ("image", sha("base"))} <= engine.everything()
+    assert policy.decide(look(engine, wishes), wishes).steps == ()
 
 
 @both_stores

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import policy
 from model import Box, Data, Model, Net, Picture, Record
@@ -126,8 +127,13 @@ class Expected:
         )
 
     def box_is_meant(self, box: Box, wish: policy.ContainerWish) -> bool:
-        links = [link.lstrip("/") for link in box.links]
-        return self.meant(wish, box.labels, lambda patterns: self.named(patterns, box.id, box.name, *links))
+        """A path is matched part by part, so that no link is a name of its own."""
+        linked = [PurePosixPath(link) for link in box.links]
+
+        def named(patterns: t.Sequence[str]) -> bool:
+            return self.named(patterns, box.id, box.name) or any(path.match(f"/{pattern}") for path in linked for pattern in patterns)
+
+        return self.meant(wish, box.labels, named)
 
     def starts_again(self, box: Box) -> bool:
         tries = box.restart == "on-failure" and box.exit_code != 0 and (box.retries == 0 or box.restarted < box.retries)
@@ -178,11 +184,12 @@ class Expected:
                 continue
             self.judged[picture.id] = self.image_stays(picture, wish, bool(mine)) or any(self.judged[child] for child in mine)
             kept = {tag for tag in picture.tags if self.tag_stays(tag, wish) or not self.tag_is_meant(tag, picture, wish)}
-            if kept and self.has_user(picture):
+            known = not kept and self.stays_by_digest(picture, wish)
+            if (kept or known) and self.has_user(picture):
                 self.judged[picture.id] = True  # it stays anyway, and then with all names by which it would be pulled again
             if not self.judged[picture.id]:
                 self.goes.update(("tag", tag) for tag in picture.tags if tag not in kept)
-                if kept:
+                if kept or known:
                     self.judged[picture.id] = True
                 else:
                     self.goes.add(("image", picture.id))
@@ -199,11 +206,10 @@ class Expected:
         hosts = [box for box in self.engine.boxes.values() if self.manager(box.labels, box) == "host"]
         repositories = [] if picture.tags else [digest.partition("@")[0] for digest in picture.digests]
         local = not picture.digests or self.engine.containerd
-        step = parent and not picture.tags and not picture.digests
         if (
             users
-            or (not step and not picture.tags and not self.meant(wish, picture.labels, lambda patterns: self.names_untagged(patterns, picture)))
-            or (wish.only_labels is not None and not step and not self.labelled(picture.labels, wish.only_labels))
+            or (not picture.tags and not self.meant(wish, picture.labels, lambda patterns: self.names_untagged(patterns, picture)))
+            or (wish.only_labels is not None and not self.labelled(picture.labels, wish.only_labels))
             or (self.keeping and (hosts or self.served(picture)))
             or self.labelled(picture.labels)
             # Beside tags, each of which is judged by itself, a digest counts only where it is named as one.
@@ -225,7 +231,19 @@ class Expected:
         return self.young(self.last_use(picture), limit)
 
     def names_untagged(self, patterns: t.Sequence[str], picture: Picture) -> bool:
-        return self.named(self.plain(patterns), picture.id, *picture.digests, *(digest.partition("@")[0] for digest in picture.digests))
+        """Each of its names has to be meant, or it by its id."""
+        return all(self.named(self.plain(patterns), picture.id, *names) for names in self.by_digest(picture) or [()])
+
+    @staticmethod
+    def by_digest(picture: Picture) -> list[tuple[str, ...]]:
+        return [(digest, digest.partition("@")[0]) for digest in picture.digests]
+
+    def stays_by_digest(self, picture: Picture, wish: policy.ImageWish) -> bool:
+        """All its tags go; some other repository's digest is a name, too, that nobody meant."""
+        if wish.only is None or not picture.tags:
+            return False
+        own = [tag[: tag.rindex(":")] for tag in picture.tags]
+        return any(family not in own and not self.named(self.plain(wish.only), picture.id, digest, family) for digest, family in self.by_digest(picture))
 
     def tag_is_meant(self, tag: str, picture: Picture, wish: policy.ImageWish) -> bool:
         if wish.only is None:

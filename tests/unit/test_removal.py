@@ -344,6 +344,15 @@ def test_the_last_tag_of_an_image_that_was_to_stay_stays() -> None:
     assert kept_for(Looked(["app:2", "app:1"], [box("c", ImageID="i")]), one) == "it came into use"
 
 
+@pytest.mark.parametrize(("digests", "reason"), [(["base@sha256:d"], ""), (["app@sha256:d"], "it is the last tag of its image now")])
+def test_a_tag_beside_which_another_repositorys_digest_stays_goes_while_that_is_there(digests: list[str], reason: str) -> None:
+    class Known(Looked):
+        def image(self, ident: str) -> dict[str, t.Any]:
+            return {**super().image(ident), "RepoDigests": digests}
+
+    assert kept_for(Known(["app:2"]), Step("tag", "i", "app:2", 0, "why", beside=("base@sha256:d",))) == reason
+
+
 def test_an_image_that_got_another_tag_keeps_all_its_tags() -> None:
     one = Step("tag", "i", "app:2", 0, "why", expects=("app:1", "app:2"))
     assert kept_for(Looked(["app:2", "app:1"]), one) == ""

@@ -244,6 +244,18 @@ def test_what_is_named_is_cut_and_what_is_labelled_stays(make: Make) -> None:
     assert not world.result["changed"]
 
 
+def test_what_a_container_is_linked_to_keeps_its_log(make: Make) -> None:
+    """The engine lists it as ``web-1/database`` as well; only a pattern that has a slash means that."""
+    world = make()
+    world.add("web-1", state="exited")
+    world.add("db", state="exited").links.append("/web-1/database")
+    assert names(world.run(check=True, containers=["web-*"])) == ["web-1"]
+    assert names(world.run(check=True, containers=["web-*/data*"])) == ["db"]
+    assert names(world.run(check=True, containers=["/web-1/database"])) == ["db"]
+    world.add("x", state="exited").name = "web-1/x"
+    assert names(world.run(check=True)) == ["web-1", "db", "web-1/x"], "all are all, also what has no name of its own"
+
+
 def test_only_what_is_larger_is_cut_to_what_is_kept(make: Make) -> None:
     world = make()
     world.add("large", state="exited")
