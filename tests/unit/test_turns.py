@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from ansible import constants
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import fleet, turns
-from conftest import ROOT
+from conftest import COLLECTIONS
 
 NAMES = ["a", "b/" + "x" * 300, "c"]
 
@@ -107,8 +110,20 @@ def test_a_host_that_has_not_come_is_still_running_and_had_not_nothing_to_do() -
         f"{name} still running: it has not come to the end yet" for name in ("work", "asked")]
 
 
-def test_each_host_asks_for_its_own_turn() -> None:
-    """With run_once Ansible gives each answer to all hosts, under free as well, and the last one's would be everybody's."""
-    tasks = yaml.safe_load((ROOT / "roles/cleanup/tasks/summary.yml").read_text())
-    (turn,) = [task for task in tasks if "fleetclean.docker.cleanup_turn" in task]
-    assert "run_once" not in turn
+def test_a_play_of_many_hosts_that_do_not_wait_for_each_other_prints_one_table(tmp_path: Path) -> None:
+    """Ansible gives each host's answer to all hosts where ``run_once`` is set, under free as well."""
+    names = [f"h{number}" for number in range(10)]
+    answer = {"failed": True, "failure": "no_engine", "msg": "docker_disk_report: no Docker here."}
+    common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "_cleanup_engine": answer}
+    (tmp_path / "hosts.json").write_text(json.dumps({"all": {"hosts": dict.fromkeys(names, common)}}))
+    role = {"name": "fleetclean.docker.cleanup", "rolespec_validate": False}
+    parts = [{"ansible.builtin.import_role": {**role, "tasks_from": part}, "vars": {"_cleanup_table": "clean"}} for part in ("preflight", "summary")]
+    (tmp_path / "play.json").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "strategy": "free", "tasks": parts}]))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    ours = {"ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_LOCAL_TEMP": str(tmp_path), "ANSIBLE_NOCOLOR": "1", "LC_ALL": "C.UTF-8"}
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", str(tmp_path / "hosts.json"), str(tmp_path / "play.json"), "--forks", "10"]
+    done = subprocess.run(command, cwd=tmp_path, env={**kept, **ours}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (fleet_line,) = [line for line in done.stdout.splitlines() if line.startswith("fleet ")]
+    assert "10 hosts" in fleet_line and "10 without Docker" in fleet_line
+    assert "still running" not in done.stdout
