@@ -12,7 +12,7 @@ from ansible_collections.fleetclean.docker.plugins.module_utils.errors import Fl
 
 # page: what the role's filters import. Ansible loads action plugins before it forks workers, and filters in each worker that uses one.
 from ansible_collections.fleetclean.docker.plugins.plugin_utils import page, preflight, turns
-from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import batch_of, will_run
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import batch_of, play_id, will_run
 
 __all__ = ["ActionModule", "page"]
 
@@ -23,7 +23,7 @@ class ActionModule(ActionBase):
     _requires_connection = False
 
     def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        result = super().run(tmp, task_vars)
+        result = {**super().run(tmp, task_vars), "play": play_id(self._task)}
         try:
             options = preflight.check(task_vars or {}, self._templar.template, self._task.args.get("report") is True)
             turns.begin(self._task, task_vars or {})

@@ -6,8 +6,7 @@
 Ansible's own ``debug`` prints a list as a quoted one: no column is where it has to be, and a line of a hundred columns wraps. So the
 lines go to Ansible's Display as they are, once, and stand in the result as well.
 
-With the strategy free each host comes here when it is done, and ``run_once`` is not known: the last one has the table (plugin_utils/turns.py). Whether it
-is the last is not left to a variable of an earlier task: with ``run_once`` each host's answer takes the place of everybody's, under free as well.
+With the strategy free each host comes here when it is done, and ``run_once`` is not known: the last one has the table (plugin_utils/turns.py).
 """
 
 from __future__ import annotations
@@ -26,25 +25,23 @@ _DEFAULT = "ansible.plugins.callback.default"
 
 
 class ActionModule(ActionBase):
-    """Prints the table ``table`` and returns its lines in ``msg``; and in ``running`` the hosts that are still at work."""
+    """Prints the table ``table`` and returns its lines in ``msg``. ``running``: hosts that are still at work."""
 
     _requires_connection = False
 
     def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
-        turn = turns.come(self._task, variables)
-        result.update(changed=False, running=list(turn.running))
-        if not turn.is_last:
-            return {**result, "skipped": True}
-        hosts = (variables["hostvars"][name] for name in variables["ansible_play_hosts_all"])
-        records = [turns.record(host, turn.running) for host in hosts]
+        if not turns.tells(self._task, variables):
+            return {**result, "changed": False, "skipped": True}
+        running = self._task.args.get("running") or ()
+        records = [turns.record(variables["hostvars"][name], running) for name in variables["ansible_play_hosts_all"]]
         # The names in them are other people's.
         lines = [printable(line) for line in fleet.fleet_table(records, str(self._task.args.get("table")), bool(variables.get("ansible_check_mode")))]
         if lines and _leaves_results_out():
             Display().display("\n".join(lines))
         # With -v Ansible would print them again.
-        return {**result, "_ansible_verbose_override": True, "msg": lines}
+        return {**result, "changed": False, "_ansible_verbose_override": True, "msg": lines}
 
 
 def _leaves_results_out() -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import Batch, batch_of, speaks, was_spared
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import Batch, Noted, batch_of, play_id
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.host_record import host_record, host_trouble
 
 #: So many hosts of earlier batches are named with their reasons; the table names all.
@@ -24,7 +24,7 @@ class ActionModule(ActionBase):
     _requires_connection = False
 
     def run(self, tmp: None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        result = super().run(tmp, task_vars)
+        result = {**super().run(tmp, task_vars), "play": play_id(self._task)}
         variables = task_vars or {}
         trouble = host_trouble(host_record(variables))
         batch = batch_of(self._task, variables)
@@ -32,7 +32,7 @@ class ActionModule(ActionBase):
         if trouble and name == next(iter(batch.hosts), None) and batch.may_spare and not _somebody_is_well(batch, variables):
             words = f"{trouble} The run fails for it with the last batch; failing here would end it for the hosts of later ones."
             return {**result, "changed": False, "skipped": True, "spared": True, "msg": words}
-        spared = _spared(name, batch, variables) if batch.is_last else ""
+        spared = _spared(name, batch, variables, Noted(self._task, variables["hostvars"])) if batch.is_last and batch.earlier else ""
         if spared and not trouble:
             spared += f" {name} is well: it fails for them."
         if trouble or spared:
@@ -49,12 +49,13 @@ def _somebody_is_well(batch: Batch, variables: t.Mapping[str, t.Any]) -> bool:
     return any(record["status"] in ("ok", "no_docker") for record in others)
 
 
-def _spared(name: str, batch: Batch, variables: t.Mapping[str, t.Any]) -> str:
+def _spared(name: str, batch: Batch, variables: t.Mapping[str, t.Any], noted: Noted) -> str:
     """The hosts of earlier batches that were spared, with their reasons; empty if it is not for this host to say."""
-    hostvars = variables["hostvars"]
+    if not noted.speaks(name, batch, variables.get("ansible_play_hosts_all") or (), lambda host: _trouble(host, variables)):
+        return ""
     # A second run of the role may have found a host well.
-    found = [(host, words) for host, words in ((host, _trouble(host, variables)) for host in batch.earlier if was_spared(host, hostvars)) if words]
-    if not found or not speaks(name, batch, variables.get("ansible_play_hosts_all") or (), hostvars, lambda host: _trouble(host, variables)):
+    found = [(host, words) for host, words in ((host, _trouble(host, variables)) for host in batch.earlier if noted.was_spared(host)) if words]
+    if not found:
         return ""
     named = "; ".join(f"{host}: {words.rstrip('.')}" for host, words in found[:_MOST_NAMED])
     more = f"; and {len(found) - _MOST_NAMED} more, see the table" if len(found) > _MOST_NAMED else ""

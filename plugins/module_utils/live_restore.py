@@ -5,7 +5,8 @@
 
 Invariants
 
-* An engine is restarted only if its command line and its file, as they are now, let it start with the data root and the live-restore that it has.
+* An engine is restarted only if its file as it is now, with the command line of its process, lets it start with the data root, the storage driver, the
+  image store and the live-restore that it has. What an administrator changed in a service's own command line meanwhile is not seen.
 * The file is the one that the engine reads: what its proven process was started with, seen alike from there and from here, and of nobody else's.
 * Only `live-restore` is added: all else stays to the byte, and so do mode, owner and attributes. An explicit `false` is somebody's decision.
 * A new file is written whole beside the old one and renamed; where there was none it takes no name that somebody gave away meanwhile. Where the
@@ -26,7 +27,7 @@ import signal
 import time
 import typing as t
 
-from ansible_collections.fleetclean.docker.plugins.module_utils import processes, restarting, safe_open, trust
+from ansible_collections.fleetclean.docker.plugins.module_utils import processes, restarting, safe_open, storage, trust
 from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
@@ -36,7 +37,10 @@ _DEFAULT_PATH, _DEFAULT_ROOT = "/etc/docker/daemon.json", "/var/lib/docker"
 #: What may be given in both, the file and the command line (moby, daemon/config: findConfigurationConflicts), or means something else there.
 _IN_BOTH = ("runtimes", "features")
 #: Options that have other names on the command line.
-_OTHER_NAMES = {"hosts": {"-H", "--host"}, "debug": {"-D"}, "log-level": {"-l"}, "group": {"-G"}, "bridge": {"-b"}, "pidfile": {"-p"}}
+_OTHER_NAMES = {"hosts": "-H", "debug": "-D", "log-level": "-l", "group": "-G", "bridge": "-b", "pidfile": "-p", "storage-driver": "-s"}
+_SNAPSHOTTER = "containerd-snapshotter"
+#: Before this release an engine has graph drivers unless it is told otherwise (Docker Engine 29 release notes).
+_SNAPSHOTTER_BY_ITSELF = 29
 #: As Go reads a flag (strconv.ParseBool).
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _MAX_FILE_BYTES = 1 << 20
@@ -94,7 +98,7 @@ def check(engine: Engine, found: processes.Engine) -> Change:
     try:
         before, content = _read(process, path, {0, found.user_id})
         values = _values(path, content)
-        _refuse_unfit(line, values, str(engine.info.get("DockerRootDir") or ""))
+        _refuse_unfit(line, values, engine.info)
         return Change(process, path, before, None if values.get(_KEY) is True else _with_key(path, content))
     except _Unfit as why:
         raise _refusal(str(why)) from None
@@ -148,7 +152,7 @@ def check_restart(engine: Engine, found: processes.Engine) -> None:
                 raise
             content = b""
         values = _values(path, content)
-        _refuse_unfit(line, values, str(engine.info.get("DockerRootDir") or ""))
+        _refuse_unfit(line, values, engine.info)
         if values.get(_KEY) is not True and line.live_restore not in _TRUE:
             raise _Unfit(f"{path} does not turn {_KEY} on (any more), which the engine has: restarted, it would stop its containers. Mend it")
     except _Unfit as why:
@@ -193,7 +197,8 @@ def _command_line(process: processes.Process) -> _CommandLine:
         if argument.startswith("-g") and not given:
             name, given, value = "-g", argument[2:], argument[2:]
         value = value if given else "".join(arguments[number + 1:number + 2])
-        options.add(name)
+        # A short one may have its value right behind it.
+        options.update({name, name[:2]} if argument[:1] == "-" != argument[1:2] else {name})
         if name == "--config-file":
             path = value
         elif name in ("--data-root", "--graph", "-g"):
@@ -268,17 +273,43 @@ def _refuse_other_view(process: processes.Process, folder: str) -> None:
         raise trust.NotTrusted(f"{folder} is another folder to the engine")
 
 
-def _refuse_unfit(line: _CommandLine, values: dict[str, t.Any], root: str) -> None:
-    """Refuse a file that was changed since the engine read it: restarted, it would not start, or have none of its containers."""
+def _refuse_unfit(line: _CommandLine, values: dict[str, t.Any], info: t.Mapping[str, t.Any]) -> None:
+    """Refuse a file that was changed since the engine read it: restarted, it would not start, or have none of its containers.
+
+    :param info: the engine's answer to ``GET /info``.
+    """
     for key in values:
-        if key not in _IN_BOTH and line.options & {f"--{key}", *_OTHER_NAMES.get(key, ())}:
+        # A list has one name in the file (log-opts, insecure-registries) and another on the command line (--log-opt, --insecure-registry).
+        spellings = {f"--{key}", f"--{key[:-1]}" if key.endswith("s") else "", f"--{key[:-3]}y" if key.endswith("ies") else "", _OTHER_NAMES.get(key, "")}
+        if key not in _IN_BOTH and line.options & (spellings - {""}):
             raise _Unfit(f"{line.path} and the engine's command line both give {json.dumps(key)[:80]}, with which it does not start. Mend the file")
     given = next(((key, values[key]) for key in ("data-root", "graph") if values.get(key)), None)
+    root = str(info.get("DockerRootDir") or "")
     wanted, real = os.path.realpath(str(given[1]) if given else line.root), os.path.realpath(root)
     # With userns-remap the engine's is a folder in it, which has the numbers of that user and group.
     if not re.fullmatch(rf"{re.escape(wanted)}(/[0-9]+\.[0-9]+)?", real):
         says = f'says "{given[0]}": {json.dumps(given[1])[:200]}' if given else f"names no data root, which makes it {line.root}"
         raise _Unfit(f"{line.path} {says}, and the engine's data root is {root}: restarted, it would have none of its containers. Mend it")
+    for key, is_so, has in (
+        ("userns-remap", bool(values.get("userns-remap")) or "--userns-remap" in line.options, wanted != real),
+        (_SNAPSHOTTER, *_snapshotter(line, values, info)),
+        # With containerd's image store it means a snapshotter, which has other names.
+        ("storage-driver", values.get("storage-driver") or info.get("Driver"), info.get("Driver")),
+    ):
+        if is_so != has and not (key == "storage-driver" and storage.from_info(dict(info)).image_store == "containerd"):
+            raise _Unfit(f"{line.path} gives the engine another {key} than it has: restarted, it would have none of its containers. Mend it")
+
+
+def _snapshotter(line: _CommandLine, values: dict[str, t.Any], info: t.Mapping[str, t.Any]) -> tuple[bool, bool]:
+    """Whether the engine would have containerd's image store, as far as that is told, and whether it has it."""
+    has = storage.from_info(dict(info)).image_store == "containerd"
+    features = values.get("features")
+    told = features.get(_SNAPSHOTTER) if isinstance(features, dict) else None
+    if isinstance(told, bool):
+        return told, has
+    major = str(info.get("ServerVersion") or "").partition(".")[0]
+    is_known = major.isdigit() and int(major) < _SNAPSHOTTER_BY_ITSELF and "--feature" not in line.options
+    return (False, has) if is_known else (has, has)
 
 
 def _values(path: str, content: bytes) -> dict[str, t.Any]:
@@ -449,10 +480,7 @@ def _put_back(folder: int, name: str, change: Change, ours: tuple[int, ...]) -> 
     try:
         if _identity_at(folder, name) != ours:
             _clean_up(folder, name)
-            raise _refusal(
-                f"the engine does not say that it is on after {change.path} was reloaded; its log says why. Somebody else changed the file meanwhile, so it "
-                "stays as he left it; look at it", "engine"
-            )
+            raise _refusal(f"{change.path} was changed by somebody else meanwhile, so it stays as he left it; look at it, and at the engine's log", "engine")
         if change.before is None:
             os.unlink(name, dir_fd=folder)
         else:

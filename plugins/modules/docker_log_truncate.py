@@ -84,10 +84,10 @@ options:
       - What may be started again where the engine can no longer read or write a log properly (RV(logs[].readers) is V(stale)),
         by this run, an earlier one, or somebody who deleted or renamed a log. Whether it helped is looked at in the same run.
       - V(engine) needs live-restore, which stops no container, and is refused without (O(live_restore) can turn it on). systemd is asked to restart it where it
-        runs the engine; elsewhere the engine is ended and, if nobody else does so, started as it was. That is refused for an engine of
-        another user or in namespaces of its own (one without root), and for a program that others than root could have put there.
-        It is refused as well where systemd ends what the engine started together with it (C(KillMode)), if live-restore is off by then, and
-        where the engine would not start with its C(daemon.json) and command line as they are by then, or with another data root or without
+        runs the engine; elsewhere the engine is ended and, if nobody else does so, started as it was. That is refused for a program that
+        others than root could have put there. It is refused as well for an engine without root (use V(containers)), where systemd ends what
+        the engine started together with it (C(KillMode)), if live-restore is off by then, and where the engine would not start with its
+        C(daemon.json) and command line as they are by then, or with another data root, storage driver or image store, or without
         live-restore.
       - V(containers) restarts the containers concerned, and no others.
     type: str

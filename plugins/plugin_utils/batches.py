@@ -32,7 +32,7 @@ _ORDERS: dict[t.Any, t.Callable[[list[str]], list[str]]] = {
 }
 
 #: The strategies that have each task done by all hosts before the next one begins.
-_IN_STEP = ("linear", "debug", "mitogen_linear")
+_IN_STEP = ("linear", "debug", "mitogen", "mitogen_linear")
 
 
 class Batch(t.NamedTuple):
@@ -69,23 +69,45 @@ def batch_of(task: t.Any, variables: t.Mapping[str, t.Any]) -> Batch:
     return Batch(hosts, earlier, is_last, not is_last and not counts and is_in_step and arrange is not None)
 
 
-def speaks(name: str, batch: Batch, everybody: t.Iterable[str], hostvars: t.Mapping[str, t.Any], trouble: t.Callable[[str], str]) -> bool:
-    """Whether this host of the last batch is the one that fails for those that were spared.
+class Noted:
+    """What the role noted in this play: a host's variables outlive plays, and a role that is skipped overwrites none of them.
 
-    :param everybody: the play's hosts, those that failed too.
-    :param trouble: says why a host needs a look; empty if it does not.
+    A host's variables are expensive (Ansible puts all of them together), so none is asked for that decides nothing.
     """
-    if any(host not in batch.hosts and _noted(hostvars, host, "_cleanup_verdict").get("spoke") is True for host in everybody):
-        return False
-    # What the role's own `when` skips is registered as skipped.
-    checked = ((host, _noted(hostvars, host, "_cleanup_preflight")) for host in batch.hosts)
-    able = [host for host, options in checked if options and options.get("skipped") is not True]
-    return name == next((host for host in able if trouble(host)), next(iter(able), None))
 
+    def __init__(self, task: t.Any, hostvars: t.Mapping[str, t.Any]) -> None:
+        self._play = play_id(task)
+        self._hostvars = hostvars
 
-def was_spared(name: str, hostvars: t.Mapping[str, t.Any]) -> bool:
-    """Whether a host of an earlier batch was spared; who failed there and was rescued was not."""
-    return _noted(hostvars, name, "_cleanup_verdict").get("spared") is True
+    def speaks(self, name: str, batch: Batch, everybody: t.Iterable[str], trouble: t.Callable[[str], str]) -> bool:
+        """Whether this host of the last batch is the one that fails for those that were spared: the first in trouble, else the first.
+
+        :param everybody: the play's hosts, those that failed too.
+        :param trouble: says why a host needs a look; empty if it does not.
+        """
+        is_troubled = bool(trouble(name))
+        for host in batch.hosts:
+            if host == name:
+                break
+            # One before this host in the batch speaks.
+            if self._is_able(host) and (not is_troubled or trouble(host)):
+                return False
+        if not self._is_able(name) or (not is_troubled and any(self._is_able(host) and trouble(host) for host in batch.hosts if host != name)):
+            return False
+        return not any(host not in batch.hosts and self._of(host, "_cleanup_verdict").get("spoke") is True for host in everybody)
+
+    def was_spared(self, name: str) -> bool:
+        """Whether a host of an earlier batch was spared; who failed there and was rescued was not."""
+        return self._of(name, "_cleanup_verdict").get("spared") is True
+
+    def _is_able(self, name: str) -> bool:
+        """Whether the role ran on a host, and comes to its end there."""
+        return bool(self._of(name, "_cleanup_preflight")) and self._of(name, "_cleanup_preflight").get("failed") is not True
+
+    def _of(self, name: str, variable: str) -> t.Mapping[str, t.Any]:
+        found = self._hostvars[name].get(variable) if name in self._hostvars else None
+        # What the role's own `when` skips is registered as skipped, without a play.
+        return found if isinstance(found, t.Mapping) and found.get("play") == self._play else {}
 
 
 def will_run(task: t.Any, tags: t.Iterable[str]) -> bool:
@@ -101,9 +123,9 @@ def will_run(task: t.Any, tags: t.Iterable[str]) -> bool:
     return is_wanted and not {*later, "all", "tagged"} & unwanted
 
 
-def _noted(hostvars: t.Mapping[str, t.Any], name: str, variable: str) -> t.Mapping[str, t.Any]:
-    found = hostvars[name].get(variable) if name in hostvars else None
-    return found if isinstance(found, t.Mapping) else {}
+def play_id(task: t.Any) -> str:
+    """What tells a play of a run from its others."""
+    return str(getattr(play_of(task), "_uuid", ""))
 
 
 def play_of(task: t.Any) -> t.Any:

@@ -21,7 +21,7 @@ import re
 import typing as t
 
 from ansible import constants
-from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import play_of
+from ansible_collections.fleetclean.docker.plugins.plugin_utils.batches import play_id, play_of
 from ansible_collections.fleetclean.docker.plugins.plugin_utils.host_record import HostRecord, host_record
 
 _EACH_ON_ITS_OWN = re.compile(r"(?:.*[._])?(?:free|host_pinned)")
@@ -62,7 +62,29 @@ def come(task: t.Any, variables: t.Mapping[str, t.Any]) -> Turn:
     if running:
         return Turn(False, running)
     # Two that come at once both see that all have come.
-    return Turn(_number(folder, "told", " ".join(sorted(_name(name) for name in expected)), turn) == turn)
+    is_last = _number(folder, "told", " ".join(sorted(_name(name) for name in expected)), turn) == turn
+    if is_last:
+        _number(folder, "teller", me)
+    return Turn(is_last)
+
+
+def tells(task: t.Any, variables: t.Mapping[str, t.Any]) -> bool:
+    """Whether this host came last, and has not told yet. To be asked in a later task than `come`.
+
+    What a worker knows of other hosts is what Ansible knew when it made that worker: in the very task in which a host finds that it is the last,
+    the others' answers may be missing. And a variable that the earlier task registers would not do: with ``run_once`` each host's answer takes the
+    place of everybody's, under free as well.
+    """
+    folder = _folder(task)
+    if not folder:
+        return True
+    try:
+        os.unlink(_file(folder, "teller", str(variables["inventory_hostname"]), 0))
+        return True
+    except FileNotFoundError:
+        return not os.access(folder, os.W_OK)
+    except OSError:
+        return True
 
 
 def record(hostvars: t.Mapping[str, t.Any], running: t.Collection[str] = ()) -> HostRecord:
@@ -82,7 +104,7 @@ def _folder(task: t.Any) -> str:
     if not _EACH_ON_ITS_OWN.fullmatch(str(getattr(play, "strategy", ""))):
         return ""
     # A folder of this run of Ansible alone, which removes it at its end.
-    folder = os.path.join(constants.DEFAULT_LOCAL_TMP, f"fleetclean-{_name(str(getattr(play, '_uuid', '')))}")
+    folder = os.path.join(constants.DEFAULT_LOCAL_TMP, f"fleetclean-{_name(play_id(task))}")
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError:

@@ -70,7 +70,7 @@ def test_nobody_is_spared_where_failures_count_or_the_last_batch_is_not_known() 
     assert not batch(["b"], order="shuffle").may_spare
     assert not batch(["b"], strategy="free").may_spare
     assert not batch(["b"], strategy="ansible.builtin.host_pinned").may_spare
-    assert batch(["b"], strategy="debug").may_spare
+    assert batch(["b"], strategy="debug").may_spare and batch(["b"], strategy="mitogen").may_spare
     assert batch(["b"]).may_spare
 
 
@@ -100,7 +100,8 @@ REFUSED = {"cleanup_images_older_than": "9 lives"}
 
 
 def run(
-    folder: Path, hosts: dict[str, dict[str, t.Any]], parts: list[str], *options: str, when: str = "true", is_rescued: bool = False, **play: t.Any
+    folder: Path, hosts: dict[str, dict[str, t.Any]], parts: list[str], *options: str, when: str = "true", is_rescued: bool = False,
+    before: t.Sequence[dict[str, t.Any]] = (), **play: t.Any
 ) -> tuple[int, dict[str, str]]:
     """The code with which ansible-playbook ends, and the hosts that failed with their reasons; hosts are given what their modules answered."""
     common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "cleanup_docker_host": "unix:///run/nowhere.sock"}
@@ -108,7 +109,7 @@ def run(
     role = {"name": "fleetclean.docker.cleanup", "rolespec_validate": False}
     tasks = [{"ansible.builtin.import_role": {**role, "tasks_from": part}, "vars": {"_cleanup_table": "clean"}, "when": when} for part in parts]
     rescued = [{"block": tasks, "rescue": [{"ansible.builtin.meta": "noop"}]}]
-    (folder / "play.json").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": rescued if is_rescued else tasks, **play}]))
+    (folder / "play.json").write_text(json.dumps([*before, {"hosts": "all", "gather_facts": False, "tasks": rescued if is_rescued else tasks, **play}]))
     command = [sys.executable, "-m", "ansible", "playbook", "-i", str(folder / "hosts.json"), str(folder / "play.json"), *options]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     ours = {"ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_LOCAL_TEMP": str(folder), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
@@ -122,6 +123,20 @@ def run(
 
 
 PARTS = ["preflight", "summary"]
+
+
+def test_what_an_earlier_play_noted_does_not_count(tmp_path: Path) -> None:
+    """A role that is included under `when` overwrites nothing on hosts where it is skipped."""
+    hosts = {"a": DOWN, "b": NO_DOCKER, "c": NO_DOCKER}
+    role = {"name": "fleetclean.docker.cleanup", "rolespec_validate": False}
+
+    def tasks(when: str) -> list[dict[str, t.Any]]:
+        return [{"ansible.builtin.include_role": {**role, "tasks_from": part}, "vars": {"_cleanup_table": "clean"}, "when": when} for part in PARTS]
+
+    rescued = [{"block": tasks("true"), "rescue": [{"ansible.builtin.meta": "noop"}]}]
+    plays = [{"hosts": "all", "gather_facts": False, "tasks": rescued}]
+    code, failed = run(tmp_path, hosts, [], serial=[1, 2], before=plays, tasks=tasks("inventory_hostname != 'b'"))
+    assert (code, [name for name, words in failed.items() if "Of earlier batches" in words]) == (2, ["c"])
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_the_action_group_names_every_module_and_each_has_its_action_plugin() ->
     there = {path.stem for path in (ROOT / "plugins/modules").glob("*.py")} - {"__init__"}
     assert set(runtime["action_groups"]["docker"]) == there == set(MODULES)
     # The role's preflight runs on the controller alone and has no module.
-    controllers = {"cleanup_preflight", "cleanup_table", "cleanup_verdict"}
+    controllers = {"cleanup_preflight", "cleanup_table", "cleanup_turn", "cleanup_verdict"}
     assert there | controllers == {path.stem for path in (ROOT / "plugins/action").glob("*.py")} - {"__init__"}
     assert runtime["requires_ansible"] == ">=2.17.0"
 

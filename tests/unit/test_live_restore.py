@@ -239,7 +239,7 @@ def test_what_somebody_else_puts_in_its_place_meanwhile_stays_theirs(fake: Fake,
         return type("Engine", (), {"info": {}})
 
     monkeypatch.setattr(fake, "asked", asked)
-    with pytest.raises(FleetcleanError, match="does not say that it is on .*Somebody else changed the file meanwhile, so it stays as he left it"):
+    with pytest.raises(FleetcleanError, match="was changed by somebody else meanwhile, so it stays as he left it"):
         fake.enable()
     assert [(entry.name, entry.read_text()) for entry in fake.folder.iterdir()] == [("daemon.json", theirs)] * (how != "removed")
 
@@ -333,8 +333,50 @@ def test_a_file_that_says_otherwise_or_nothing_at_all_is_refused(fake: Fake, con
 
 def test_the_data_root_of_user_namespaces_is_the_one_that_is_named(fake: Fake) -> None:
     fake.info["DockerRootDir"] = "/var/lib/docker/100000.100000"
-    fake.path.write_text('{"data-root": "/var/lib/docker/"}')
+    fake.path.write_text('{"data-root": "/var/lib/docker/", "userns-remap": "default"}')
     assert fake.check().content
+
+
+CONTAINERD = [["driver-type", "io.containerd.snapshotter.v1"]]
+
+
+@pytest.mark.parametrize(
+    ("info", "content", "another"),
+    [
+        ({}, '{"userns-remap": "default"}', "userns-remap"),
+        ({"DockerRootDir": "/var/lib/docker/100000.100000"}, "{}", "userns-remap"),
+        ({"Driver": "overlay2"}, '{"storage-driver": "btrfs"}', "storage-driver"),
+        ({"Driver": "overlay2"}, '{"storage-driver": "overlay2", "features": {"buildkit": true}}', ""),
+        ({"Driver": "overlay2", "ServerVersion": "26.1.5"}, '{"features": {"containerd-snapshotter": true}}', "containerd-snapshotter"),
+        ({"Driver": "overlayfs", "ServerVersion": "28.5.2", "DriverStatus": CONTAINERD}, "{}", "containerd-snapshotter"),
+        ({"Driver": "overlayfs", "ServerVersion": "29.0.1", "DriverStatus": CONTAINERD}, "{}", ""),
+        (
+            {"Driver": "overlayfs", "ServerVersion": "28.5.2", "DriverStatus": CONTAINERD},
+            '{"storage-driver": "overlay2", "features": {"containerd-snapshotter": true}}', "",
+        ),
+    ],
+)
+def test_an_engine_that_would_come_back_with_another_store_is_refused(fake: Fake, info: dict[str, t.Any], content: str, another: str) -> None:
+    """It leaves containers of other drivers, stores and users alone (moby, daemon/daemon.go: restore)."""
+    fake.info.update(info)
+    fake.path.write_text(content)
+    if another:
+        assert f"gives the engine another {another} than it has: restarted, it would have none of its containers" in fake.refused()
+    else:
+        assert fake.check().content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content"),
+    [
+        (("--log-opt", "max-size=1m"), '{"log-opts": {}}'), (("--label=a",), '{"labels": []}'), (("-sbtrfs",), '{"storage-driver": "btrfs"}'),
+        (("--insecure-registry", "r"), '{"insecure-registries": []}'), (("-Hfd://",), '{"hosts": []}'),
+    ],
+)
+def test_a_list_has_another_name_on_the_command_line(fake: Fake, arguments: tuple[str, ...], content: str) -> None:
+    fake.start(*arguments)
+    fake.path.write_text(content)
+    assert "both give" in fake.refused()
 
 
 def test_a_file_that_others_could_change_or_that_is_elsewhere_is_refused(fake: Fake) -> None:

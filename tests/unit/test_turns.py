@@ -110,6 +110,17 @@ def test_a_host_that_has_not_come_is_still_running_and_had_not_nothing_to_do() -
         f"{name} still running: it has not come to the end yet" for name in ("work", "asked")]
 
 
+def test_who_came_last_tells_in_a_later_task_and_nobody_else_does() -> None:
+    for name in NAMES:
+        turns.begin(task(), {"inventory_hostname": name})
+    for name in NAMES:
+        comes(name)
+        assert not any(turns.tells(task(), {"inventory_hostname": other}) for other in NAMES if other != name or name != NAMES[-1])
+    assert turns.tells(task(), {"inventory_hostname": NAMES[-1]})
+    assert not turns.tells(task(), {"inventory_hostname": NAMES[-1]}), "it told"
+    assert turns.tells(task("linear"), {"inventory_hostname": NAMES[0]}), "where all come together Ansible asks one"
+
+
 def test_a_play_of_many_hosts_that_do_not_wait_for_each_other_prints_one_table(tmp_path: Path) -> None:
     """Ansible gives each host's answer to all hosts where ``run_once`` is set, under free as well."""
     names = [f"h{number}" for number in range(10)]
