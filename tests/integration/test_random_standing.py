@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Set, Tuple
 
@@ -214,7 +214,7 @@ class World:
         dice, host = self.dice, self.host
         # By its path, a volume's folder has what lies below the device as well: nothing is mounted there as long as no container has it.
         folders = [
-            source if source.given.startswith("/") else source._replace(given=source.path, contents=source.contents | {source.given})
+            source if source.given.startswith("/") else replace(source, given=source.path, contents=source.contents | {source.given})
             for source in self.sources if source.marker == "marker"
         ]
         what = dice.choice(("device", "device", "link", "link", "inner", "elsewhere", "below", "upon", "all", "instead", "file", "layer", "overlay"))
@@ -225,13 +225,13 @@ class World:
             path = f"{self.place}/l{self.number()}"
             target = os.path.relpath(found.path, self.place) if dice.chance(0.3) else found.path
             host.path(self.place).joinpath(Path(path).name).symlink_to(target)
-            self.sources.append(found._replace(given=path))
+            self.sources.append(replace(found, given=path))
         elif what == "inner":  # a link that lies in one volume and leads to another folder
             name, found = dice.choice(self.plain), dice.choice(folders)
             path = f"{VOLUMES}/{name}/_data/l{self.number()}"
             if name not in self.entangled and name not in self.reached(found.volumes):
                 host.path(path).symlink_to(found.path)
-                self.sources.append(found._replace(given=path, volumes=found.volumes | {name}))
+                self.sources.append(replace(found, given=path, volumes=found.volumes | {name}))
         elif what == "layer":
             self.mount_in_layer()
         elif what == "overlay":
@@ -241,7 +241,7 @@ class World:
             path = self.folder(f"m{self.number()}")
             self.mount(found.path, path)
             self.entangled |= self.reached(found.volumes)
-            self.sources.append(found._replace(given=path))
+            self.sources.append(replace(found, given=path))
             self.want(path)
         elif what == "below" or (what == "upon" and set(self.plain) - self.entangled):
             name, found = dice.choice([name for name in self.plain if what == "below" or name not in self.entangled]), self.host_folder()
@@ -249,7 +249,7 @@ class World:
             self.mount(found.path, path)
             self.entangled.add(name)
             self.covered(name, found) if what == "upon" else None
-            self.sources.append(found._replace(given=path, volumes=frozenset([name])))
+            self.sources.append(replace(found, given=path, volumes=frozenset([name])))
         elif what == "all":
             path = self.folder(f"m{self.number()}")
             self.mount(VOLUMES, path)
@@ -259,7 +259,7 @@ class World:
                 self.entangled.update(self.shows)  # what is mounted in their folders at the moment is mounted there as well
             name = dice.choice(self.plain)
             self.sources += [
-                source._replace(given=source.given.replace(VOLUMES, path)) for source in self.sources
+                replace(source, given=source.given.replace(VOLUMES, path)) for source in self.sources
                 if source.given.startswith(f"{VOLUMES}/{name}/") and source.volumes == {name}
             ]
         elif what == "instead" and self.plain:
@@ -278,7 +278,7 @@ class World:
             self.covered(name, found)
         elif what == "file":
             found = dice.choice(folders)
-            self.sources.append(found._replace(given=f"{found.path}/marker", marker=""))
+            self.sources.append(replace(found, given=f"{found.path}/marker", marker=""))
 
     def mount_in_layer(self) -> None:
         """A mount that somebody made in the root file system of a container that runs."""
@@ -316,7 +316,7 @@ class World:
 
         def seen(source: Source) -> Source:
             through = source.given == name or source.path == f"{own}/_data" or source.given == own
-            return source._replace(contents=source.contents | by.contents) if through or name in source.volumes else source
+            return replace(source, contents=source.contents | by.contents) if through or name in source.volumes else source
 
         self.sources = [seen(source) for source in self.sources]
         for box in self.boxes:
@@ -367,7 +367,7 @@ class World:
             if mount["Destination"] == "/anonymous":
                 self.folder(f"{VOLUMES}/{mount['Name']}/_data", mount["Name"])
                 box.has["/anonymous"] = Source(mount["Name"], frozenset([mount["Name"]]), frozenset([mount["Name"]]))
-                self.sources.append(box.has["/anonymous"]._replace(given=f"{VOLUMES}/{mount['Name']}/_data"))
+                self.sources.append(replace(box.has["/anonymous"], given=f"{VOLUMES}/{mount['Name']}/_data"))
         self.boxes.append(box)
         return box
 
@@ -515,7 +515,7 @@ def options_of(wishes: policy.Wishes) -> Dict[str, Any]:
         if wish:
             found[section] = {
                 key: f"{value}s" if key.endswith("older_than") else list(value) if isinstance(value, tuple) else value
-                for key, value in asdict(wish).items() if value is not None
+                for key, value in wish._asdict().items() if value is not None
             }
     return found
 
