@@ -473,6 +473,16 @@ class Engine:
             )
 
 
+def swarm_state(info: t.Mapping[str, t.Any]) -> str:
+    """What an engine is in a swarm, by its answer to ``GET /info``: inactive if it is in none."""
+    return str((info.get("Swarm") or {}).get("LocalNodeState") or "inactive")
+
+
+def is_rootless(info: t.Mapping[str, t.Any]) -> bool:
+    """Whether an engine runs without root, by its answer to ``GET /info``."""
+    return any("rootless" in str(option) for option in info.get("SecurityOptions") or [])
+
+
 def connect(params: dict[str, t.Any]) -> Engine:
     """Return a connection to the engine that the module's shared options name.
 

@@ -28,7 +28,7 @@ import time
 import typing as t
 
 from ansible_collections.fleetclean.docker.plugins.module_utils import processes, restarting, safe_open, storage, trust
-from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine
+from ansible_collections.fleetclean.docker.plugins.module_utils.engine import Engine, is_rootless, swarm_state
 from ansible_collections.fleetclean.docker.plugins.module_utils.errors import FleetcleanError
 
 _KEY = "live-restore"
@@ -82,10 +82,10 @@ def check(engine: Engine, found: processes.Engine) -> Change:
     :param found: the engine's processes, as far as they are proven.
     :raises FleetcleanError: it cannot or must not be done; the message says why.
     """
-    state = str((engine.info.get("Swarm") or {}).get("LocalNodeState") or "inactive")
+    state = swarm_state(engine.info)
     if state != "inactive":
         raise _refusal(f"this host is a swarm node ({state}), and a swarm refuses live-restore. Use restart: containers")
-    if _is_rootless(engine):
+    if is_rootless(engine.info):
         raise _refusal(_ROOTLESS)
     process = restarting.check(engine, found)
     try:
@@ -138,7 +138,7 @@ def check_restart(engine: Engine, found: processes.Engine) -> None:
 
     :raises FleetcleanError: it does not; the message says why.
     """
-    if _is_rootless(engine):
+    if is_rootless(engine.info):
         raise _no_restart(_ROOTLESS)
     process = restarting.check(engine, found)
     path = "its command line"
@@ -171,10 +171,6 @@ def restart(engine: Engine, found: processes.Engine, connect: t.Callable[[], Eng
     """
     check_restart(engine, found)
     restarting.restart_engine(engine, found, connect)
-
-
-def _is_rootless(engine: Engine) -> bool:
-    return any("rootless" in str(option) for option in engine.info.get("SecurityOptions") or [])
 
 
 def _no_restart(why: str, code: str = "bad_input") -> FleetcleanError:
@@ -290,26 +286,26 @@ def _refuse_unfit(line: _CommandLine, values: dict[str, t.Any], info: t.Mapping[
     if not re.fullmatch(rf"{re.escape(wanted)}(/[0-9]+\.[0-9]+)?", real):
         says = f'says "{given[0]}": {json.dumps(given[1])[:200]}' if given else f"names no data root, which makes it {line.root}"
         raise _Unfit(f"{line.path} {says}, and the engine's data root is {root}: restarted, it would have none of its containers. Mend it")
+    driver, has_snapshotter = info.get("Driver"), storage.from_info(dict(info)).image_store == "containerd"
     for key, is_so, has in (
         ("userns-remap", bool(values.get("userns-remap")) or "--userns-remap" in line.options, wanted != real),
-        (_SNAPSHOTTER, *_snapshotter(line, values, info)),
+        (_SNAPSHOTTER, _wants_snapshotter(line, values, info, has_snapshotter), has_snapshotter),
         # With containerd's image store it means a snapshotter, which has other names.
-        ("storage-driver", values.get("storage-driver") or info.get("Driver"), info.get("Driver")),
+        ("storage-driver", (not has_snapshotter and values.get("storage-driver")) or driver, driver),
     ):
-        if is_so != has and not (key == "storage-driver" and storage.from_info(dict(info)).image_store == "containerd"):
+        if is_so != has:
             raise _Unfit(f"{line.path} gives the engine another {key} than it has: restarted, it would have none of its containers. Mend it")
 
 
-def _snapshotter(line: _CommandLine, values: dict[str, t.Any], info: t.Mapping[str, t.Any]) -> tuple[bool, bool]:
-    """Whether the engine would have containerd's image store, as far as that is told, and whether it has it."""
-    has = storage.from_info(dict(info)).image_store == "containerd"
+def _wants_snapshotter(line: _CommandLine, values: dict[str, t.Any], info: t.Mapping[str, t.Any], has: bool) -> bool:
+    """Whether the engine would have containerd's image store; where that is not told, whether it has it."""
     features = values.get("features")
     told = features.get(_SNAPSHOTTER) if isinstance(features, dict) else None
     if isinstance(told, bool):
-        return told, has
+        return told
     major = str(info.get("ServerVersion") or "").partition(".")[0]
     is_known = major.isdigit() and int(major) < _SNAPSHOTTER_BY_ITSELF and "--feature" not in line.options
-    return (False, has) if is_known else (has, has)
+    return has and not is_known
 
 
 def _values(path: str, content: bytes) -> dict[str, t.Any]:

@@ -88,6 +88,10 @@ def rows(state_dir: str, query: str, engine_id: str) -> list[t.Any]:
 
 
 def select(connection: sqlite3.Connection, query: str, engine_id: str) -> list[t.Any]:
+    """What a query gives of this engine.
+
+    :raises sqlite3.DatabaseError: there are more rows than were ever noted.
+    """
     found = connection.execute(query, (engine_id,)).fetchmany(_MOST_ROWS + 1)
     if len(found) > _MOST_ROWS:
         raise sqlite3.DatabaseError(f"it has more than {_MOST_ROWS} rows")
@@ -95,6 +99,7 @@ def select(connection: sqlite3.Connection, query: str, engine_id: str) -> list[t
 
 
 def note(state_dir: str, engine_id: str, write: t.Callable[[sqlite3.Connection], None]) -> bool:
+    """Let ``write`` change the file in one transaction, made anew where it is torn; return whether that was done."""
     if sqlite3 is None or not engine_id:
         return False
     try:

@@ -112,8 +112,8 @@ class _Work:
         self._configs: dict[str, tuple[str, dict[str, str]]] = {}
         info = site.engine.info
         self._has_live_restore = bool(info.get("LiveRestoreEnabled"))
-        in_swarm = str((info.get("Swarm") or {}).get("LocalNodeState") or "inactive") != "inactive"
-        self._readers = stale_readers.StaleReaders(wish.stale_readers, self._has_live_restore, in_swarm)
+        is_swarm = engine.swarm_state(info) != "inactive"
+        self._readers = stale_readers.StaleReaders(wish.stale_readers, self._has_live_restore, is_swarm)
 
     @property
     def _major(self) -> int:

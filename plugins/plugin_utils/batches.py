@@ -21,6 +21,7 @@ Invariants
 from __future__ import annotations
 
 import typing as t
+from itertools import takewhile
 
 #: How a play's ``order`` arranges the hosts of the inventory.
 _ORDERS: dict[t.Any, t.Callable[[list[str]], list[str]]] = {
@@ -86,13 +87,10 @@ class Noted:
         :param trouble: says why a host needs a look; empty if it does not.
         """
         is_troubled = bool(trouble(name))
-        for host in batch.hosts:
-            if host == name:
-                break
-            # One before this host in the batch speaks.
-            if self._is_able(host) and (not is_troubled or trouble(host)):
-                return False
-        if not self._is_able(name) or (not is_troubled and any(self._is_able(host) and trouble(host) for host in batch.hosts if host != name)):
+        before = takewhile(lambda host: host != name, batch.hosts)
+        if not self._is_able(name) or any(self._is_able(host) and (not is_troubled or trouble(host)) for host in before):
+            return False
+        if not is_troubled and any(self._is_able(host) and trouble(host) for host in batch.hosts if host != name):
             return False
         return not any(host not in batch.hosts and self._of(host, "_cleanup_verdict").get("spoke") is True for host in everybody)
 
@@ -102,7 +100,8 @@ class Noted:
 
     def _is_able(self, name: str) -> bool:
         """Whether the role ran on a host, and comes to its end there."""
-        return bool(self._of(name, "_cleanup_preflight")) and self._of(name, "_cleanup_preflight").get("failed") is not True
+        preflight = self._of(name, "_cleanup_preflight")
+        return bool(preflight) and preflight.get("failed") is not True
 
     def _of(self, name: str, variable: str) -> t.Mapping[str, t.Any]:
         found = self._hostvars[name].get(variable) if name in self._hostvars else None

@@ -202,8 +202,8 @@ def test_what_a_killed_run_left_beside_the_file_is_no_obstacle(fake: Fake) -> No
     assert fake.check().content is None
 
 
-def test_a_file_that_somebody_changes_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake.path.write_text("{}")
+def refused_since_somebody_writes(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody writes the file right behind the look at it, and it is not changed for that."""
     real = live_restore.check
 
     def check(*about: t.Any) -> live_restore.Change:
@@ -214,6 +214,11 @@ def test_a_file_that_somebody_changes_meanwhile_stays_theirs(fake: Fake, monkeyp
     monkeypatch.setattr(live_restore, "check", check)
     with pytest.raises(FleetcleanError, match="could not be changed: somebody changes it at this moment"):
         fake.enable()
+
+
+def test_a_file_that_somebody_changes_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.path.write_text("{}")
+    refused_since_somebody_writes(fake, monkeypatch)
     assert (fake.path.read_text(), fake.read) == ('{"debug": true}', [])
     assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
 
@@ -245,16 +250,7 @@ def test_what_somebody_else_puts_in_its_place_meanwhile_stays_theirs(fake: Fake,
 
 
 def test_a_file_that_somebody_makes_meanwhile_stays_theirs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = live_restore.check
-
-    def check(*about: t.Any) -> live_restore.Change:
-        found = real(*about)
-        fake.path.write_text('{"debug": true}')
-        return found
-
-    monkeypatch.setattr(live_restore, "check", check)
-    with pytest.raises(FleetcleanError, match="could not be changed: somebody changes it at this moment"):
-        fake.enable()
+    refused_since_somebody_writes(fake, monkeypatch)
     assert (fake.path.read_text(), fake.path.stat().st_nlink, fake.read) == ('{"debug": true}', 1, [])
     assert [entry.name for entry in fake.folder.iterdir()] == ["daemon.json"]
 
